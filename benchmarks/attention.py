@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from benchmarks.table import Row, parser, show
-from model.attention import AttentionPattern, attend
+from model.kernels.attention import AttentionPattern, attend
 
 LENGTHS = [384, 64, 1024, 160, 2048, 96, 640, 256]
 QUICK_LENGTHS = [160, 64, 512, 96, 256]

@@ -225,7 +225,7 @@ def build_command(folder: Path, corpus: Path, tokenizer: TokenizerConfig, shard_
         num_cpus=2,
     )
     code = (
-        "import sys; from data_pipeline.build import build_dataset; "
+        "import sys; from data_pipeline.building.build import build_dataset; "
         "from data_pipeline.config import DataConfig, TokenizerConfig; "
         "build_dataset(DataConfig.model_validate_json(sys.argv[1]), TokenizerConfig.model_validate_json(sys.argv[2]))"
     )

@@ -29,8 +29,8 @@ from torch.utils.data import default_collate
 
 from benchmarks.table import Row, parser, show
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.loader import Loader
 from data_pipeline.manifest import Manifest, ShardInfo
+from data_pipeline.reading.loader import Loader
 from data_pipeline.shards import ShardWriter
 
 SEQUENCE_LENGTH = 2048

@@ -22,12 +22,12 @@ import numpy as np
 import torch
 
 from benchmarks.table import Row, parser, show
-from data_pipeline.budget import SampleLengths, fitted
-from data_pipeline.dataset import Documents
-from data_pipeline.denoising import SpanCorruption, t5_lengths
-from data_pipeline.draws import piece_keys
-from data_pipeline.packing import Buffers, encdec_layout, pack_layout
-from data_pipeline.packing import Row as PackedRow
+from data_pipeline.reading.budget import SampleLengths, fitted
+from data_pipeline.reading.dataset import Documents
+from data_pipeline.reading.denoising import SpanCorruption, t5_lengths
+from data_pipeline.reading.draws import piece_keys
+from data_pipeline.reading.packing import Buffers, encdec_layout, pack_layout
+from data_pipeline.reading.packing import Row as PackedRow
 from data_pipeline.vocabulary import Vocabulary
 
 DENSITY, SPAN = 0.15, 3.0

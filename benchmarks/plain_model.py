@@ -74,7 +74,7 @@ class PlainBlock(nn.Module):
 
 
 class PlainDecoder(nn.Module):
-    """The same function as model.transformer.Transformer on rows that are whole documents."""
+    """The same function as model.network.transformer.Transformer on rows that are whole documents."""
 
     cos: torch.Tensor
     sin: torch.Tensor

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.loader import write_documents
+from common.json_lines import read_lines
 from launcher import practice
-from training.events import read_lines
 
 PHASES = (
     ("submit command: checks, job file, sbatch", "command", "submitted"),

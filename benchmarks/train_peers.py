@@ -23,8 +23,8 @@ os.environ.update(
 import torch
 
 from model.config import ModelConfig
-from model.hf_names import to_hf, weight_table
-from model.transformer import Transformer
+from model.exchange.hf_names import to_hf, weight_table
+from model.network.transformer import Transformer
 from training.config import OptimizerConfig, RunConfig
 
 OPTIMIZER = OptimizerConfig(lr=3e-4, gradient_clipping=1.0)
@@ -139,7 +139,7 @@ def run_ours(channel: Channel, work: Work) -> None:
 
 def packed(rows: torch.Tensor) -> Any:
     """Rows [B, L] as a packed batch of B documents that each fill their row."""
-    from data_pipeline.packing import IGNORED, PackedBatch
+    from data_pipeline.reading.packing import IGNORED, PackedBatch
 
     num_rows, length = rows.shape
     labels = rows.roll(-1, dims=1)
@@ -166,7 +166,7 @@ def run_hf(channel: Channel, work: Work, folder: Path) -> None:
     from torch.utils.data import SequentialSampler
     from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
-    from model.convert import hf_config
+    from model.exchange.convert import hf_config
 
     arguments = TrainingArguments(
         output_dir=str(folder),

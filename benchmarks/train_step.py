@@ -27,7 +27,7 @@ from benchmarks.table import Row, parser, show
 from benchmarks.train_peers import Work
 from data_pipeline.config import TokenizerConfig
 from model import flops
-from model.attention import AttentionPattern
+from model.kernels.attention import AttentionPattern
 from training.hardware import measure_matmul_flops
 
 PEERS = {

@@ -2,13 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-
-class Section(BaseModel):
-    """A part of a config file: unknown keys are refused, values do not change once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+from common.mistakes import Mistake
+from common.section import Section
 
 
 class SourceConfig(Section):
@@ -66,7 +63,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _lengths_fit(self):
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError(f"max_characters: {self.max_characters} is less than min_characters {self.min_characters}")
+            raise Mistake(f"max_characters: {self.max_characters} is less than min_characters {self.min_characters}")
         return self
 
 
@@ -94,9 +91,9 @@ class DenoiserConfig(Section):
     def _spans_fit(self):
         if (self.mode == "S") != (self.mean_span_length is None):
             need = "hides one span at the end and takes none" if self.mode == "S" else "needs it"
-            raise ValueError(f"mean_span_length: mode {self.mode} {need}; found {self.mean_span_length}")
+            raise Mistake(f"mean_span_length: mode {self.mode} {need}; found {self.mean_span_length}")
         if self.mode == "S" and self.noise_density > 0.5:
-            raise ValueError(f"noise_density: mode S hides up to twice the share; {self.noise_density} is above 0.5")
+            raise Mistake(f"noise_density: mode S hides up to twice the share; {self.noise_density} is above 0.5")
         return self
 
 
@@ -136,7 +133,7 @@ class _Objective(Section):
         for key in type(self).model_fields:
             if key not in ("name", "weight", *used) and getattr(self, key) is not None:
                 keys = f"its keys are {', '.join(used)}" if used else "it has no keys but its name"
-                raise ValueError(f"{key}: objective {self.name} does not use it; {keys}")
+                raise Mistake(f"{key}: objective {self.name} does not use it; {keys}")
         return self
 
     @model_serializer(mode="wrap")
@@ -165,5 +162,5 @@ class ObjectiveConfig(_Objective):
     @model_validator(mode="after")
     def _mixture_has_parts(self):
         if self.name == "mixture" and not self.parts:
-            raise ValueError("parts: a mixture needs them; write a list such as [{name: span_corruption, weight: 2}]")
+            raise Mistake("parts: a mixture needs them; write a list such as [{name: span_corruption, weight: 2}]")
         return self

@@ -13,7 +13,8 @@ import numpy as np
 import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from data_pipeline.aside import written_aside
+from common.files import written_aside
+from common.mistakes import Mistake
 from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes, token_dtype
 
 FILE_NAME = "manifest.json"
@@ -109,7 +110,7 @@ class Manifest(_Record):
         try:
             body = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            raise ValueError(
+            raise Mistake(
                 f"data.path: {folder} holds no {FILE_NAME}; run 'shardline data build CONFIG' first"
             ) from None
         try:
@@ -117,22 +118,22 @@ class Manifest(_Record):
         except ValidationError as error:
             fault = error.errors()[0]
             where = ".".join(map(str, fault["loc"])) or "the file"
-            raise ValueError(f"{path}: {where}: {fault['msg']}; {ADVICE}") from None
+            raise Mistake(f"{path}: {where}: {fault['msg']}; {ADVICE}") from None
         _check_files(Path(folder), manifest)
         return manifest
 
 
 def _check_files(folder: Path, manifest: Manifest) -> None:
     if token_dtype(manifest.vocab_size).name != manifest.dtype:
-        raise ValueError(
+        raise Mistake(
             f"{folder / FILE_NAME}: dtype {manifest.dtype} does not go with vocab_size {manifest.vocab_size}; {ADVICE}"
         )
     found = _sizes_below(folder)
     for name, size in _expected_files(manifest):
         if name not in found:
-            raise ValueError(f"{folder / name}: no such file, though {FILE_NAME} names it; {ADVICE}")
+            raise Mistake(f"{folder / name}: no such file, though {FILE_NAME} names it; {ADVICE}")
         if found[name]() != size:
-            raise ValueError(f"{folder / name}: {found[name]()} bytes where {size} were written; {ADVICE}")
+            raise Mistake(f"{folder / name}: {found[name]()} bytes where {size} were written; {ADVICE}")
 
 
 def _expected_files(manifest: Manifest) -> Iterator[tuple[str, int]]:

@@ -20,7 +20,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from data_pipeline.aside import naming, sync_folder, temporary_name, written_aside
+from common.files import naming, sync_folder, temporary_name, written_aside
+from common.mistakes import Mistake
 
 BLOCK = 1 << 16
 """Bytes covered by one checksum."""
@@ -137,14 +138,12 @@ class ShardWriter:
         """
         tokens, lengths = np.asarray(tokens), np.asarray(lengths, dtype=np.int64)
         if len(lengths) and not 1 <= lengths.min() <= lengths.max() < 2**31:
-            raise ValueError(
-                f"{self.prefix}: a document has {lengths.min()} to {lengths.max()} tokens; 1 to 2^31-1 fit"
-            )
+            raise Mistake(f"{self.prefix}: a document has {lengths.min()} to {lengths.max()} tokens; 1 to 2^31-1 fit")
         if lengths.sum() != len(tokens):
-            raise ValueError(f"{self.prefix}: lengths add up to {lengths.sum()}, but there are {len(tokens)} tokens")
+            raise Mistake(f"{self.prefix}: lengths add up to {lengths.sum()}, but there are {len(tokens)} tokens")
         if len(tokens) and not 0 <= tokens.min() <= tokens.max() < self.vocab_size:
             found = tokens.min() if tokens.min() < 0 else tokens.max()
-            raise ValueError(f"{self.prefix}: token id {found} is not in a vocabulary of {self.vocab_size}")
+            raise Mistake(f"{self.prefix}: token id {found} is not in a vocabulary of {self.vocab_size}")
         self._bin.write(np.ascontiguousarray(tokens, dtype=self.dtype))
         self._lengths.append(lengths.astype("<i4"))
         self.num_documents += len(lengths)
@@ -240,7 +239,7 @@ class _CheckedFile:
             offset = block * BLOCK
             if xxhash.xxh3_64_intdigest(self.bytes[offset : offset + BLOCK]) != self._sums[block]:
                 until = min(offset + BLOCK, self.size)
-                raise ValueError(f"{self.path}: checksum mismatch in bytes {offset} to {until - 1}; {ADVICE}")
+                raise Mistake(f"{self.path}: checksum mismatch in bytes {offset} to {until - 1}; {ADVICE}")
             self.verified[block] = 1
             block = self.verified.find(0, block + 1, end)
 
@@ -342,7 +341,7 @@ class ShardReader:
         if not proved.all():
             self._idx.check(0, self._idx.size)
             token = tokens[np.argmin(proved)]
-            raise ValueError(f"{self._idx.path}: documents are not in order around token {token}; {ADVICE}")
+            raise Mistake(f"{self._idx.path}: documents are not in order around token {token}; {ADVICE}")
         return found, after == at
 
     def _check_documents(self, first: np.ndarray, last: np.ndarray) -> None:
@@ -363,14 +362,14 @@ class ShardReader:
         try:
             return _CheckedFile(path)
         except FileNotFoundError:
-            raise ValueError(f"{path}: no such file; {ADVICE}") from None
+            raise Mistake(f"{path}: no such file; {ADVICE}") from None
 
     def _read_sums(self, digest: str | None) -> Sums:
         path = with_suffix(self.prefix, ".sums")
         try:
             body = path.read_bytes()
         except FileNotFoundError:
-            raise ValueError(
+            raise Mistake(
                 f"{path}: no such file, so the shard cannot be checked; "
                 "copy it from where the shard was built, or build the dataset again with 'shardline data build CONFIG'"
             ) from None
@@ -379,7 +378,7 @@ class ShardReader:
     def _expect(self, sums: Sums) -> None:
         for file, size in zip((self._bin, self._idx), sums.sizes, strict=True):
             if file.size != size:
-                raise ValueError(f"{file.path}: {file.size} bytes where {size} were written; {ADVICE}")
+                raise Mistake(f"{file.path}: {file.size} bytes where {size} were written; {ADVICE}")
         self._bin.expect(sums.bin_sums, sums.verified[0])
         self._idx.expect(sums.idx_sums, sums.verified[1])
         self._documents_before = sums.documents_before
@@ -388,14 +387,14 @@ class ShardReader:
         self._idx.check(0, min(self._idx.size, _IDX_HEADER.size))
         path = self._idx.path
         if self._idx.size < _IDX_HEADER.size:
-            raise ValueError(f"{path}: {self._idx.size} bytes are no Megatron index; {ADVICE}")
+            raise Mistake(f"{path}: {self._idx.size} bytes are no Megatron index; {ADVICE}")
         magic, version, code, num_sequences, num_documents = _IDX_HEADER.unpack_from(self._idx.bytes)
         if magic != _MAGIC or version != 1:
-            raise ValueError(f"{path}: not a Megatron index of version 1; {ADVICE}")
+            raise Mistake(f"{path}: not a Megatron index of version 1; {ADVICE}")
         if code not in _DTYPES:
-            raise ValueError(f"{path}: token dtype code {code}; 8 (uint16) and 4 (int32) can be read")
+            raise Mistake(f"{path}: token dtype code {code}; 8 (uint16) and 4 (int32) can be read")
         if num_documents != num_sequences + 1:
-            raise ValueError(
+            raise Mistake(
                 f"{path}: {num_sequences} sequences in {num_documents - 1} documents; one sequence per document is read"
             )
         self.dtype = _DTYPES[code]
@@ -407,7 +406,7 @@ class ShardReader:
         expected = shard_sizes(self.num_documents, self.num_tokens, self.dtype)
         for file, suffix in ((self._bin, ".bin"), (self._idx, ".idx")):
             if file.size != expected[suffix]:
-                raise ValueError(f"{file.path}: {file.size} bytes where {expected[suffix]} belong; {ADVICE}")
+                raise Mistake(f"{file.path}: {file.size} bytes where {expected[suffix]} belong; {ADVICE}")
         self._tokens = np.frombuffer(self._bin.bytes, self.dtype)
         self._base = _IDX_HEADER.size + 4 * self.num_documents
         pointers = self._idx.bytes[self._base : self._base + 8 * self.num_documents]
@@ -419,15 +418,15 @@ class ShardReader:
 def _parse_sums(path: Path, body: bytes, digest: str | None) -> Sums:
     """Content of a .sums file; no block has been checked yet."""
     if digest is not None and xxhash.xxh3_128_hexdigest(body) != digest:
-        raise ValueError(f"{path}: not the file its manifest describes; {ADVICE}")
+        raise Mistake(f"{path}: not the file its manifest describes; {ADVICE}")
     whole = len(body) >= _SUMS_HEADER.size + 8 and len(body) % 8 == 0
     if not whole or xxhash.xxh3_64_intdigest(body[:-8]) != struct.unpack("<Q", body[-8:])[0]:
-        raise ValueError(f"{path}: checksum mismatch in bytes 0 to {len(body) - 1}; {ADVICE}")
+        raise Mistake(f"{path}: checksum mismatch in bytes 0 to {len(body) - 1}; {ADVICE}")
     magic, block, bin_size, idx_size = _SUMS_HEADER.unpack_from(body)
     num_bin, num_idx = _num_blocks(bin_size), _num_blocks(idx_size)
     numbers = np.frombuffer(body, np.dtype("<u8"), offset=_SUMS_HEADER.size)[:-1]
     if magic != _SUMS_MAGIC or block != BLOCK or len(numbers) != 2 * num_bin + 2 + num_idx:
-        raise ValueError(f"{path}: not checksums of {BLOCK}-byte blocks; {ADVICE}")
+        raise Mistake(f"{path}: not checksums of {BLOCK}-byte blocks; {ADVICE}")
     bin_sums, idx_sums, documents_before = np.split(numbers, [num_bin, num_bin + num_idx])
     verified = bytearray(num_bin), bytearray(num_idx)
     return Sums(bin_sums, idx_sums, (bin_size, idx_size), documents_before.astype(np.int64), verified)
@@ -444,7 +443,7 @@ def write_sums(prefix: Path) -> None:
     ends = np.cumsum(lengths, dtype=np.int64) * reader._itemsize
     sound = np.array_equal(reader._pointers[1:], ends[:-1]) and (lengths > 0).all()
     if not sound or (ends[-1] if len(ends) else 0) != reader._bin.size or (len(ends) and reader._pointers[0]):
-        raise ValueError(f"{reader._idx.path}: its documents do not lie one after the other over {prefix.name}.bin")
+        raise Mistake(f"{reader._idx.path}: its documents do not lie one after the other over {prefix.name}.bin")
     files = (reader._bin.bytes, reader._idx.bytes)
     sums = [xxhash.xxh3_64_intdigest(data[at : at + BLOCK]) for data in files for at in range(0, len(data), BLOCK)]
     with written_aside(with_suffix(prefix, ".sums")) as file:

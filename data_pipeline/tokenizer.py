@@ -16,9 +16,10 @@ import numpy as np
 import sentencepiece
 import xxhash
 
+from common.mistakes import Mistake
+from data_pipeline.building.tokenizer_training import MODEL_NAME, SPECIAL, TokenizerReport, train_tokenizer
 from data_pipeline.fast_encoder import FastEncoder
 from data_pipeline.model_file import ModelFacts
-from data_pipeline.tokenizer_training import MODEL_NAME, SPECIAL, TokenizerReport, train_tokenizer
 
 __all__ = ["AWKWARD_STRINGS", "Tokenizer", "TokenizerReport", "train_tokenizer"]
 
@@ -66,7 +67,7 @@ class Tokenizer:
         try:
             self._model.Load(str(model_path))
         except (RuntimeError, OSError) as error:
-            raise ValueError(
+            raise Mistake(
                 f"{model_path}: not a sentencepiece model ({str(error).splitlines()[0]}); "
                 "delete it and run 'shardline tokenizer train CONFIG'"
             ) from None
@@ -75,7 +76,7 @@ class Tokenizer:
         self.pad_id, self.unk_id = self._model.pad_id(), self._model.unk_id()
         for name, index in (("<s>", self.bos_id), ("</s>", self.eos_id)):
             if index < 0:
-                raise ValueError(
+                raise Mistake(
                     f"{model_path}: has no {name} to put at the borders of documents; "
                     "train another with 'shardline tokenizer train CONFIG'"
                 )
@@ -96,9 +97,7 @@ class Tokenizer:
         path = Path(path)
         model = path / MODEL_NAME if path.is_dir() else path
         if not model.is_file():
-            raise ValueError(
-                f"tokenizer.path: {path} holds no {MODEL_NAME}; run 'shardline tokenizer train CONFIG' first"
-            )
+            raise Mistake(f"tokenizer.path: {path} holds no {MODEL_NAME}; run 'shardline tokenizer train CONFIG' first")
         return cls(model, fast_encoder)
 
     @functools.cached_property
@@ -183,7 +182,7 @@ class Tokenizer:
         numbers = [int(index) for index in ids]
         wrong = next((index for index in numbers if not 0 <= index < self.vocab_size), None)
         if wrong is not None:
-            raise ValueError(f"token id {wrong} is not in the vocabulary of {self.vocab_size} of {self.model_path}")
+            raise Mistake(f"token id {wrong} is not in the vocabulary of {self.vocab_size} of {self.model_path}")
         text: list[str] = []
         run: list[int] = []
         for index in numbers:

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
+from common.mistakes import Mistake
 from data_pipeline.manifest import Manifest
 
 MODES = ("R", "S", "X")
@@ -76,7 +77,7 @@ class Vocabulary:
         missing = [name for name in names if name not in self.special]
         if missing:
             pieces = ", ".join(f"[{name}]" if name in MODES else f"<{name}>" for name in missing)
-            raise ValueError(
+            raise Mistake(
                 f"objective.name: {objective} needs {pieces}, which the tokenizer of this dataset does not have; "
                 "train one with 'shardline tokenizer train CONFIG' and build the dataset with it"
             )
@@ -84,7 +85,7 @@ class Vocabulary:
     def needs_sentinels(self, objective: str, count: int, why: str) -> None:
         """Raises ValueError if there are fewer than `count` sentinels."""
         if count > self.num_sentinels:
-            raise ValueError(
+            raise Mistake(
                 f"tokenizer.num_sentinels: {objective} needs {count} sentinels {why}, this dataset's tokenizer has "
                 f"{self.num_sentinels}; train a tokenizer with num_sentinels {count} and build the dataset with it, "
                 "or use fewer or longer spans, or a shorter sequence_length"
@@ -93,7 +94,7 @@ class Vocabulary:
     def needs_words(self, objective: str) -> None:
         """Raises ValueError if nobody kept which ids begin a word."""
         if self.word_starts is None or self.word_ends is None:
-            raise ValueError(
+            raise Mistake(
                 f"objective.whole_words: {objective} must know which pieces begin a word, which this dataset was "
                 "built too early to say; build it anew with 'shardline data build CONFIG'"
             )

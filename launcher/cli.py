@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from common.mistakes import Mistake
 from launcher import cluster_cli
 from launcher.console import console, mistakes_as_sentences
 
@@ -111,7 +112,7 @@ def data_verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data
 
     Example: [bold]shardline data verify data/quickstart/dataset[/]
     """
-    from data_pipeline.inspect import verify_dataset
+    from data_pipeline.reading.inspect import verify_dataset
     from launcher.console import StageProgress, number
 
     with StageProgress("verifying bytes") as progress:
@@ -154,7 +155,7 @@ def convert(
     from launcher import stages
 
     if to != "hf":
-        raise ValueError(f"--to {to}: not a format that can be written; allowed: hf")
+        raise Mistake(f"--to {to}: not a format that can be written; allowed: hf")
     console.print(stages.convert(run, out), soft_wrap=True)
 
 
@@ -221,7 +222,7 @@ def model_shapes() -> None:
 
     Example: [bold]shardline model shapes[/]
     """
-    from data_pipeline.grid import markdown_table
+    from data_pipeline.reading.grid import markdown_table
 
     typer.echo(markdown_table(), nl=False)
 

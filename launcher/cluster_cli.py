@@ -10,6 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from common.mistakes import Mistake
 from launcher.console import console, duration, number
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
@@ -52,9 +53,9 @@ def submit(
     from launcher.config import load_config
 
     if stage not in ("train", "data"):
-        raise ValueError(f"--stage {stage}: not a stage; allowed: train, data")
+        raise Mistake(f"--stage {stage}: not a stage; allowed: train, data")
     if only_data and stage != "data":
-        raise ValueError("--only-data: goes with --stage data; add it or leave this out")
+        raise Mistake("--only-data: goes with --stage data; add it or leave this out")
     loaded = load_config(config, overrides or [])
     request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data)
     if dry_run:
@@ -162,11 +163,11 @@ def _log(run: Path, rank: int | None) -> Path:
         if not path.exists():
             ranks = sorted(int(found.stem[5:]) for found in run.glob("logs/rank-*.log"))
             there = f"ranks 0 to {ranks[-1]} have one" if ranks else "no rank has started yet"
-            raise ValueError(f"{path}: no such log; {there}")
+            raise Mistake(f"{path}: no such log; {there}")
         return path
     found = sorted((run / "slurm").glob("*-*.log"), key=lambda path: path.stat().st_mtime)
     if not found:
-        raise ValueError(f"{run / 'slurm'}: no job of this run has started yet; look with 'shardline status {run}'")
+        raise Mistake(f"{run / 'slurm'}: no job of this run has started yet; look with 'shardline status {run}'")
     return found[-1]
 
 
@@ -178,13 +179,13 @@ def cancel(
 
     Example: [bold]shardline cancel runs/quickstart --save[/]
     """
-    from launcher.slurm import Slurm
+    from launcher.slurm_commands import Slurm
     from launcher.submit import JOBS
     from training.events import read_lines
 
     records = read_lines(run / "slurm" / JOBS)
     if not records:
-        raise ValueError(f"{run}: no job of it was ever submitted; name a folder such as runs/quickstart")
+        raise Mistake(f"{run}: no job of it was ever submitted; name a folder such as runs/quickstart")
     slurm = Slurm(records[-1]["commands"])
     alive = [job for job in slurm.jobs([record["job"] for record in records[-64:]]).values() if not job.is_over]
     (run / "slurm" / "cancel").touch()  # the job looks there before it starts itself again
@@ -249,7 +250,7 @@ def practice_node(
     """
     actions = ("off", "on", "crash", "cut", "heal", "stop-slurmd", "start-slurmd")
     if action not in actions:
-        raise ValueError(f"{action}: not something to do to a node; allowed: {', '.join(actions)}")
+        raise Mistake(f"{action}: not something to do to a node; allowed: {', '.join(actions)}")
     _pass_on("node", action, name)
 
 

@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from common.mistakes import Mistake
 from launcher import models
 from training.config import RunConfig
 
@@ -55,7 +56,7 @@ def validated(model: type[Checked], tree: dict[str, Any], where: str) -> Checked
     try:
         return model.model_validate(tree)
     except ValidationError as error:
-        raise ValueError(f"{where}: {_describe(error, model)}") from None
+        raise Mistake(f"{where}: {_describe(error, model)}") from None
 
 
 def json_schema() -> dict[str, Any]:
@@ -77,7 +78,7 @@ def _with_preset(tree: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         preset = models.keys(section["preset"])
     except ValueError as error:
-        raise ValueError(f"{where}: model.preset: {error}") from None
+        raise Mistake(f"{where}: model.preset: {error}") from None
     return {**tree, "model": _merged(preset, given)}
 
 
@@ -105,11 +106,11 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets one `a.b.c=value` in a tree of plain values; the value is read as YAML, list items by their number."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise ValueError(f"--set {override}: expected key=value, for example --set training.steps=100")
+        raise Mistake(f"--set {override}: expected key=value, for example --set training.steps=100")
     try:
         value = yaml.load(text, _StrictLoader)
     except yaml.YAMLError:
-        raise ValueError(f"--set {override}: the value is not valid YAML; quote it, for example {key}='text'") from None
+        raise Mistake(f"--set {override}: the value is not valid YAML; quote it, for example {key}='text'") from None
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -128,13 +129,13 @@ def _child(node: Any, part: str, where: str, override: str) -> Any:
         if child is None:
             child = node[part] = {}
     if not isinstance(child, dict | list):
-        raise ValueError(f"--set {override}: {where} is the value {child!r}, not a section with keys of its own")
+        raise Mistake(f"--set {override}: {where} is the value {child!r}, not a section with keys of its own")
     return child
 
 
 def _list_index(node: list, part: str, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(node):
-        raise ValueError(f"--set {override}: '{part}' is not an item of that list; it has items 0 to {len(node) - 1}")
+        raise Mistake(f"--set {override}: '{part}' is not an item of that list; it has items 0 to {len(node) - 1}")
     return int(part)
 
 
@@ -147,17 +148,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         nearest = difflib.get_close_matches(path.name, names, n=1)
         hint = f"did you mean {folder / nearest[0]}?" if nearest else "check the path"
-        raise ValueError(f"{path}: no such config file; {hint}") from None
+        raise Mistake(f"{path}: no such config file; {hint}") from None
     except IsADirectoryError:
-        raise ValueError(f"{path}: this is a folder; name the YAML file in it") from None
+        raise Mistake(f"{path}: this is a folder; name the YAML file in it") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
+        raise Mistake(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:
         tree = yaml.load(text, _StrictLoader)
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: {_yaml_problem(error)}") from None
+        raise Mistake(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of sections (tokenizer:, data:, model:, training: ...)")
+        raise Mistake(f"{path}: expected a mapping of sections (tokenizer:, data:, model:, training: ...)")
     return tree
 
 

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from data_pipeline.mistakes import is_mistake, sentence
+from common.mistakes import is_mistake, sentence
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)

@@ -70,7 +70,7 @@ def _devices() -> list[Finding]:
 def _kernels() -> list[Finding]:
     import torch
 
-    from model.attention import resolve_backend
+    from model.kernels.attention import resolve_backend
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     findings = [Finding("attention backend auto", resolve_backend("auto", device))]

@@ -7,7 +7,7 @@ from launcher.console import StageProgress, console
 from launcher.stages import load_run, newest_checkpoint, tokenizer_of
 
 if TYPE_CHECKING:
-    from model.transformer import Transformer
+    from model.network.transformer import Transformer
     from training.config import RunConfig
     from training.scoring import ChoiceResult
 
@@ -18,7 +18,7 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     Raises ValueError when there is no checkpoint, a file is not right, or the tokenizer is not that of the training.
     """
     from data_pipeline.manifest import Manifest
-    from data_pipeline.ranking import read_questions
+    from data_pipeline.reading.ranking import read_questions
     from data_pipeline.vocabulary import Vocabulary
     from training.scoring import score_questions
 
@@ -49,7 +49,7 @@ def _load_model(folder: Path, config: "RunConfig") -> "Transformer":
     import torch
 
     from model.config import ModelConfig
-    from model.transformer import Transformer
+    from model.network.transformer import Transformer
     from training import checkpoint
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

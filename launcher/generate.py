@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.mistakes import Mistake
+
 
 def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
     """One text for each prompt; a temperature of 0 takes the likeliest token every time.
@@ -19,14 +21,14 @@ def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, tempe
     for an encoder has no mask in it.
     """
     if not (folder / "config.json").exists():
-        raise ValueError(
+        raise Mistake(
             f"{folder}: no config.json in it; name a folder written by 'shardline convert RUN --to hf --out DIR'"
         )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
-    from model.parity import quiet_transformers
+    from model.exchange.parity import quiet_transformers
 
     with quiet_transformers():
         tokenizer, model = _load(folder)
@@ -39,15 +41,15 @@ def _load(folder: Path) -> tuple[Any, Any]:
     import torch
     import transformers
 
-    from model.hf_configs import BY_TYPE
-    from model.importing import is_our_code
+    from model.exchange.hf_configs import BY_TYPE
+    from model.exchange.importing import is_our_code
 
     kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     found = BY_TYPE.get(kind)
     auto = getattr(transformers, found.auto if found else "AutoModelForCausalLM")
     shipped = found.shipped if found else None
     if shipped is not None and not is_our_code(folder, shipped):
-        raise ValueError(f"{folder / shipped}: it is not the modeling file that shardline ships; nobody else's is run")
+        raise Mistake(f"{folder / shipped}: it is not the modeling file that shardline ships; nobody else's is run")
     how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": shipped is not None}
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **how)
     return tokenizer, auto.from_pretrained(folder, dtype=torch.float32, **how).eval()
@@ -56,7 +58,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
 def _speak(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:
     import torch
 
-    from model.parity import cache_for
+    from model.exchange.parity import cache_for
 
     how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     if model.config.is_encoder_decoder:
@@ -75,9 +77,7 @@ def _fill(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperat
     import torch
 
     if tokenizer.mask_token is None or tokenizer.mask_token not in prompt:
-        raise ValueError(
-            f"--prompt: {prompt!r} has no {tokenizer.mask_token or 'mask'}; mark the tokens to fill with it"
-        )
+        raise Mistake(f"--prompt: {prompt!r} has no {tokenizer.mask_token or 'mask'}; mark the tokens to fill with it")
     ids = tokenizer(prompt, return_tensors="pt", split_special_tokens=False).input_ids
     with torch.no_grad():
         scores = model(ids).logits[0]

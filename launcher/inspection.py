@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from data_pipeline.inspect import DatasetFacts, SampleView
+from data_pipeline.reading.inspect import DatasetFacts, SampleView
 from launcher.config import load_config
 from launcher.console import console, number
 
@@ -20,7 +20,7 @@ def look(
     folder: Path, tokenizer: Path | None, config: Path | None, split: str, num_samples: int, sequence_length: int
 ) -> DatasetFacts:
     """Facts and samples of a dataset, for causal next-token prediction or for the run that `config` describes."""
-    from data_pipeline.inspect import inspect_dataset
+    from data_pipeline.reading.inspect import inspect_dataset
     from data_pipeline.tokenizer import Tokenizer
 
     run = load_config(config) if config else None

@@ -14,6 +14,7 @@ from typing import Literal
 
 import jinja2
 
+from common.mistakes import Mistake
 from launcher.profiles import ClusterProfile
 
 TEMPLATES = Path(__file__).resolve().parent.parent / "slurm"
@@ -175,7 +176,7 @@ def directive(name: str, value: str | None) -> str:
         if not equals:
             return name
     if not value.isprintable():
-        raise ValueError(f"{name}: {value!r} holds control characters, which a job file cannot ask for; remove them")
+        raise Mistake(f"{name}: {value!r} holds control characters, which a job file cannot ask for; remove them")
     if PLAIN.fullmatch(value):
         return f"{name}={value}"
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')

@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from common.json_lines import read_lines
+from common.mistakes import Mistake
 from data_pipeline.manifest import Manifest
 from launcher import ranks
 from launcher.config import load_config, save_config
 from launcher.console import console
 from training.config import RunConfig
-from training.events import read_lines
 
 TAIL_BYTES = 65536
 
@@ -45,7 +46,7 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     run_dir, config_file = config.run_dir, config.run_dir / "config.yaml"
     refuse_second_writer(run_dir)
     if config_file.exists() and fresh:
-        raise ValueError(
+        raise Mistake(
             f"{run_dir}: this run exists and --fresh was given; choose another name "
             "(--set name=...) or delete the folder"
         )
@@ -97,7 +98,7 @@ def check_batch(config: RunConfig) -> None:
     training = config.training
     per_step = training.num_processes * training.micro_batch_size
     if training.global_batch_size % per_step:
-        raise ValueError(
+        raise Mistake(
             f"training.global_batch_size: {training.global_batch_size} is not a multiple of "
             f"num_processes x micro_batch_size = {training.num_processes} x {training.micro_batch_size}; "
             f"use a multiple of {per_step}"

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import configs
+from common.mistakes import Mistake
 from launcher.console import console
 from model.config import ModelConfig
 
@@ -79,7 +80,7 @@ def find(name: str) -> Path:
         return FOLDER / f"{name}.yaml"
     nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "choose one of them"
-    raise ValueError(f"no model preset is called '{name}'; {hint} (`shardline model list` shows all {len(known)})")
+    raise Mistake(f"no model preset is called '{name}'; {hint} (`shardline model list` shows all {len(known)})")
 
 
 def load(name: str) -> Preset:
@@ -103,7 +104,7 @@ def count_parameters(config: ModelConfig) -> int:
     """
     import torch
 
-    from model.transformer import Transformer
+    from model.network.transformer import Transformer
 
     assert config.vocab_size is not None
     with torch.device("meta"):

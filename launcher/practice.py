@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.mistakes import Mistake
+
 SCRIPT = Path(__file__).resolve().parent.parent / "slurm" / "practice_cluster"
 
 
@@ -20,7 +22,7 @@ def commands() -> Path:
     Raises ValueError when it has never been started.
     """
     if not (folder() / "bin" / "sbatch").exists():
-        raise ValueError("the practice cluster is not up; start it with 'shardline practice-cluster up'")
+        raise Mistake("the practice cluster is not up; start it with 'shardline practice-cluster up'")
     return folder() / "bin"
 
 

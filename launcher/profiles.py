@@ -10,7 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from data_pipeline.config import Section
+from common.mistakes import Mistake
+from common.section import Section
 from launcher.config import read_yaml, validated
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "clusters"
@@ -126,14 +127,14 @@ class ClusterProfile(Section):
     @model_validator(mode="after")
     def _fits(self):
         if self.gpus_per_node and self.num_ranks > self.gpus_per_node:
-            raise ValueError(f"ranks_per_node: {self.num_ranks} is more than gpus_per_node {self.gpus_per_node}")
+            raise Mistake(f"ranks_per_node: {self.num_ranks} is more than gpus_per_node {self.gpus_per_node}")
         if self.gpu_type and not self.gpus_per_node:
-            raise ValueError("gpu_type: gpus_per_node is 0, so no GPU is asked for; set it or remove gpu_type")
+            raise Mistake("gpu_type: gpus_per_node is 0, so no GPU is asked for; set it or remove gpu_type")
         if not self.shared_paths:
-            raise ValueError("shared_paths: is empty; name the folders that all nodes share, as /lustre")
+            raise Mistake("shared_paths: is empty; name the folders that all nodes share, as /lustre")
         for path in self.shared_paths:
             if not path.startswith("/"):
-                raise ValueError(f"shared_paths: '{path}' is not an absolute path")
+                raise Mistake(f"shared_paths: '{path}' is not an absolute path")
         return self
 
 
@@ -148,7 +149,7 @@ def load_profile(name: str) -> ClusterProfile:
         hint = (
             f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(names())}, or give a path to a .yaml"
         )
-        raise ValueError(f"--cluster {name}: no such profile in {FOLDER}; {hint}")
+        raise Mistake(f"--cluster {name}: no such profile in {FOLDER}; {hint}")
     return validated(ClusterProfile, read_yaml(path), str(path))
 
 

@@ -1,6 +1,6 @@
 """The ranks of a local run: torch's own launcher starts them, their files tell how they fare and how they ended.
 
-torch.distributed.run -> launcher.rank -> training.worker, once per rank -> events.jsonl, logs/rank-N.log
+torch.distributed.run -> launcher.local_rank -> training.worker, once per rank -> events.jsonl, logs/rank-N.log
 """
 
 import re
@@ -15,10 +15,11 @@ from typing import Any
 
 import psutil
 
+from common.json_lines import read_lines
+from common.mistakes import Mistake
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number
-from launcher.rank import end_with_parent
+from launcher.local_rank import end_with_parent
 from training.config import RunConfig
-from training.events import read_lines
 
 POLL_SECONDS = 0.2
 LAUNCH_LOG = "launch.log"
@@ -79,7 +80,7 @@ def _command(config: RunConfig) -> list[str]:
         "--local-addr=127.0.0.1",  # else by the host's name, which not every machine can resolve
         f"--shutdown-timeout={patience}",  # a checkpoint of a large model takes more than the usual half minute
         f"--nproc-per-node={config.training.num_processes}",
-        *("-m", "launcher.rank", str(config.run_dir)),
+        *("-m", "launcher.local_rank", str(config.run_dir)),
     ]
 
 
@@ -118,14 +119,14 @@ def _ending(events: list[dict[str, Any]], logs: Path, started: float, code: int,
     """Why ranks that did not finish ended, as the error to raise."""
     for event in events:
         if event["event"] == "error" and event.get("exit_code") == USER_MISTAKE:
-            return ValueError(event["message"])
+            return Mistake(event["message"])
     if any(event["event"] == "stop" for event in events):
         return Stopped("stopped with a checkpoint; the same command goes on from it")
     if asked:
         return Stopped("stopped at once; the same command goes on from the last checkpoint")
     words = _last_words(logs, started)
     if words.startswith("error: "):  # a full disk takes no event, but the log was open already
-        return ValueError(words.removeprefix("error: "))
+        return Mistake(words.removeprefix("error: "))
     killed = KILLED.findall((logs / LAUNCH_LOG).read_text(errors="replace"))
     reason = f"a rank was killed by {killed[-1]}" if killed else words or f"exit code {code}"
     return Broken(

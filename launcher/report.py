@@ -11,12 +11,12 @@ from typing import Any
 
 import jinja2
 
+from common.json_lines import read_lines
 from data_pipeline.manifest import Manifest
 from launcher.config import to_yaml
 from launcher.console import duration, number
 from model.flops import num_parameters
 from training.config import RunConfig
-from training.events import read_lines
 
 WIDTH, HEIGHT = 900, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 880, 16, 265

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.mistakes import Mistake
 from launcher.config import load_config
 from launcher.console import StageProgress, console, number
 from training.config import RunConfig
@@ -28,7 +29,7 @@ def train_tokenizer(config: RunConfig) -> str:
 
 def build_data(config: RunConfig) -> str:
     """Builds the dataset with Ray, or finds it built."""
-    from data_pipeline.build import BuildProgress, build_dataset
+    from data_pipeline.building.build import BuildProgress, build_dataset
 
     with StageProgress("starting Ray") as progress:
 
@@ -71,9 +72,9 @@ def convert(run_dir: Path, out: Path) -> str:
 
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
-    from model.convert import exported_from
+    from common.files import checksum
+    from model.exchange.convert import exported_from
     from training import checkpoint
-    from training.files import checksum
 
     config = load_run(run_dir)
     folder = newest_checkpoint(run_dir)
@@ -104,7 +105,7 @@ def newest_checkpoint(run_dir: Path) -> Path:
     for name, faults in choice.damaged.items():
         console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
     if choice.folder is None:
-        raise ValueError(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
+        raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
     return choice.folder
 
 
@@ -115,7 +116,7 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
 
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
     if tokenizer.fingerprint != checkpoint.read_state(folder)["identity"]["tokenizer"]:
-        raise ValueError(
+        raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; "
             "put that one back or set tokenizer.path in the run's config.yaml"
         )
@@ -132,7 +133,7 @@ def _export(
     source: str,
 ) -> None:
     from model.config import ModelConfig
-    from model.convert import export_hf
+    from model.exchange.convert import export_hf
     from training import checkpoint
 
     order = identity["order"]
@@ -159,7 +160,7 @@ def import_weights(folder: Path, out: Path) -> str:
 
     Raises ValueError when the model has no place in ours.
     """
-    from model.importing import MODEL_FILE, import_hf
+    from model.exchange.importing import MODEL_FILE, import_hf
 
     with StageProgress("importing") as progress:
         progress.note(f"importing {folder} and comparing it with transformers")
@@ -173,8 +174,8 @@ def import_weights(folder: Path, out: Path) -> str:
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.dataset import TokenDataset
     from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
@@ -187,5 +188,5 @@ def load_run(run_dir: Path) -> RunConfig:
     """The resolved config of a run folder."""
     path = run_dir / "config.yaml"
     if not path.exists():
-        raise ValueError(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
+        raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
     return load_config(path)

@@ -6,11 +6,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from common.json_lines import read_lines
+from common.mistakes import Mistake
 from launcher.config import load_config
 from launcher.local import read_last_step
-from launcher.slurm import QueuedJob, Slurm
+from launcher.slurm_commands import QueuedJob, Slurm
 from launcher.submit import JOBS
-from training.events import read_lines
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def status(run_dir: Path) -> Status:
     Raises ValueError when it is no run.
     """
     if not (run_dir / "config.yaml").exists():
-        raise ValueError(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
+        raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
     config = load_config(run_dir / "config.yaml")
     records, events = read_lines(run_dir / "slurm" / JOBS), read_lines(run_dir / "events.jsonl")
     facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(run_dir, config.training.steps)}

@@ -11,13 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.json_lines import append_line, read_lines
+from common.mistakes import Mistake
 from launcher import practice, preflight
 from launcher.config import load_config, save_config
 from launcher.job_script import Job, render
 from launcher.profiles import ClusterProfile, load_profile, seconds_of
-from launcher.slurm import Slurm
+from launcher.slurm_commands import Slurm
 from training.config import RunConfig
-from training.events import append_line, read_lines
 
 JOBS = "jobs.jsonl"
 """In the folder `slurm` of a run: one line per submitted job."""
@@ -74,7 +75,7 @@ def submit(config: RunConfig, request: Request) -> Submission:
     profile = load_profile(request.cluster)
     jobs = _jobs(config, request, profile)
     for fault in problems(config, request):
-        raise ValueError(fault)
+        raise Mistake(fault)
     commands = practice.commands() if profile.practice else None
     slurm = Slurm(commands)
     folder = config.run_dir / "slurm"
@@ -82,7 +83,7 @@ def submit(config: RunConfig, request: Request) -> Submission:
     texts: dict[str, str] = {job.stage: render(job, profile) for job in jobs}
     for stage, text in texts.items():
         if fault := slurm.fault(text):
-            raise ValueError(f"--cluster {request.cluster}: sbatch would refuse the job file of stage {stage}: {fault}")
+            raise Mistake(f"--cluster {request.cluster}: sbatch would refuse the job file of stage {stage}: {fault}")
     scripts = _write(config, folder, texts)
     append_line(config.run_dir / "events.jsonl", {"time": time.time(), "event": "submit", "cluster": request.cluster})
     records: list[dict[str, Any]] = []
@@ -139,7 +140,7 @@ def _refuse_queued(slurm: Slurm, run_dir: Path) -> None:
     ids = [record["job"] for record in read_lines(run_dir / "slurm" / JOBS)]
     alive = [job for job in slurm.jobs(ids[-64:]).values() if not job.is_over]
     if alive:
-        raise ValueError(
+        raise Mistake(
             f"{run_dir}: job {alive[0].id} of this run is {alive[0].state.lower()} already; "
             f"look with 'shardline status {run_dir}' or end it with 'shardline cancel {run_dir}'"
         )

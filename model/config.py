@@ -2,16 +2,17 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from common.mistakes import Mistake
+from common.section import Section
 
 GATED = ("swiglu", "geglu")
 """Activations that multiply two projections, gate and up."""
 
 
-class RopeScaling(BaseModel):
+class RopeScaling(Section):
     """How rotary frequencies are stretched for texts longer than those of the first training."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     kind: Literal["linear", "llama3"]
     """`linear` divides every frequency by `factor` (arXiv 2306.15595); `llama3` only the slow ones, as Llama 3.1."""
@@ -27,16 +28,14 @@ class RopeScaling(BaseModel):
     @model_validator(mode="after")
     def _bands_fit(self):
         if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
+            raise Mistake(
                 f"high_freq_factor: {self.high_freq_factor} is not above low_freq_factor {self.low_freq_factor}"
             )
         return self
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(Section):
     """Shape and size of the network; everything else about it follows from these keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     shape: Literal["causal", "prefix", "encoder", "encdec"] = "causal"
     """Attention pattern of the network: `causal` and `prefix` are decoders, `encdec` has an encoder beside its own."""
@@ -100,16 +99,16 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _heads_fit(self):
         if self.head_dim is None and self.d_model % self.num_heads:
-            raise ValueError(
+            raise Mistake(
                 f"num_heads: {self.num_heads} does not divide d_model {self.d_model}; "
                 "change one of them or set head_dim"
             )
         if self.num_heads % self.kv_heads:
-            raise ValueError(
+            raise Mistake(
                 f"num_kv_heads: {self.kv_heads} does not divide num_heads {self.num_heads}; use a divisor of num_heads"
             )
         if self.positions == "rope" and (self.rotary_dim < 2 or self.rotary_dim % 2):
-            raise ValueError(
+            raise Mistake(
                 f"head_dim: {self.head_size} with rope_fraction {self.rope_fraction:g} makes {self.rotary_dim} rotary "
                 "dims; they must be an even number, 2 or more"
             )
@@ -118,25 +117,25 @@ class ModelConfig(BaseModel):
     @model_validator(mode="after")
     def _parts_fit(self):
         if self.num_encoder_layers is not None and self.shape != "encdec":
-            raise ValueError(
+            raise Mistake(
                 f"num_encoder_layers: only shape encdec has an encoder beside it, this is {self.shape}; leave it empty"
             )
         if self.parallel_block and self.shape == "encdec":
-            raise ValueError("parallel_block: a block with cross-attention has no parallel form; use it without encdec")
+            raise Mistake("parallel_block: a block with cross-attention has no parallel form; use it without encdec")
         if (self.positions == "learned") != (self.max_positions is not None):
-            raise ValueError(
+            raise Mistake(
                 f"max_positions: learned positions need it and no others do; positions is {self.positions}, "
                 f"max_positions {self.max_positions}"
             )
         if self.positions != "rope" and (self.rope_scaling is not None or self.rope_fraction != 1):
-            raise ValueError(f"rope_scaling, rope_fraction: only positions rope has them, this is {self.positions}")
+            raise Mistake(f"rope_scaling, rope_fraction: only positions rope has them, this is {self.positions}")
         if self.positions == "t5_bias" and self.t5_max_distance <= self.t5_num_buckets // 2:
-            raise ValueError(
+            raise Mistake(
                 f"t5_max_distance: {self.t5_max_distance} leaves no far buckets; use more than half of t5_num_buckets "
                 f"{self.t5_num_buckets}"
             )
         if self.positions == "t5_bias" and self.attention_backend in ("flash", "varlen"):
-            raise ValueError(
+            raise Mistake(
                 f"attention_backend: {self.attention_backend} takes no bias per pair, which positions t5_bias needs; "
                 "use sdpa"
             )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from data_pipeline.build import build_dataset
-from data_pipeline.build import ray_session as start_ray
+from data_pipeline.building.build import build_dataset
+from data_pipeline.building.build import ray_session as start_ray
 from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from common.files import HashingWriter, checksum, sync_folder, write_whole
+from common.mistakes import Mistake
 from training import fence
 from training.distributed import World
-from training.files import HashingWriter, checksum, sync_folder, write_whole
 
 if TYPE_CHECKING:
     from training.engine import Engine
@@ -121,7 +122,7 @@ def read_state(folder: Path) -> dict[str, Any]:
         RunState(**state["state"])
         RunIdentity(**state["identity"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / STATE}: cannot be read ({error}); delete this checkpoint") from None
+        raise Mistake(f"{folder / STATE}: cannot be read ({error}); delete this checkpoint") from None
     return state
 
 
@@ -173,7 +174,7 @@ def choose(run_dir: Path, world: World) -> Choice:
             return Choice(folder, damaged)
         damaged[folder.name] = faults
     names = "; ".join(f"{name}: {faults[0]}" for name, faults in damaged.items())
-    raise ValueError(
+    raise Mistake(
         f"{checkpoints_dir(run_dir)}: every checkpoint is damaged ({names}); "
         "restore one from a copy, or delete the folder to train from the beginning"
     )
@@ -191,7 +192,7 @@ def check_identity(folder: Path, now: RunIdentity) -> None:
             was, is_now, name = old.get(key), new.get(key), f"{field.name}.{key}"
         else:
             was, is_now, name = old, new, field.name
-        raise ValueError(
+        raise Mistake(
             f"{folder}: the checkpoint was made with {name} {was!r}, this run has {is_now!r}; {_REMEDIES[field.name]}"
         )
 

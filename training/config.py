@@ -6,8 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from data_pipeline.config import DataConfig, ObjectiveConfig, Section, TokenizerConfig
-from data_pipeline.grid import check_pair
+from common.mistakes import Mistake
+from common.section import Section
+from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
+from data_pipeline.reading.grid import check_pair
 from model.config import ModelConfig
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -85,11 +87,11 @@ class TrainingConfig(Section):
     @model_validator(mode="after")
     def _precision_fits(self):
         if self.zero_stage == 0 and self.precision == "bf16":
-            raise ValueError(
+            raise Mistake(
                 "zero_stage: 0 keeps no fp32 master weights under bf16; use zero_stage 1 or more, or precision fp32"
             )
         if self.global_batch_size % self.micro_batch_size:
-            raise ValueError(
+            raise Mistake(
                 f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
             )
         return self
@@ -155,14 +157,14 @@ class RunConfig(Section):
     def _schedule_fits(self):
         steps, warmup = self.training.steps, self.schedule.warmup_steps
         if warmup > steps:
-            raise ValueError(f"schedule.warmup_steps: {warmup} is more than training.steps {steps}")
+            raise Mistake(f"schedule.warmup_steps: {warmup} is more than training.steps {steps}")
         if self.schedule.min_lr_ratio is not None and self.schedule.name == "constant":
-            raise ValueError("schedule.min_lr_ratio: schedule.name constant never falls; remove it or choose another")
+            raise Mistake("schedule.min_lr_ratio: schedule.name constant never falls; remove it or choose another")
         decay = self.schedule.decay_steps
         if decay is not None and self.schedule.name != "wsd":
-            raise ValueError(f"schedule.decay_steps: only schedule.name wsd uses it, this is {self.schedule.name}")
+            raise Mistake(f"schedule.decay_steps: only schedule.name wsd uses it, this is {self.schedule.name}")
         if decay is not None and warmup + decay > steps:
-            raise ValueError(
+            raise Mistake(
                 f"schedule.decay_steps: {decay} and warmup_steps {warmup} together are more than training.steps {steps}"
             )
         return self
@@ -174,10 +176,10 @@ class RunConfig(Section):
         for number, objective in enumerate(self.evaluation.objectives):
             check_pair(objective, shape, f"evaluation.objectives[{number}]")
         if length is not None and shape != "encdec":
-            raise ValueError(f"training.target_length: only shape encdec has a row of targets, this is {shape}")
+            raise Mistake(f"training.target_length: only shape encdec has a row of targets, this is {shape}")
         rows, longest = self.model.max_positions, max(self.training.sequence_length, length or 0)
         if rows is not None and rows < longest:
-            raise ValueError(
+            raise Mistake(
                 f"model.max_positions: {rows} learned positions are fewer than the {longest} tokens a document may "
                 "have; raise it or shorten training.sequence_length"
             )
@@ -196,7 +198,7 @@ def _refuse_truth_values(section: type[BaseModel], tree: Any, prefix: str = "") 
         kinds = _types_in(field.annotation)
         values = value if isinstance(value, list | tuple) else [value]
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in values):
-            raise ValueError(f"{prefix}{name}: found {value!r}; expected a number")
+            raise Mistake(f"{prefix}{name}: found {value!r}; expected a number")
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 continue

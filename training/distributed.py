@@ -15,6 +15,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from common.mistakes import Mistake
+
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -88,14 +90,14 @@ def connect(timeout: timedelta) -> World:
     """
     for name in ENVIRONMENT:
         if not os.environ.get(name):
-            raise ValueError(f"{name}: not set in the environment; start workers with `shardline train` or torchrun")
+            raise Mistake(f"{name}: not set in the environment; start workers with `shardline train` or torchrun")
     numbers = {}
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         if not os.environ[name].isdecimal():
-            raise ValueError(f"{name}: {os.environ[name]!r} in the environment; expected a whole number")
+            raise Mistake(f"{name}: {os.environ[name]!r} in the environment; expected a whole number")
         numbers[name] = int(os.environ[name])
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
-        raise ValueError(f"RANK: {numbers['RANK']} in the environment; it must be below WORLD_SIZE")
+        raise Mistake(f"RANK: {numbers['RANK']} in the environment; it must be below WORLD_SIZE")
     if not torch.cuda.is_available():
         dist.init_process_group("gloo", timeout=timeout)
         return World(rank=numbers["RANK"], size=numbers["WORLD_SIZE"], device=torch.device("cpu"))
@@ -120,7 +122,7 @@ def choose_gpu(local_rank: int, local_size: int, num_gpus: int) -> int:
     if num_gpus == 1:
         return 0
     if max(local_size, local_rank + 1) > num_gpus:
-        raise ValueError(_too_few(max(local_size, local_rank + 1), num_gpus))
+        raise Mistake(_too_few(max(local_size, local_rank + 1), num_gpus))
     return local_rank
 
 
@@ -129,7 +131,7 @@ def refuse_shared_gpus(places: Sequence[tuple[str, str]]) -> None:
     for machine, gpu in places:
         if places.count((machine, gpu)) > 1:
             on_machine = [other for name, other in places if name == machine]
-            raise ValueError(_too_few(len(on_machine), len(set(on_machine))))
+            raise Mistake(_too_few(len(on_machine), len(set(on_machine))))
 
 
 def _too_few(num_ranks: int, num_gpus: int) -> str:

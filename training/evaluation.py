@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from data_pipeline.packing import PackedBatch
+from data_pipeline.reading.packing import PackedBatch
 from training.distributed import World
 from training.engine import Engine
 from training.step import Patterns

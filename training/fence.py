@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from training.files import write_whole
+from common.files import write_whole
 
 NAME = "attempt"
 VARIABLE = "SHARDLINE_ATTEMPT"

@@ -12,8 +12,8 @@ import time
 
 import torch
 
-from model.attention import resolve_backend
-from model.ops import matmul_transposed
+from model.kernels.attention import resolve_backend
+from model.kernels.ops import matmul_transposed
 from training.config import RunConfig, TrainingConfig
 from training.distributed import World
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.mistakes import Mistake
 from training import fence
 from training.distributed import World
 
@@ -67,7 +68,7 @@ def _wait_for(path: Path, attempt: str) -> int | None:
 
 def _refuse(folder: Path, holder: str) -> None:
     if holder:
-        raise ValueError(f"{folder}: {holder} is training this run already; wait for it or stop it first")
+        raise Mistake(f"{folder}: {holder} is training this run already; wait for it or stop it first")
 
 
 def _acquire(path: Path, attempt: str = "") -> tuple[int | None, str]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from data_pipeline.packing import PackedBatch
+from data_pipeline.reading.packing import PackedBatch
 from model.flops import train_flops
 from training import checkpoint
 from training.checkpoint import RunIdentity, RunState

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import write_whole
+from common.json_lines import append_line, read_lines
 from training.evaluation import EvaluationResult
-from training.events import append_line, read_lines
-from training.files import write_whole
 from training.step import StepResult
 
 TAGS = {

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 
+from common.mistakes import Mistake
+
 WEIGHT = "weight"
 """Name of the fp32 weights among the kinds of state; the others are named as the optimizer names them."""
 
@@ -139,7 +141,7 @@ class SavedState:
         Raises ValueError when parts of the state lie where only the ranks that wrote them look.
         """
         if (folder / "offloaded_tensors").exists():
-            raise ValueError(f"{folder}: written with offload to NVMe; go on with the ranks and settings that wrote it")
+            raise Mistake(f"{folder}: written with offload to NVMe; go on with the ranks and settings that wrote it")
         self.folder, self.stage = folder, stage
         self.parameters = parameters
         model_file = "mp_rank_00_model_states.pt" if stage < 3 else "zero_pp_rank_0_mp_rank_00_model_states.pt"
@@ -147,9 +149,7 @@ class SavedState:
         assert not self.facts["buffer_names"], "buffers would have to be restored too"
         state = self._optimizer_state(0)
         if not isinstance(state, dict):
-            raise ValueError(
-                f"{folder}: written with elastic_checkpoint; go on with the ranks and settings that wrote it"
-            )
+            raise Mistake(f"{folder}: written with elastic_checkpoint; go on with the ranks and settings that wrote it")
         self.steps: torch.Tensor = state[0]["step"]
         self.kinds = [WEIGHT, *(kind for kind in state[0] if kind != "step")]
         self.layout = self._layout(state, num_ranks)

@@ -1,6 +1,6 @@
 """Zero-shot multiple choice: the choice whose tokens the model finds likeliest is its answer, for every shape alike.
 
-questions -> examples in the form the model was trained on (data_pipeline/ranking.py) -> layout of the shape, packed
+questions -> examples in the form the model was trained on (reading/ranking.py) -> layout of the shape, packed
           -> log-likelihood of each choice -> answers -> accuracy
 """
 
@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
+from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.packing import IGNORED, LAYOUTS, Layout, PackedBatch, Row, pack_layout
-from data_pipeline.ranking import Encode, Question, ranking
+from data_pipeline.reading.packing import IGNORED, LAYOUTS, Layout, PackedBatch, Row, pack_layout
+from data_pipeline.reading.ranking import Encode, Question, ranking
 from data_pipeline.vocabulary import Vocabulary
-from model.transformer import Transformer
+from model.network.transformer import Transformer
 from training.step import Patterns, model_inputs
 
 
@@ -85,7 +86,7 @@ def _check_positions(layout: Layout, question: np.ndarray, max_positions: int | 
     lengths = layout.lengths if layout.encoder is None else np.maximum(layout.lengths, layout.encoder.lengths)
     longest = int(np.argmax(lengths))
     if max_positions is not None and lengths[longest] > max_positions:
-        raise ValueError(
+        raise Mistake(
             f"question {question[longest] + 1}: it takes {lengths[longest]} tokens, and this model has "
             f"{max_positions} learned positions; shorten it or leave it out"
         )

@@ -7,18 +7,20 @@ from typing import Any
 
 import torch
 
-from data_pipeline.budget import SampleLengths
+from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.loader import Loader, evaluation_batches
 from data_pipeline.manifest import Manifest
+from data_pipeline.reading.budget import SampleLengths
+from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
-from model.importing import MODEL_FILE, imported_config, load_imported
-from model.transformer import Transformer
+from model.exchange.importing import MODEL_FILE, imported_config, load_imported
+from model.network.transformer import Transformer
 from training import checkpoint
 from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
+from training.deepspeed_config import accumulation_steps
 from training.distributed import World
-from training.engine import Engine, accumulation_steps
+from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
 from training.hardware import peak_flops
@@ -32,7 +34,7 @@ EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "compile", "v
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
     """Rows of the embedding. ValueError when the dataset holds ids beyond them."""
     if model.vocab_size is not None and model.vocab_size < manifest.vocab_size:
-        raise ValueError(
+        raise Mistake(
             f"model.vocab_size: {model.vocab_size} is less than the tokenizer's {manifest.vocab_size} ids; "
             "leave it empty or raise it"
         )
@@ -76,12 +78,12 @@ def _load_initial(model: Transformer, folder: Path) -> None:
     differing = [key for key in ours if ours[key] != theirs[key]]
     if differing:
         key = differing[0]
-        raise ValueError(
+        raise Mistake(
             f"training.initial_weights: model.{key} is {ours[key]} here and {theirs[key]} in {folder}; "
             f"copy the model section of {folder / MODEL_FILE}"
         )
     if vocab_size != model.vocab_size:
-        raise ValueError(
+        raise Mistake(
             f"training.initial_weights: {folder} has {vocab_size} rows of embedding and this run {model.vocab_size}; "
             "use the tokenizer it was imported with, and its model.vocab_size"
         )
@@ -184,7 +186,7 @@ def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
     _check_positions(config.model, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
-        raise ValueError(
+        raise Mistake(
             f"evaluation.num_samples: the {batches.num_samples} held-out samples hold no target of {objective.name}; "
             "raise it or data.validation_fraction"
         )
@@ -209,7 +211,7 @@ def _reading(run: Run, objective: ObjectiveConfig) -> dict[str, Any]:
 def _check_positions(model: ModelConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
     """ValueError when the decoder's row, as long as the objective makes it, has more tokens than learned positions."""
     if model.max_positions is not None and model.max_positions < lengths.target_row:
-        raise ValueError(
+        raise Mistake(
             f"model.max_positions: {model.max_positions} learned positions are fewer than the {lengths.target_row} "
             f"tokens of the decoder's row that {objective.name} makes of a full encoder; raise it or set "
             f"training.target_length to {model.max_positions}"

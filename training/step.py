@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from data_pipeline.packing import PackedBatch
-from model.attention import AttentionPattern
+from common.mistakes import Mistake
+from data_pipeline.reading.packing import PackedBatch
 from model.flops import Work
-from model.transformer import EncoderInput
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput
 from training.distributed import World
 from training.engine import Engine
 
@@ -202,7 +203,7 @@ def train_step(
     patterns = [Patterns.of(batch) for batch in batches]
     counts = count(batches, patterns, world, stop)
     if counts.targets == 0:
-        raise ValueError(f"{where}: no token of the global batch is a target; look at the data there")
+        raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
     weight = world.size / counts.targets
     total = torch.zeros((), dtype=torch.float64, device=world.device)
@@ -219,7 +220,7 @@ def train_step(
     norm = engine.step(lr)
     clock.mark("optimizer")
     if not (math.isfinite(norm) and norm >= 0):
-        raise ValueError(f"{where}: the gradient is not finite though the loss is {mean:.4g}; {_ADVICE}")
+        raise Mistake(f"{where}: the gradient is not finite though the loss is {mean:.4g}; {_ADVICE}")
     return StepResult(mean, norm, counts, clock.seconds())
 
 
@@ -231,4 +232,4 @@ def _checked_loss(local: float, num_targets: int, world: World, where: str) -> f
     if math.isfinite(total):
         return total / num_targets
     bad = [str(rank) for rank, fine in enumerate(world.gather(math.isfinite(local))) if not fine]
-    raise ValueError(f"{where}: the loss is {total} (rank {', '.join(bad) or 'sum'}), no weight was changed; {_ADVICE}")
+    raise Mistake(f"{where}: the loss is {total} (rank {', '.join(bad) or 'sum'}), no weight was changed; {_ADVICE}")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from model.tensor_files import in_groups
+from model.exchange.tensor_files import in_groups
 from training.reshard import WEIGHT, SavedState, Slice
 
 BATCH_BYTES = 64 * 2**20

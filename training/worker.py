@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 import yaml
 from pydantic import ValidationError
 
-from data_pipeline.mistakes import is_mistake, sentence
+from common.mistakes import Mistake, is_mistake, sentence
 from training import fence
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
@@ -113,14 +113,14 @@ def read_config(folder: Path) -> RunConfig:
     """RUN_DIR/config.yaml as a RunConfig. ValueError, one sentence, when it is missing or not valid."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ValueError(f"{path}: no such file; start a run with `shardline train CONFIG`")
+        raise Mistake(f"{path}: no such file; start a run with `shardline train CONFIG`")
     try:
         return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
     except yaml.YAMLError as error:
-        raise ValueError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise Mistake(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        raise Mistake(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
 
 
 def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop: StopRequest) -> bool:

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import objectives
 from benchmarks.objectives import BOS, EOS, VOCABULARY, Collator, lean_segments, measure, their_segments
-from data_pipeline.denoising import t5_lengths
+from data_pipeline.reading.denoising import t5_lengths
 
 TEXT = VOCABULARY.first_sentinel + VOCABULARY.num_sentinels
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from data_pipeline.dataset import Documents
+from data_pipeline.reading.dataset import Documents
 from data_pipeline.vocabulary import Vocabulary, packed_flags
 
 SIZE = 1000

@@ -11,7 +11,7 @@ from data_pipeline.tokenizer import train_tokenizer
 from launcher.evaluate import evaluate
 from launcher.generate import generate
 from launcher.stages import convert, load_run
-from model.importing import import_hf
+from model.exchange.importing import import_hf
 from tests.training.runs import save_config, steps_of, tiny_config, torchrun
 
 OBJECTIVES = {"causal": "next_token", "prefix": "prefix_lm", "encoder": "masked_lm", "encdec": "span_corruption"}

@@ -7,7 +7,7 @@ import pytest
 
 from launcher.generate import generate
 from model.config import ModelConfig
-from tests.model.exports import BASE, export, randomised
+from tests.model.exchange.exports import BASE, export, randomised
 
 SHAPES = {
     "causal": {},

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from data_pipeline.build import build_dataset
+from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig
 from launcher.config import check_config
 from launcher.console import Broken, Stopped

@@ -15,10 +15,10 @@ import yaml
 import configs
 from launcher import cli, models
 from launcher.config import json_schema, load_config, to_yaml
-from model.attention import AttentionPattern
 from model.config import ModelConfig
 from model.flops import num_parameters
-from model.transformer import EncoderInput, Transformer
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput, Transformer
 
 ALL = models.names()
 RUN = {

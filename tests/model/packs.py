@@ -5,8 +5,8 @@ from itertools import accumulate
 import torch
 from hypothesis import strategies as st
 
-from model.attention import Alibi, AttentionBias, AttentionPattern, RelativeBias
-from model.bias import alibi_slopes
+from model.kernels.attention import Alibi, AttentionBias, AttentionPattern, RelativeBias
+from model.kernels.bias import alibi_slopes
 
 HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
 BIASES = st.sampled_from([None, "alibi", "one direction", "two directions"])

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from hypothesis import strategies as st
 
-from model.attention import AttentionPattern
 from model.config import ModelConfig
-from model.transformer import EncoderInput, Transformer
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput, Transformer
 
 VOCAB = 23
 SHAPES = ("causal", "prefix", "encoder", "encdec")

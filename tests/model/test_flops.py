@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from model.config import ModelConfig
 from model.flops import Work, num_matmul_parameters, num_parameters, train_flops
-from model.transformer import Transformer
+from model.network.transformer import Transformer
 from tests.model.streams import inputs_of, make_document
 
 SMALL = {"num_layers": 2, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24}

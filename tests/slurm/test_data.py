@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from data_pipeline.build import build_dataset
+from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.manifest import Manifest
 from launcher import practice

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from benchmarks.slurm_start import PHASES, moments
-from training.events import read_lines
+from common.json_lines import read_lines
 
 
 def disturb(run):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loader import Loader
+from data_pipeline.reading.loader import Loader
 from tests.training.runs import VOCAB_SIZE, free_port, tiny_config
 from training import checkpoint
 from training.checkpoint import RunIdentity, RunState

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.loader import Loader
-from data_pipeline.packing import PackedBatch
+from data_pipeline.reading.loader import Loader
+from data_pipeline.reading.packing import PackedBatch
 from tests.training.runs import VOCAB_SIZE, tiny_config
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.files import HashingWriter
 from training import checkpoint
 from training.checkpoint import RunIdentity, RunState
 from training.distributed import World
-from training.files import HashingWriter
 
 ALONE = World(0, 1, torch.device("cpu"))
 IDENTITY = RunIdentity(

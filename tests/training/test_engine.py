@@ -3,12 +3,15 @@
 import pytest
 
 from tests.training.runs import tiny_config
-from training.engine import accumulation_steps, deepspeed_config
+from training.deepspeed_config import accumulation_steps, deepspeed_config
+from training.engine import check_zero_section
 
 
 def config_of(stage: int = 1, device: str = "cpu", world_size: int = 2, precision: str = "fp32", **keys):
     training = {"zero_stage": stage, "precision": precision, "deepspeed": keys}
-    return deepspeed_config(tiny_config("data", training=training), world_size, device)
+    config = deepspeed_config(tiny_config("data", training=training), world_size, device)
+    check_zero_section(config["zero_optimization"])
+    return config
 
 
 def test_sizes_follow_from_the_global_batch():

@@ -4,7 +4,8 @@ import threading
 
 import pytest
 
-from training.events import EventLog, append_line, read_lines
+from common.json_lines import append_line, read_lines
+from training.events import EventLog
 
 
 def test_only_rank_0_writes_ordinary_events_and_any_rank_an_error(tmp_path):

@@ -7,7 +7,7 @@ import statistics
 import pytest
 from pydantic import ValidationError
 
-from data_pipeline.grid import OBJECTIVES, SHAPES
+from data_pipeline.reading.grid import OBJECTIVES, SHAPES
 from tests.training.runs import save_config, tiny_config, torchrun
 
 VALID = {

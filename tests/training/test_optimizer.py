@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.transformer import Transformer
+from model.network.transformer import Transformer
 from training.config import OptimizerConfig
 from training.optimizer import build_optimizer, decay_groups
 

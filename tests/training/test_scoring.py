@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.ranking import Question
+from data_pipeline.reading.ranking import Question
 from data_pipeline.vocabulary import Vocabulary
-from model.attention import AttentionPattern
 from model.config import ModelConfig
-from model.transformer import EncoderInput, Transformer
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput, Transformer
 from training.scoring import log_likelihoods, score_questions
 
 VOCABULARY = Vocabulary(size=130, bos=1, eos=2, special={"mask": 4, "S": 8}, first_sentinel=10, num_sentinels=4)

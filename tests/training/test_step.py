@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from data_pipeline.packing import PackedBatch
-from model.attention import AttentionPattern
-from model.transformer import EncoderInput, Transformer
+from data_pipeline.reading.packing import PackedBatch
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput, Transformer
 from tests.training.runs import VOCAB_SIZE, tiny_config, torchrun
 from tests.training.step_ranks import SHAPES, STEPS, batches_of, config_of, is_silent, without_targets
 from training.config import RunConfig

@@ -9,9 +9,9 @@ import time
 import pytest
 import torch
 
-from data_pipeline.loader import evaluation_batches
-from data_pipeline.mistakes import is_mistake
-from model.transformer import Transformer
+from common.mistakes import is_mistake
+from data_pipeline.reading.loader import evaluation_batches
+from model.network.transformer import Transformer
 from tests.training.runs import (
     VOCAB_SIZE,
     events_of,

@@ -1,0 +1,1 @@
+"""Documents to shards: sources, cleaning, deduplication and tokenizing as Ray tasks."""

@@ -1,0 +1,285 @@
+"""The folder a build writes to: what is in it before, who may write, and what is left in the end.
+
+data.path/build.json, manifest.json, train-00000.* ...   a finished dataset
+data.path/.shardline-build/                              an unfinished one: plan, markers, lock
+
+Only the plan in that folder makes it and the shards beside it ours to delete.
+"""
+
+import contextlib
+import fcntl
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from common.files import meant_name, sweep
+from common.mistakes import Mistake
+from data_pipeline.building.source_files import SourceFile, list_files
+from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
+from data_pipeline.config import DataConfig
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo
+from data_pipeline.shards import token_dtype
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.vocabulary import packed_flags
+
+SETTINGS_NAME = "build.json"
+SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
+PLAN_NAME = "plan.json"
+DECISIVE_KEYS = {
+    "sources",
+    "unicode_normalization",
+    "min_characters",
+    "max_characters",
+    "deduplicate",
+    "validation_fraction",
+    "shard_megabytes",
+}
+"""Keys of `data:` that decide which tokens are written and into which shards; the others do not."""
+
+
+def fingerprint(value: Any) -> str:
+    """Hash of a value that JSON can hold, xxh3_128 hex."""
+    return xxhash.xxh3_128_hexdigest(json.dumps(value, sort_keys=True).encode())
+
+
+def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """All that decides a dataset besides the content of the sources, by key of the config file."""
+    keys = config.model_dump(include=DECISIVE_KEYS)
+    return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
+
+
+# ---- a dataset that is there
+
+
+def reuse(config: DataConfig, wanted: dict[str, Any]) -> Manifest:
+    """The manifest of the dataset that is there, if it is what these settings would build.
+
+    Sources that are gone since do not matter. Raises ValueError naming what differs.
+    """
+    folder = Path(config.path)
+    manifest = Manifest.load(folder)
+    if not config.sources:
+        wanted = {"tokenizer": wanted["tokenizer"]}
+    elif manifest.config_fingerprint != fingerprint(wanted):
+        _refuse(folder, wanted)
+    if manifest.tokenizer_fingerprint != wanted["tokenizer"]:
+        raise Mistake(
+            f"data.path: {folder} was built with another tokenizer; choose another data.path or delete that folder"
+        )
+    _check_files(config, folder, manifest)
+    clear_leftovers(folder, manifest)
+    return manifest
+
+
+def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
+    advice = "choose another data.path or delete that folder"
+    found = _read_settings(folder)
+    try:
+        key = next(key for key in wanted if found[key] != wanted[key])
+    except (KeyError, StopIteration):
+        raise Mistake(f"data.path: {folder} was built with other settings; {advice}") from None
+    values = "another tokenizer" if key == "tokenizer" else f"{key} {_shown(found[key])}, not {_shown(wanted[key])}"
+    raise Mistake(f"data.path: {folder} was built with {values}; {advice}")
+
+
+def _read_settings(folder: Path) -> dict[str, Any]:
+    """What the dataset was built with, empty if its file is gone or broken."""
+    try:
+        found = json.loads((folder / SETTINGS_NAME).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _check_files(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+    try:
+        files = list_files(config.sources)
+    except (ValueError, OSError):
+        return  # they may well be gone by now
+    counts = file_counts(files)
+    found = {key: manifest.counts.get(key) for key in counts}
+    if config.sources and found != counts:
+        raise Mistake(
+            f"data.path: {folder} was built from {found['source_files']} files of {found['source_file_bytes']} bytes, "
+            f"the sources are {counts['source_files']} of {counts['source_file_bytes']} now; "
+            "choose another data.path or delete that folder"
+        )
+    if config.sources and _read_settings(folder).get("source_files") not in (None, files_fingerprint(files)):
+        raise Mistake(
+            f"data.path: {folder} was built before a file of the sources was last changed; "
+            "choose another data.path or delete that folder"
+        )
+
+
+def files_fingerprint(files: Sequence[SourceFile]) -> str:
+    """Hash of the names, sizes and times of the source files, wherever their folder is mounted."""
+    return fingerprint([[file.url.rpartition("/")[2], file.size, file.modified] for file in files])
+
+
+def file_counts(files: Sequence[SourceFile]) -> dict[str, int]:
+    """What the manifest says about the source files."""
+    return {"source_files": len(files), "source_file_bytes": sum(file.size for file in files)}
+
+
+def clear_leftovers(folder: Path, manifest: Manifest) -> None:
+    """Deletes what a build with a plan wrote besides the shards of the manifest; files of others stay."""
+    work = folder / WORK_NAME
+    if _read_plan(work) is None:
+        return
+    _delete_shards(folder, {shard.name for split in manifest.splits.values() for shard in split})
+    # the plan says that the rest is ours, so it goes last
+    _delete_work(work, keep={PLAN_NAME})
+    (work / PLAN_NAME).unlink(missing_ok=True)
+    # a worker that outlived its build may still write there
+    with contextlib.suppress(OSError):
+        work.rmdir()
+
+
+def _delete_shards(folder: Path, keep: Collection[str]) -> None:
+    for path in folder.iterdir():
+        name = meant_name(path.name) or path.name
+        if SHARD_FILE.fullmatch(name) and (name != path.name or name.partition(".")[0] not in keep):
+            path.unlink(missing_ok=True)
+
+
+def _delete_work(work: Path, keep: Collection[str]) -> None:
+    for path in work.iterdir():
+        if path.name not in keep:
+            path.unlink(missing_ok=True)
+
+
+def _read_plan(work: Path) -> dict[str, Any] | None:
+    """What build the folder is of, None if it holds no plan of ours."""
+    try:
+        plan = json.loads((work / PLAN_NAME).read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return plan if isinstance(plan, dict) and "fingerprint" in plan else None
+
+
+# ---- a dataset in the making
+
+
+@contextlib.contextmanager
+def work_folder(job: Job) -> Iterator[None]:
+    """Keeps other builds out, and keeps what an interrupted build of the very same job has done.
+
+    Raises ValueError when another build is writing to the folder, or when files lie where it would write that no
+    build of ours has left.
+    """
+    _refuse_strangers(job)
+    job.work.mkdir(parents=True, exist_ok=True)
+    with (job.work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Mistake(
+                f"data.path: another build is writing to {job.folder}; wait for it or choose another data.path"
+            ) from None
+        _keep_if_same(job)
+        yield
+
+
+def _refuse_strangers(job: Job) -> None:
+    if not job.folder.exists() or _read_plan(job.work) is not None:
+        return
+    if not job.folder.is_dir():
+        raise Mistake(f"data.path: {job.folder} is a file; give a folder")
+    if job.work.exists() and not job.work.is_dir():
+        raise Mistake(f"data.path: {job.work} is not a folder of a build; move it away or choose another data.path")
+    # a build that was killed before it wrote its plan has left a lock
+    work = sorted(job.work.iterdir()) if job.work.exists() else []
+    found = [path for path in work if path.name != "lock" and meant_name(path.name) != PLAN_NAME]
+    found += sorted(path for path in job.folder.iterdir() if SHARD_FILE.fullmatch(path.name))
+    if found:
+        raise Mistake(
+            f"data.path: {found[0]} lies where shards are built, and no {FILE_NAME} or {PLAN_NAME} says it is from a "
+            "build; move it away or choose another data.path"
+        )
+
+
+def _keep_if_same(job: Job) -> None:
+    plan = _read_plan(job.work)
+    if plan is None or plan["fingerprint"] != job.fingerprint:
+        if plan is not None:
+            _delete_shards(job.folder, keep=())
+        _delete_work(job.work, keep={"lock", PLAN_NAME})
+        write_json(job.work / PLAN_NAME, {"fingerprint": job.fingerprint})
+    sweep(job.work.iterdir())
+    sweep(path for path in job.folder.iterdir() if SHARD_FILE.fullmatch(meant_name(path.name) or ""))
+    job.stop_file.unlink(missing_ok=True)
+
+
+def finish(
+    job: Job, tokenizer: Tokenizer, settings: dict[str, Any], files: Sequence[SourceFile], results: list[dict[str, Any]]
+) -> Manifest:
+    """Makes a dataset of the finished tasks: settings, then the manifest, then nothing else stays.
+
+    Raises ValueError when a source gave no document or none is left to train on.
+    """
+    _check_sources(job.data, results)
+    manifest = Manifest(
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        vocab_size=tokenizer.vocab_size,
+        dtype=token_dtype(tokenizer.vocab_size).name,
+        bos_id=tokenizer.bos_id,
+        eos_id=tokenizer.eos_id,
+        special_ids=tokenizer.special_ids,
+        num_sentinels=len(tokenizer.sentinel_ids),
+        first_sentinel_id=next(iter(tokenizer.sentinel_ids), None),
+        word_starts=packed_flags(tokenizer.word_borders[0]),
+        word_ends=packed_flags(tokenizer.word_borders[1]),
+        config_fingerprint=fingerprint(settings),
+        splits={split: _shards_of(results, split) for split in SPLITS},
+        counts={**file_counts(files), **_document_counts(results)},
+    )
+    if not manifest.num_documents("train"):
+        raise Mistake(
+            f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
+            "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
+        )
+    write_json(job.folder / SETTINGS_NAME, {**settings, "source_files": files_fingerprint(files)})
+    manifest.save(job.folder)
+    clear_leftovers(job.folder, manifest)
+    return manifest
+
+
+def _check_sources(config: DataConfig, results: list[dict[str, Any]]) -> None:
+    for number, source in enumerate(config.sources):
+        if not any(result["read"].get(str(number)) for result in results):
+            rejected = Counter[str]()
+            for result in results:
+                rejected.update({reason: count for which, reason, count in result["rejects"] if which == number})
+            raise Mistake(
+                f"data.sources[{number}].path: '{source.path}' holds no usable document ({_described(rejected)}); "
+                "correct its path, format or text_key, or take the source out"
+            )
+
+
+def _described(counts: dict[str, int]) -> str:
+    return ", ".join(f"{key} {count}" for key, count in counts.items() if count) or "its files are empty"
+
+
+def _shards_of(results: list[dict[str, Any]], split: str) -> list[ShardInfo]:
+    return [ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]]
+
+
+def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:
+    dropped = Counter[str]()
+    for result in results:
+        for _, reason, count in result["rejects"]:
+            dropped[reason] += count
+        if result["repeats"]:
+            dropped["repeated"] += result["repeats"]
+    kept = sum(shard["num_documents"] for result in results for shard in result["shards"].values())
+    counts = {"documents_read": kept + sum(dropped.values()), "documents_kept": kept}
+    return {**counts, **{f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)}}

@@ -1,0 +1,209 @@
+"""Which files the sources mean: globs and URLs in, a sorted list of files with their format out.
+
+Every mistake a user can make here (nothing matches, a folder, an unknown kind of file) is a ValueError of one
+sentence that names the key and says what to do.
+"""
+
+import contextlib
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+import fsspec
+import pyarrow as pa
+from fsspec.core import has_magic, url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from common.mistakes import Mistake
+from data_pipeline.config import SourceConfig
+
+BLOCK_BYTES = 8 << 20
+"""Bytes read at a time, after decompression."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+UNREADABLE = {
+    ".bz2": "recompress it as .gz or .zst",
+    ".xz": "recompress it as .gz or .zst",
+    ".lz4": "recompress it as .gz or .zst",
+    ".zip": "unpack it",
+    ".tar": "unpack it",
+    ".tgz": "unpack it",
+    ".7z": "unpack it",
+    ".json": "set format: jsonl if each line is one JSON object, or text to take the file as it is",
+    ".arrow": "write it as parquet",
+    ".feather": "write it as parquet",
+    ".avro": "write it as parquet",
+    ".npy": "write its text as jsonl or parquet",
+    ".pdf": "extract its text first",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceFile:
+    """One file of one source."""
+
+    source: int
+    """Number of the source in the config."""
+    url: str
+    """Absolute path, or the URL of a file elsewhere."""
+    size: int
+    """Bytes as stored."""
+    modified: str
+    """Whatever the file system tells about the time of the last change."""
+    format: str
+    """jsonl, parquet or text."""
+    compression: str | None
+    """gzip, zstd or None."""
+
+
+def list_files(sources: Sequence[SourceConfig]) -> list[SourceFile]:
+    """All files of all sources: source by source, each sorted by path.
+
+    Raises ValueError when a source matches nothing or something that cannot be read.
+    """
+    return [file for number, source in enumerate(sources) for file in _list_source(number, source)]
+
+
+def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
+    key = f"data.sources[{number}].path"
+    system, path = _file_system(key, source.path)
+    local = isinstance(system, LocalFileSystem)
+    with contextlib.nullcontext() if local else _remote(f"{key}: '{source.path}' cannot be listed"):
+        if has_magic(path) and not system.exists(path):
+            found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
+        else:
+            found = _look_up(system, path)
+    if any(info["type"] == "directory" for info in found.values()):
+        raise Mistake(
+            f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
+        )
+    if not found:
+        raise Mistake(
+            f"{key}: no file matches '{source.path}' (looked in {_fixed_part(path)}); correct the pattern or the mount"
+        )
+    return [
+        _describe(number, source, name if local else system.unstrip_protocol(name), found[name])
+        for name in sorted(found)
+    ]
+
+
+def _file_system(key: str, path: str):
+    try:
+        return url_to_fs(path)
+    except ImportError as error:
+        raise Mistake(f"{key}: '{path}' cannot be opened: {error}; install that package") from None
+    except ValueError as error:
+        raise Mistake(f"{key}: '{path}' cannot be opened: {error}; write a path or an fsspec URL") from None
+
+
+@contextlib.contextmanager
+def _remote(what: str) -> Iterator[None]:
+    """Turns whatever the library for a remote file system raises into a sentence that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise Mistake(f"{what}: {cause}; check the address, the credentials and the network") from None
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file elsewhere, all of whose errors are sentences that name it."""
+
+    def __init__(self, url: str):
+        super().__init__()
+        self._what = f"{url}: cannot be read"
+        with _remote(self._what):
+            self._file: IO[bytes] = fsspec.open(url, "rb").open()
+
+    def read(self, size: int = -1) -> bytes:
+        with _remote(self._what):
+            return self._file.read(size)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with _remote(self._what):
+            return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_file"):
+            self._file.close()
+        super().close()
+
+
+def _look_up(system, path: str) -> dict[str, dict]:
+    try:
+        return {path: system.info(path)}
+    except FileNotFoundError:
+        return {}
+
+
+def _fixed_part(path: str) -> str:
+    """The folder in front of the first wildcard."""
+    parts = PurePosixPath(path).parts
+    fixed = next((index for index, part in enumerate(parts) if has_magic(part)), len(parts) - 1)
+    return str(PurePosixPath(*parts[:fixed])) if fixed else "."
+
+
+def _describe(number: int, source: SourceConfig, url: str, info: dict) -> SourceFile:
+    name = PurePosixPath(url).name.lower()
+    ending = PurePosixPath(name).suffix
+    compression = COMPRESSIONS.get(ending)
+    if compression:
+        name = name.removesuffix(ending)
+        ending = PurePosixPath(name).suffix
+    chosen: str = source.format
+    if chosen == "auto":
+        if ending in UNREADABLE:
+            raise Mistake(f"{url}: {ending} files are not read as they are; {UNREADABLE[ending]}")
+        chosen = FORMATS.get(ending, "text")
+    if chosen == "parquet" and compression:
+        raise Mistake(f"{url}: a parquet file compressed once more cannot be read in parts; decompress it")
+    modified = next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), "")
+    return SourceFile(number, url, int(info["size"] or 0), str(modified), chosen, compression)
+
+
+def open_file(url: str) -> IO[bytes]:
+    """Opens a file where it lies, unbuffered, without decompressing it.
+
+    Raises ValueError naming the URL when a file elsewhere cannot be opened; so does reading it.
+    """
+    if "://" in url:
+        return cast(IO[bytes], _RemoteFile(url))
+    return Path(url).open("rb", buffering=0)
+
+
+def read_blocks(file: IO[bytes], url: str, compression: str | None) -> Iterator[bytes]:
+    """The rest of a file, decompressed, in blocks of at most BLOCK_BYTES.
+
+    Raises ValueError naming the file when its compressed stream is truncated or damaged.
+    """
+    if compression is None:
+        while block := file.read(BLOCK_BYTES):
+            yield block
+        return
+    stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
+    while block := _decompress(stream, url, compression):
+        yield block
+
+
+def _decompress(stream: pa.CompressedInputStream, url: str, compression: str) -> bytes:
+    try:
+        return stream.read(BLOCK_BYTES)
+    except OSError as error:
+        # what the decompressor finds has no number, unlike an error of the file system
+        if error.errno is not None:
+            raise
+        raise Mistake(
+            f"{url}: the {compression} stream is truncated or damaged ({str(error).splitlines()[0]}); "
+            "fetch the file again or take it out of the sources"
+        ) from None

@@ -1,0 +1,228 @@
+"""A split of a dataset as one long row of tokens, cut into samples.
+
+    shards, end to end:   [doc][doc   ][d|oc  ][doc][doc |      ][doc] ...
+    sample i = tokens          i * W ... i * W + W, the last one included with an overlap of 1
+
+With the overlap, neighbouring samples share one token, the last target of one and the first input of the next, so
+that over all samples every token is a target exactly once, except the first of each document, which nothing predicts.
+That is for next_token; other objectives take every token to exactly one sample.
+A sample is read as `Documents`: the pieces of documents that fall into it.
+"""
+
+import dataclasses
+import functools
+import resource
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from common.mistakes import Mistake
+from data_pipeline.manifest import Manifest
+from data_pipeline.shards import ADVICE, ShardReader, Sums
+
+MAX_OPEN_SHARDS = 4096
+"""Shards mapped at once by one dataset, fewer where the process may open few files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """Pieces of documents, one after the other."""
+
+    tokens: np.ndarray
+    """Token ids in the dtype of the shards, [sum of lengths]."""
+    lengths: np.ndarray
+    """Tokens of each piece, int64 [N]."""
+    is_cut: np.ndarray
+    """Whether the piece lacks the beginning or the end of its document, bool [N]."""
+    num_pieces: np.ndarray
+    """Pieces of each sample, int64 [B], sum N."""
+
+    def split(self) -> list[np.ndarray]:
+        """The pieces as separate arrays."""
+        return np.split(self.tokens, np.cumsum(self.lengths))[:-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """Ranges of a split's tokens divided at the borders of shards, int64 [number of parts] each."""
+
+    at: np.ndarray
+    """Where the part goes when all ranges are put end to end."""
+    shard: np.ndarray
+    """Number of the shard it lies in."""
+    start: np.ndarray
+    """Its first token in the shard."""
+    stop: np.ndarray
+    """Its end in the shard."""
+
+    @classmethod
+    def of(cls, starts: np.ndarray, stops: np.ndarray, bases: np.ndarray) -> "Parts":
+        """Divides ranges [starts, stops), int64 [B]; `bases` says where each shard starts, and where the last ends."""
+        first = np.searchsorted(bases, starts, side="right") - 1
+        last = np.searchsorted(bases, stops, side="left") - 1
+        counts = last - first + 1
+        number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        shard = np.repeat(first, counts) + number
+        start = np.maximum(np.repeat(starts, counts), bases[shard])
+        stop = np.minimum(np.repeat(stops, counts), bases[shard + 1])
+        filled = stop > start
+        shard, start, length = shard[filled], start[filled], (stop - start)[filled]
+        start = start - bases[shard]
+        return cls(np.cumsum(length) - length, shard, start, start + length)
+
+    def ranges(self, chosen: slice) -> Iterator[tuple[int, int, int]]:
+        """Shard, start and stop of some parts, as Python integers."""
+        return zip(self.shard[chosen].tolist(), self.start[chosen].tolist(), self.stop[chosen].tolist(), strict=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """Where B samples lie in the shards, and how documents divide them."""
+
+    parts: Parts
+    """Ranges of tokens of shards; mostly one per sample, more where it crosses into the next shard."""
+    lengths: np.ndarray
+    """Tokens of each piece, int64 [N]."""
+    is_cut: np.ndarray
+    """Whether a piece lacks the beginning or the end of its document, bool [N]."""
+    first_part: np.ndarray
+    """Number of each sample's first part, int64 [B + 1]."""
+    first_piece: np.ndarray
+    """Number of each sample's first piece, int64 [B + 1]."""
+
+    def __len__(self) -> int:
+        return len(self.first_part) - 1
+
+
+class TokenDataset:
+    """Samples of `window` tokens and `overlap` more each, 0 or 1, from one split of the dataset in folder `path`.
+
+    Opening maps nothing; shards are mapped when first read, and their blocks checked when first touched.
+    With `keep_tail` the tokens left over after the last whole sample make a shorter one; otherwise they are not used.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        split: str,
+        window: int,
+        *,
+        overlap: int = 1,
+        keep_tail: bool = False,
+        manifest: Manifest | None = None,
+    ):
+        self.path = Path(path)
+        self.split = split
+        self.window = window
+        self.overlap = overlap
+        self.manifest = manifest or Manifest.load(self.path)
+        if split not in self.manifest.splits:
+            raise Mistake(f"{self.path}: no split '{split}'; it has {', '.join(sorted(self.manifest.splits))}")
+        self._shards = self.manifest.splits[split]
+        sizes = [shard.num_tokens for shard in self._shards]
+        self._starts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        self._open: OrderedDict[int, ShardReader] = OrderedDict()
+        self._max_open = min(MAX_OPEN_SHARDS, _open_files() // 4)
+        self._sums: dict[int, Sums | None] = {}
+        self.num_tokens = sum(sizes)
+        usable = max(self.num_tokens - overlap, 0)
+        self._num_samples = (usable + window - 1 if keep_tail else usable) // window
+        self.dtype = np.dtype(self.manifest.dtype)
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._num_samples
+
+    @property
+    def num_unused_tokens(self) -> int:
+        """Tokens at the end of the split that no sample has; with an overlap, that none has as a target."""
+        return max(self.num_tokens - self.overlap - len(self) * self.window, 0)
+
+    def sample(self, index: int) -> list[np.ndarray]:
+        """The pieces of documents in one sample, in order, in the dtype of the shards."""
+        return self.read(self.locate(np.array([index]))).split()
+
+    def locate(self, indices: np.ndarray) -> "Samples":
+        """Finds samples, integers [B] within [0, len), and the documents in them; reads no tokens.
+
+        Its cost is per shard touched more than per sample: ask for many at once.
+        Raises ValueError naming the file if an index is damaged.
+        """
+        assert not len(indices) or 0 <= indices.min() <= indices.max() < len(self), indices
+        starts = indices * self.window
+        stops = np.minimum(starts + self.window + self.overlap, self.num_tokens)
+        parts = Parts.of(starts, stops, self._starts)
+        row_ends = np.concatenate(([0], np.cumsum(stops - starts)))
+        places, begins, ends = [parts.at], np.empty(len(parts.at), bool), np.empty(len(parts.at), bool)
+        for shard in np.unique(parts.shard).tolist():
+            here = np.flatnonzero(parts.shard == shard)
+            pieces = self._reader(shard).pieces(parts.start[here], parts.stop[here])
+            places.append(pieces.starts + np.repeat(parts.at[here] - parts.start[here], pieces.counts))
+            begins[here], ends[here] = pieces.begins, pieces.ends
+        piece_starts = np.sort(np.concatenate(places))
+        first = np.searchsorted(piece_starts, parts.at)
+        last = np.searchsorted(piece_starts, parts.at + parts.stop - parts.start) - 1
+        is_cut = np.zeros(len(piece_starts), bool)
+        is_cut[first] = ~begins
+        is_cut[last] |= ~ends
+        return Samples(
+            parts=parts,
+            lengths=np.diff(piece_starts, append=row_ends[-1]),
+            is_cut=is_cut,
+            first_part=np.searchsorted(parts.at, row_ends),
+            first_piece=np.searchsorted(piece_starts, row_ends),
+        )
+
+    def read(self, samples: "Samples", begin: int = 0, end: int | None = None) -> Documents:
+        """The documents in the located samples [begin, end), all of them unless told otherwise.
+
+        Raises ValueError naming the file if a shard is damaged.
+        """
+        end = len(samples) if end is None else end
+        pieces = slice(samples.first_piece[begin], samples.first_piece[end])
+        lengths = samples.lengths[pieces]
+        tokens = np.empty(lengths.sum(), self.dtype)
+        done = 0
+        parts = slice(samples.first_part[begin], samples.first_part[end])
+        for shard, start, stop in samples.parts.ranges(parts):
+            tokens[done : done + stop - start] = self._reader(shard).tokens(start, stop)
+            done += stop - start
+        num_pieces = np.diff(samples.first_piece[begin : end + 1])
+        return Documents(tokens, lengths, samples.is_cut[pieces], num_pieces)
+
+    def _reader(self, shard: int) -> ShardReader:
+        reader = self._open.get(shard)
+        if reader is None:
+            reader = self._open[shard] = self._open_shard(shard)
+            if len(self._open) > self._max_open:
+                self._open.popitem(last=False)
+        elif len(self._shards) > self._max_open:
+            self._open.move_to_end(shard)
+        return reader
+
+    def _open_shard(self, shard: int) -> ShardReader:
+        info = self._shards[shard]
+        reader = ShardReader(
+            self.path / info.name,
+            sums=self._sums.get(shard),
+            sums_digest=info.checksums.get(f"{info.name}.sums"),
+        )
+        found = (reader.num_documents, reader.num_tokens, reader.dtype)
+        if found != (info.num_documents, info.num_tokens, self.dtype):
+            raise Mistake(f"{self.path / info.name}.idx: not the shard its manifest describes; {ADVICE}")
+        self._sums[shard] = reader.sums
+        return reader
+
+
+@functools.cache
+def _open_files() -> int:
+    """How many files this process may open, once it has asked for as many as are of use here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = 4 * MAX_OPEN_SHARDS
+    wanted = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return enough if soft == resource.RLIM_INFINITY else soft

@@ -1,0 +1,167 @@
+"""Safetensors files, one tensor at a time: written into places that were reserved, read into memory of their own.
+
+    sizes of all tensors -> files with headers and holes -> each tensor goes to its place as it comes
+    header -> place of a tensor -> the tensor, and nothing else of the file
+
+The safetensors library holds all tensors of a file while it writes it, and maps the whole file to read
+one of them; here memory is one tensor's, whatever the size of the model. The format is that of
+https://github.com/huggingface/safetensors: 8 bytes of length, a JSON header, the tensors' bytes.
+"""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import xxhash
+
+from common.mistakes import Mistake
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+_MOST_AT_ONCE = 2**30
+"""Bytes given to one system call: Linux takes no more than 2 GiB."""
+
+
+class Place(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    offset: int
+    """Bytes from the beginning of the file."""
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TensorWriter:
+    """Weights of `shapes` by name in `folder`, all of one dtype, in files of at most `file_bytes` where they fit.
+
+    One file is called model.safetensors, several are numbered and have an index, as transformers reads them.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, file_bytes: int):
+        groups = list(
+            in_groups({name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}, file_bytes)
+        )
+        self.missing = set(shapes)
+        self._places: dict[str, Place] = {}
+        index: dict[str, str] = {}
+        for number, names in enumerate(groups):
+            file = SINGLE if len(groups) == 1 else f"model-{number + 1:05}-of-{len(groups):05}.safetensors"
+            self._reserve(folder / file, {name: shapes[name] for name in names}, dtype)
+            index |= dict.fromkeys(names, file)
+        if len(groups) > 1:
+            total = sum(math.prod(shape) * dtype.itemsize for shape in shapes.values())
+            facts = {"metadata": {"total_size": total}, "weight_map": index}
+            (folder / INDEX).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def _reserve(self, file: Path, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+        end = 0
+        for name, shape in shapes.items():
+            begin, end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": DTYPES[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        start = 8 + len(text)
+        with file.open("wb") as out:
+            out.write(len(text).to_bytes(8, "little") + text)
+            out.truncate(start + end)
+        for name, shape in shapes.items():
+            self._places[name] = Place(file, start + header[name]["data_offsets"][0], shape, dtype)
+
+    def write(self, name: str, tensor: torch.Tensor) -> str:
+        """Puts a weight into its place, in the files' dtype; returns the digest of what was written."""
+        place = self._places[name]
+        assert tuple(tensor.shape) == place.shape, f"{name} is {list(tensor.shape)}, reserved {list(place.shape)}"
+        data = _bytes_of(tensor.detach().to("cpu", place.dtype).contiguous())
+        handle = os.open(place.file, os.O_WRONLY)
+        try:
+            done = 0
+            while done < len(data):
+                done += os.pwrite(handle, data[done : done + _MOST_AT_ONCE], place.offset + done)
+        finally:
+            os.close(handle)
+        self.missing.discard(name)
+        return xxhash.xxh3_128_hexdigest(data)
+
+
+class TensorReader:
+    """Weights of a folder that transformers wrote or reads, by name. ValueError where it has no such files."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.places = dict(_places(folder))
+
+    def read(self, name: str) -> torch.Tensor:
+        """A weight in its stored dtype, in memory of its own. ValueError when the folder has none of that name."""
+        if name not in self.places:
+            raise Mistake(f"{self.folder}: there is no weight {name} in its safetensors files")
+        file, offset, shape, dtype = self.places[name]
+        tensor = torch.empty(shape, dtype=dtype)
+        into, done = _bytes_of(tensor), 0
+        with file.open("rb", buffering=0) as source:
+            source.seek(offset)
+            while done < len(into):
+                count = source.readinto(into[done : done + _MOST_AT_ONCE])
+                if not count:
+                    raise Mistake(f"{file}: it ends inside the weight {name}; copy it again")
+                done += count
+        return tensor
+
+    def digest(self, name: str) -> str:
+        """What `TensorWriter.write` gave for the weight."""
+        return xxhash.xxh3_128_hexdigest(_bytes_of(self.read(name)))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all weights."""
+        return sum(math.prod(place.shape) * place.dtype.itemsize for place in self.places.values())
+
+
+def _places(folder: Path) -> Iterator[tuple[str, Place]]:
+    index = folder / INDEX
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    elif (folder / SINGLE).is_file():
+        names = [SINGLE]
+    else:
+        raise Mistake(f"{folder}: no {SINGLE} in it; give a folder whose weights are safetensors")
+    for file in (folder / name for name in names):
+        with file.open("rb") as source:
+            length = int.from_bytes(source.read(8), "little")
+            header = json.loads(source.read(length))
+        for name, facts in header.items():
+            if name == "__metadata__":
+                continue
+            dtype = _BY_NAME.get(facts["dtype"])
+            if dtype is None:
+                known = ", ".join(_BY_NAME)
+                raise Mistake(f"{file}: the weight {name} is stored as {facts['dtype']}; allowed are {known}")
+            yield name, Place(file, 8 + length + facts["data_offsets"][0], tuple(facts["shape"]), dtype)
+
+
+def in_groups(sizes: Mapping[str, int], most: int) -> Iterator[Sequence[str]]:
+    """Names in their order, in groups of at most `most` bytes; a larger tensor is a group of its own.
+
+    `sizes` are bytes by name; no names make one empty group.
+    """
+    names: list[str] = []
+    size = 0
+    for name, count in sizes.items():
+        if names and size + count > most:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += count
+    yield names
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a contiguous host tensor, shared with it."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data

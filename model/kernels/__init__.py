@@ -1,0 +1,1 @@
+"""Attention and other kernels, and the patterns that say who attends to whom."""

@@ -1,0 +1,83 @@
+"""Torch's own build of flash-attn's variable-length kernel: for CUDA machines where flash-attn itself is not installed.
+
+It takes the calls of flash.py, with grouped heads and causal masks aligned at the bottom right, but no ALiBi slopes.
+torch.nn.attention.varlen sums gradients in a fixed order only while torch is told to be deterministic everywhere, so
+its two operators are called here one by one, the backward one under that setting alone.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from model.kernels.flash import attend_by_varlen_calls
+from model.kernels.pattern import AttentionPattern
+
+HEAD_DIM_MULTIPLE = 8
+"""flash-attn pads other heads; torch does not."""
+
+
+def varlen_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
+    """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D]."""
+    return attend_by_varlen_calls(_kernel, q, k, v, pattern)
+
+
+def _kernel(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    cu_seqlens_q: torch.Tensor,
+    cu_seqlens_k: torch.Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    causal: bool,
+) -> torch.Tensor:
+    return _Varlen.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+
+
+class _Varlen(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cu_seqlens_q: torch.Tensor,
+        cu_seqlens_k: torch.Tensor,
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+        causal: bool,
+    ) -> torch.Tensor:
+        from torch.nn.attention import varlen  # noqa: F401  (registers the operators)
+
+        sizes = (max_seqlen_q, max_seqlen_k)
+        window = [-1, 0 if causal else -1]
+        out, log_sums, random_state = torch.ops.torch_attn._varlen_attn(
+            q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, None, window, q.shape[1] != k.shape[1]
+        )
+        ctx.save_for_backward(q, k, v, out, log_sums, cu_seqlens_q, cu_seqlens_k, random_state)
+        ctx.sizes, ctx.causal, ctx.window = sizes, causal, window
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        *tensors, random_state = ctx.saved_tensors
+        with _deterministic():
+            grads = torch.ops.torch_attn._varlen_attn_backward(
+                grad.contiguous(), *tensors, *ctx.sizes, ctx.causal, random_state, None, ctx.window
+            )
+        return *grads, None, None, None, None, None
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """Has torch take only kernels that give the same bits each time."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch._C._set_deterministic_algorithms(True, warn_only=False)
+    try:
+        yield
+    finally:
+        torch._C._set_deterministic_algorithms(before[0], warn_only=before[1])

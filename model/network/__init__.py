@@ -1,0 +1,1 @@
+"""The network: layers, blocks, stacks, shapes and the loss."""

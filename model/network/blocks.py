@@ -1,0 +1,147 @@
+"""Blocks: attention and feed-forward around a residual stream, the same for every shape.
+
+    decoder, encoder    x + attention(norm(x)), then x + feed-forward(norm(x))
+    beside an encoder   the same with x + cross-attention(norm(x), encoder's output) in between
+    parallel            x + attention(norm(x)) + feed-forward(norm(x)), one norm for both
+
+What a token may see is in the pattern alone; a block knows nothing of shapes.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.kernels.attention import AttentionPattern, attend
+from model.kernels.bias import AttentionBias
+from model.kernels.ops import activate, rotate, rotate_split
+from model.network.layers import Initializer, Linear, RMSNorm, make_norm
+
+
+class Surroundings(NamedTuple):
+    """What all blocks of a stack are given in one pass, besides the residual stream."""
+
+    pattern: AttentionPattern
+    """Who attends to whom."""
+    backend: str
+    """Attention kernel, as `resolve_backend` gave it."""
+    rope: tuple[torch.Tensor, torch.Tensor] | None = None
+    """Cosines and sines of `rope_tables`, where positions are rotary."""
+    bias: AttentionBias | None = None
+    """Added to scores of self-attention, where positions are biases."""
+    cross: AttentionPattern | None = None
+    """Who of the decoder attends to whom of the encoder, where there is one."""
+
+
+class Attention(nn.Module):
+    """Self-attention with grouped heads (arXiv 2305.13245); q, k and v in one matrix [(H + 2G) D, M]."""
+
+    def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
+        super().__init__()
+        self.heads = config.num_heads, config.kv_heads, config.kv_heads
+        self.head_dim = config.head_size
+        fused, width = sum(self.heads) * self.head_dim, config.num_heads * self.head_dim
+        self.qkv = Linear(config.d_model, fused, config.init_std, init / "qkv", config.has_qkv_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
+        self.output = Linear(width, config.d_model, residual_std, init / "output", config.bias)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
+        """Residual + attention(x), all [T, M]."""
+        q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), around.rope)
+        attended = _attend(q, k, v, around.pattern, around.backend, around.bias)
+        return self.output(attended, residual)
+
+    def _queries_keys_values(
+        self, qkv: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[T, H + 2G, D] -> q [T, H, D], k and v [T, G, D], normed and rotated where the config says."""
+        if self.q_norm is None and rope is not None:
+            return rotate_split(qkv, self.heads[0], self.heads[1], *rope)
+        q, k, v = qkv.split(self.heads, dim=1)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return (q, k, v) if rope is None else (rotate(q, *rope), rotate(k, *rope), v)
+
+
+class CrossAttention(nn.Module):
+    """Attention of a decoder to its encoder's output (arXiv 1706.03762); k and v in one matrix [2 G D, M].
+
+    It has no positions and no norms on queries and keys, whatever self-attention has.
+    """
+
+    def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
+        super().__init__()
+        self.head_dim, std, bias = config.head_size, config.init_std, config.has_qkv_bias
+        query, key = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
+        self.q = Linear(config.d_model, query, std, init / "q", bias)
+        self.kv = Linear(config.d_model, 2 * key, std, init / "kv", bias)
+        self.output = Linear(query, config.d_model, residual_std, init / "output", config.bias)
+
+    def forward(
+        self, x: torch.Tensor, memory: torch.Tensor, residual: torch.Tensor, around: Surroundings
+    ) -> torch.Tensor:
+        """Residual + attention(x, memory); x, residual [T, M], memory [S, M]."""
+        assert around.cross is not None, "cross-attention needs its pattern"
+        q = self.q(x).unflatten(1, (-1, self.head_dim))
+        k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
+        attended = _attend(q, k, v, around.cross, around.backend)
+        return self.output(attended, residual)
+
+
+@torch.compiler.disable
+def _attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: AttentionPattern,
+    backend: str,
+    bias: AttentionBias | None = None,
+) -> torch.Tensor:
+    """[Tq, H D]; kept out of compiled graphs, which would be specialised on the lengths of every new pack.
+
+    Flattened here, for the strides of what kernels give depend on the pack too.
+    """
+    return attend(q, k, v, pattern, backend, bias).flatten(1)
+
+
+class FeedForward(nn.Module):
+    """Two maps with an activation in between; a gated one has gate and up in one matrix [2F, M]."""
+
+    def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
+        super().__init__()
+        width, std, bias = config.d_model, config.init_std, config.bias
+        self.activation, self.is_gated = config.activation, config.is_gated
+        if self.is_gated:
+            self.gate_up = Linear(width, 2 * config.d_ff, std, init / "gate_up", bias)
+        else:
+            self.up = Linear(width, config.d_ff, std, init / "up", bias)
+        self.down = Linear(config.d_ff, width, residual_std, init / "down", bias)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Residual + feed-forward(x), all [T, M]."""
+        inner = self.gate_up(x) if self.is_gated else self.up(x)
+        return self.down(activate(inner, self.activation), residual)
+
+
+class Block(nn.Module):
+    """One layer of a stack of `num_layers`, with cross-attention where asked for."""
+
+    def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, cross: bool = False):
+        super().__init__()
+        residual_std = config.init_std / (2 * num_layers) ** 0.5
+        self.attention_norm = make_norm(config)
+        self.attention = Attention(config, residual_std, init / "attention")
+        self.cross_attention_norm = make_norm(config) if cross else None
+        self.cross_attention = CrossAttention(config, residual_std, init / "cross_attention") if cross else None
+        self.feed_forward_norm = None if config.parallel_block else make_norm(config)
+        self.feed_forward = FeedForward(config, residual_std, init / "feed_forward")
+
+    def forward(self, x: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None) -> torch.Tensor:
+        """[T, M] -> [T, M]; memory [S, M] is what cross-attention reads."""
+        normed = self.attention_norm(x)
+        x = self.attention(normed, x, around)
+        if self.cross_attention is not None and self.cross_attention_norm is not None:
+            x = self.cross_attention(self.cross_attention_norm(x), memory, x, around)
+        return self.feed_forward(normed if self.feed_forward_norm is None else self.feed_forward_norm(x), x)

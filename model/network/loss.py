@@ -1,0 +1,132 @@
+"""Cross-entropy straight from hidden states: the logits of the whole pack are never alive at once.
+
+Each chunk of tokens gets its logits, its loss and its gradients in one go, so the backward pass
+has nothing left to do but to scale them, and no logits are computed twice.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from model.kernels.ops import matmul_transposed
+
+IGNORED = -100
+"""Label of a position that is no target."""
+CHUNK_ELEMENTS = (2**22, 2**28)
+"""Logits alive at once, about, on CPUs and on GPUs: 16 MB of fp32 stay near a CPU's cache. A GPU takes 1 GB, for every
+chunk reads and writes the whole gradient of the weight, and that must not cost more than the products."""
+
+ENOUGH_TARGETS = 0.8
+"""Share of positions that are targets from which on all go through the output projection."""
+
+
+class LossOutput(NamedTuple):
+    """Loss over the targets of one pack, as sums: the caller divides by the targets of the global batch."""
+
+    loss_sum: torch.Tensor
+    """fp32 scalar: cross-entropy + z_loss * log(Z)^2, summed over targets; carries the gradient."""
+    cross_entropy_sum: torch.Tensor
+    """fp32 scalar without gradient: cross-entropy summed over targets, in nats."""
+    num_targets: torch.Tensor
+    """int64 scalar: number of targets."""
+
+
+def chunked_cross_entropy(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0, chunk_size: int | None = None
+) -> LossOutput:
+    """Cross-entropy of softmax(hidden weight^T) against labels, summed over targets.
+
+    hidden [T, M], weight [V, M] of the same dtype, labels int64 [T] in 0 ... V-1 or -100 (no target).
+    z_loss weighs the square of the log of the partition function Z (arXiv 2204.02311, section 5).
+    Logits become fp32 before the softmax. The result can be differentiated once. On CPUs positions that are no
+    targets are left out where they are many; on a GPU it would have to be waited for to learn which they are.
+    """
+    num_targets = (labels != IGNORED).sum()
+    if hidden.device.type == "cpu" and num_targets < ENOUGH_TARGETS * labels.shape[0]:
+        place = (labels != IGNORED).nonzero()[:, 0]
+        hidden, labels = hidden.index_select(0, place), labels.index_select(0, place)
+    if chunk_size is None:
+        chunk_size = max(CHUNK_ELEMENTS[hidden.device.type == "cuda"] // weight.shape[0], 256)
+    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    loss, cross_entropy = _ChunkedCrossEntropy.apply(hidden, weight, labels, z_loss, chunk_size, needs_grad)
+    return LossOutput(loss, cross_entropy, num_targets)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: torch.Tensor,
+        weight: torch.Tensor,
+        labels: torch.Tensor,
+        z_loss: float,
+        chunk_size: int,
+        needs_grad: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        sums = torch.zeros(2, dtype=exact, device=hidden.device)
+        grads = None
+        if needs_grad:
+            grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=exact)
+        for start in range(0, hidden.shape[0], chunk_size):
+            rows = slice(start, start + chunk_size)
+            sums += _chunk(hidden[rows], weight, labels[rows], z_loss, (grads[0][rows], grads[1]) if grads else None)
+        ctx.grads, ctx.weight_dtype = grads, weight.dtype
+        loss, cross_entropy = sums.unbind()
+        loss, cross_entropy = loss.clone(), cross_entropy.clone()
+        ctx.mark_non_differentiable(cross_entropy)
+        return loss, cross_entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple:
+        if ctx.grads is None:
+            raise RuntimeError("the loss was already differentiated once; its gradients are not kept")
+        grad_hidden, grad_weight = ctx.grads
+        ctx.grads = None
+        grad_hidden.mul_(grad_loss)
+        grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _chunk(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    z_loss: float,
+    grads: tuple[torch.Tensor, torch.Tensor] | None,
+) -> torch.Tensor:
+    """[2] loss and cross-entropy summed over the chunk; writes hidden's gradient, adds to weight's."""
+    is_target = labels != IGNORED
+    column = labels.clamp(min=0)[:, None]
+    logits = matmul_transposed(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
+    at_label, largest = logits.gather(1, column), logits.amax(-1, keepdim=True)
+    probabilities = torch.softmax(logits, -1, out=logits)
+    # The largest probability is at least 1/V, so its logarithm is exact however unlikely the label is.
+    log_z = largest - probabilities.amax(-1, keepdim=True).log()
+    cross_entropy = ((log_z - at_label)[:, 0] * is_target).sum()
+    loss = cross_entropy + z_loss * (log_z[:, 0].square() * is_target).sum() if z_loss else cross_entropy
+    if grads is not None:
+        if z_loss:
+            probabilities.mul_(1 + 2 * z_loss * log_z)
+        ones = torch.ones_like(at_label)
+        grad_logits = probabilities.scatter_add_(1, column, -ones).to(hidden.dtype)
+        _add_gradients(grad_logits, hidden, weight, is_target.to(hidden.dtype)[:, None], *grads)
+    return torch.stack((loss, cross_entropy))
+
+
+def _add_gradients(
+    grad_logits: torch.Tensor,
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    mask: torch.Tensor,
+    grad_hidden: torch.Tensor,
+    grad_weight: torch.Tensor,
+) -> None:
+    """Sets hidden's gradient and adds to weight's; mask [C, 1] is 0 on rows without a target."""
+    torch.mul(matmul_transposed(grad_logits, weight.t()), mask, out=grad_hidden)
+    if grad_weight.dtype == grad_logits.dtype:
+        grad_weight.addmm_(grad_logits.t(), hidden * mask)
+    else:
+        grad_weight.add_(grad_logits.t() @ (hidden * mask))

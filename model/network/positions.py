@@ -1,0 +1,53 @@
+"""How a model knows where a token stands in its document: rotary frequencies and tables of biases.
+
+Nothing here is a buffer: what follows from the config is computed where it is used, so a model made
+on the meta device needs no more than its weights.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig, RopeScaling
+from model.kernels.bias import Alibi, AttentionBias, RelativeBias, alibi_slopes
+from model.network.layers import Initializer
+
+
+def rope_frequencies(config: ModelConfig, device: torch.device | str) -> torch.Tensor:
+    """Radians per token of each pair of rotary dims, fp32 [R/2]: the numbers that Hugging Face computes."""
+    exponent = torch.arange(0, config.rotary_dim, 2, device=device, dtype=torch.float32) / config.rotary_dim
+    frequencies = 1.0 / config.rope_theta**exponent
+    scaling = config.rope_scaling
+    if scaling is None:
+        return frequencies
+    return frequencies / scaling.factor if scaling.kind == "linear" else _llama3(frequencies, scaling)
+
+
+def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
+    """Llama 3.1: slow waves are stretched, fast ones stay, between them the share that stays grows linearly."""
+    turns = scaling.original_max_positions / (2 * math.pi / frequencies)
+    stays = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    stays = stays.clamp(0.0, 1.0)
+    return (1 - stays) * frequencies / scaling.factor + stays * frequencies
+
+
+class RelativeBiasTable(nn.Module):
+    """T5's biases of scores by bucket of distance and head: one table for all layers of a stack."""
+
+    def __init__(self, config: ModelConfig, init: Initializer):
+        super().__init__()
+        self.weight = init.normal(config.t5_num_buckets, config.num_heads, std=config.init_std)
+
+    def forward(self) -> torch.Tensor:
+        """[num_buckets, H], a copy: sharded training takes the weight away again before the layers use it."""
+        return self.weight.clone()
+
+
+def score_bias(
+    config: ModelConfig, table: RelativeBiasTable | None, bidirectional: bool, device: torch.device
+) -> AttentionBias | None:
+    """What self-attention of a stack adds to its scores; `table` is the stack's, where positions are t5_bias."""
+    if table is not None:
+        return RelativeBias(table(), bidirectional, config.t5_max_distance)
+    return Alibi(alibi_slopes(config.num_heads).to(device)) if config.positions == "alibi" else None

@@ -1,0 +1,110 @@
+"""A stack of blocks with its own positions and norms: the one of a decoder or encoder, each of the two of both.
+
+embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from common.mistakes import Mistake
+from model.config import ModelConfig
+from model.kernels.attention import AttentionPattern, resolve_backend
+from model.kernels.ops import rope_tables
+from model.network.blocks import Block, Surroundings
+from model.network.layers import Embedding, Initializer, make_norm
+from model.network.positions import RelativeBiasTable, rope_frequencies, score_bias
+
+
+class Stack(nn.Module):
+    """Blocks of one side of a model, and what goes before and after them.
+
+    `bidirectional` says whether relative biases tell the future apart, `cross` whether blocks read another stack. The
+    token embedding is given where it belongs to this stack; its weights come first.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_layers: int,
+        init: Initializer,
+        *,
+        bidirectional: bool,
+        cross: bool = False,
+        embedding: Embedding | None = None,
+    ):
+        super().__init__()
+        self.config, self.bidirectional = config, bidirectional
+        if embedding is not None:
+            self.embedding = embedding
+        self.position_embedding: Embedding | None = None
+        if config.max_positions is not None:
+            rows, name = config.max_positions, init / "position_embedding"
+            self.position_embedding = Embedding(rows, config.d_model, config.init_std, name)
+        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        has_table = config.positions == "t5_bias"
+        self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
+        self.blocks = nn.ModuleList(Block(config, num_layers, init / f"blocks.{i}", cross) for i in range(num_layers))
+        self.norm = make_norm(config)
+        if config.compile:
+            for block in self.blocks:
+                block.compile()
+
+    def transform(
+        self,
+        x: torch.Tensor,
+        positions: torch.Tensor,
+        pattern: AttentionPattern,
+        memory: torch.Tensor | None = None,
+        cross: AttentionPattern | None = None,
+    ) -> torch.Tensor:
+        """Embedded tokens x [T, M] at positions int64 [T] -> their final states [T, M].
+
+        memory [S, M] and `cross` are what cross-attention reads and how. Raises ValueError when a document is longer
+        than the table of learned positions, or when the attention backend asked for cannot run here.
+        """
+        if self.position_embedding is not None:
+            self._check_lengths(pattern)
+            x = x + self.position_embedding(positions)
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        around = self._surroundings(x, positions, pattern, cross)
+        for block in self.blocks:
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, around, memory, use_reentrant=False)
+            else:
+                x = block(x, around, memory)
+        return self.norm(x)
+
+    def _check_lengths(self, pattern: AttentionPattern) -> None:
+        longest, rows = pattern.max_queries, self.config.max_positions
+        if rows is not None and longest > rows:
+            raise Mistake(
+                f"model.max_positions: a document of {longest} tokens is longer than the {rows} learned positions; "
+                "raise it or lower training.sequence_length"
+            )
+
+    def _surroundings(
+        self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
+    ) -> Surroundings:
+        config, rope = self.config, None
+        if config.positions == "rope":
+            rope = rope_tables(positions, rope_frequencies(config, x.device))
+        return Surroundings(
+            pattern=pattern.to(x.device),
+            backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
+            rope=rope,
+            bias=score_bias(config, self.attention_bias, self.bidirectional, x.device),
+            cross=None if cross is None else cross.to(x.device),
+        )
+
+
+class Encoder(Stack):
+    """The encoder beside a decoder."""
+
+    def __init__(self, config: ModelConfig, init: Initializer):
+        super().__init__(config, config.encoder_layers, init, bidirectional=True)
+
+    def forward(self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
+        """Embedded tokens x [S, M] at positions int64 [S] -> the memory [S, M] that the decoder reads."""
+        return self.transform(x, positions, pattern)

@@ -1,0 +1,92 @@
+"""The network: tokens of a pack in, loss or logits out.
+
+    tokens -> embedding -> stack (stack.py) of blocks (blocks.py) -> head -> logits, or loss without logits (loss.py)
+                             ^ cross-attention
+    encoder's tokens -> the same embedding -> encoder (stack.py), in an encoder-decoder
+
+It knows nothing of processes or devices; every weight is used only inside the module that owns it,
+so that sharded training may gather weights module by module.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.kernels.attention import AttentionPattern
+from model.network.layers import Embedding, Initializer, Linear
+from model.network.loss import LossOutput, chunked_cross_entropy
+from model.network.stack import Encoder, Stack
+
+
+class EncoderInput(NamedTuple):
+    """What the encoder of an encoder-decoder reads: document j of it belongs to document j of the decoder."""
+
+    tokens: torch.Tensor
+    """int64 [S]."""
+    positions: torch.Tensor
+    """int64 [S], from 0 in each document."""
+    pattern: AttentionPattern
+    """Bidirectional, over the S tokens."""
+    cross: AttentionPattern
+    """`AttentionPattern.cross` of the decoder's T tokens over these."""
+
+
+class Head(Linear):
+    """Output projection [V, M]; with labels it gives the loss."""
+
+    def forward(  # type: ignore[override]
+        self, x: torch.Tensor, labels: torch.Tensor | None = None, z_loss: float = 0.0
+    ) -> torch.Tensor | LossOutput:
+        """[T, M] -> logits [T, V], or the loss against labels int64 [T]."""
+        if labels is None:
+            return nn.functional.linear(x, self.weight)
+        return chunked_cross_entropy(x, self.weight, labels, z_loss)
+
+
+class Transformer(Stack):
+    """The model of `config` over `vocab_size` tokens, its weights drawn from `seed`."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
+        init = Initializer(seed)
+        super().__init__(
+            config,
+            config.num_layers,
+            init,
+            bidirectional=config.shape in ("prefix", "encoder"),
+            cross=config.shape == "encdec",
+            embedding=Embedding(vocab_size, config.d_model, config.init_std, init / "embedding"),
+        )
+        self.vocab_size = vocab_size
+        self.head = Head(config.d_model, vocab_size, config.init_std, init / "head")
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.encoder = Encoder(config, init / "encoder") if config.shape == "encdec" else None
+
+    def forward(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        pattern: AttentionPattern,
+        labels: torch.Tensor | None = None,
+        z_loss: float = 0.0,
+        encoder: EncoderInput | None = None,
+    ) -> torch.Tensor | LossOutput:
+        """Logits [T, V], or with labels the loss summed over targets.
+
+        tokens and positions int64 [T], labels int64 [T] with -100 where there is no target; `encoder` is for an
+        encoder-decoder and for no other. Raises ValueError when a document is longer than the table of learned
+        positions, or when the attention backend asked for cannot run here.
+        """
+        assert (encoder is None) == (self.encoder is None), "an encoder-decoder reads two streams, others one"
+        if self.encoder is None or encoder is None:
+            states = self.transform(self.embedding(tokens), positions, pattern)
+        else:
+            # One call of the embedding, so that sharded training gathers it once; copies, for compiled blocks are
+            # specialised on views.
+            both = self.embedding(torch.cat((encoder.tokens, tokens)))
+            read, x = (part.clone() for part in both.split((encoder.tokens.shape[0], tokens.shape[0])))
+            memory = self.encoder(read, encoder.positions, encoder.pattern)
+            states = self.transform(x, positions, pattern, memory, encoder.cross)
+        return self.head(states, labels, z_loss)

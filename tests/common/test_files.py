@@ -1,0 +1,63 @@
+"""Files that are whole or not there."""
+
+import errno
+import io
+import os
+
+import pytest
+import torch
+import xxhash
+
+from common.files import HashingWriter, checksum, write_whole
+
+
+def test_the_digest_is_that_of_what_lies_on_the_disk(tmp_path):
+    path, data = tmp_path / "file", os.urandom(100_000)
+    with HashingWriter(path) as file:
+        for start in range(0, len(data), 7777):
+            assert file.write(memoryview(data)[start : start + 7777]) == len(data[start : start + 7777])
+    assert path.read_bytes() == data
+    assert file.digest == checksum(path) == xxhash.xxh3_128_hexdigest(data)
+
+
+def test_torch_can_save_through_it(tmp_path):
+    state = {"weights": torch.randn(1000, 7), "step": 3}
+    with HashingWriter(tmp_path / "file") as file:
+        torch.save(state, file)
+    loaded = torch.load(tmp_path / "file")
+    assert torch.equal(loaded["weights"], state["weights"]) and loaded["step"] == 3
+    assert file.digest == checksum(tmp_path / "file")
+
+
+class FullDisk(io.RawIOBase):
+    """Takes some bytes, then has no room."""
+
+    def __init__(self, room: int):
+        self.room = room
+
+    def write(self, data):
+        if self.room == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        taken = min(self.room, len(data))
+        self.room -= taken
+        return taken
+
+
+def test_a_full_disk_under_torch_save_comes_out_as_the_oserror_it_was(tmp_path):
+    with pytest.raises(OSError, match="No space left") as caught, HashingWriter(tmp_path / "file") as file:
+        file._file = FullDisk(room=1000)
+        torch.save({"weights": torch.zeros(100_000)}, file)
+    assert caught.value.errno == errno.ENOSPC
+
+
+def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    write_whole(tmp_path / "latest", b"old")
+
+    def fail(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_whole(tmp_path / "latest", b"new")
+    assert (tmp_path / "latest").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]

@@ -1,0 +1,42 @@
+"""What counts as a mistake of the user's, and how it is told."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from common.mistakes import is_mistake, sentence
+from data_pipeline.config import ObjectiveConfig
+from data_pipeline.reading.grid import objective_for
+from data_pipeline.reading.order import Permutation
+from tests.data_pipeline.samples import VOCABULARY
+
+
+def test_only_our_own_value_errors_and_the_machines_are_mistakes_of_the_user():
+    def caught(action):
+        try:
+            action()
+        except Exception as error:
+            return error
+        raise AssertionError("nothing was raised")
+
+    assert is_mistake(caught(Path("/nowhere/at/all").stat))
+    assert not is_mistake(caught(lambda: json.loads("{")))
+    assert not is_mistake(caught(lambda: {}["key"]))
+    assert is_mistake(caught(lambda: objective_for(ObjectiveConfig(), "encdec", VOCABULARY)))
+
+
+def test_a_built_in_that_fails_inside_our_own_code_is_a_bug():
+    with pytest.raises(ValueError, match="invalid literal") as caught:
+        Permutation(9, 0)(np.array(["not a number"]))
+    assert not is_mistake(caught.value)
+
+
+def test_a_full_disk_is_told_with_its_file_and_without_the_number():
+    assert (
+        sentence(OSError(errno.ENOSPC, "No space left on device", "here/file")) == "here/file: No space left on device"
+    )
+    assert sentence(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
+    assert sentence(OSError("no words of the kernel")) == "no words of the kernel"

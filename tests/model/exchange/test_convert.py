@@ -1,0 +1,198 @@
+import json
+import re
+
+import pytest
+import sentencepiece
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from model.config import ModelConfig
+from model.exchange import convert, parity
+from model.kernels.attention import AttentionPattern
+from tests.model.exchange.exports import BASE, VOCAB, export, randomised
+from tests.model.packs import positions_of
+
+CASES = {
+    "untied": {},
+    "tied": {"tie_embeddings": True},
+    "head_dim_of_its_own": {"head_dim": 12, "rope_theta": 500000.0, "norm_eps": 1e-6},
+    "one_kv_head": {"num_kv_heads": 1, "tie_embeddings": True, "head_dim": 14},
+    "geglu": {"activation": "geglu"},
+    "biases": {"bias": True},
+    "stretched_evenly": {"rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "stretched_as_llama_3": {"rope_scaling": {"kind": "llama3", "factor": 8.0, "original_max_positions": 16}},
+    "biased_queries": {"qkv_bias": True, "tie_embeddings": True, "head_dim": 12},
+    "unbiased_queries": {"bias": True, "qkv_bias": False},
+    "heads_that_do_not_divide": {"num_heads": 5, "num_kv_heads": 1, "head_dim": 10},
+    "qwen3": {"qk_norm": True, "head_dim": 14, "num_kv_heads": 1},
+}
+SEED_OSS = ("biased_queries", "unbiased_queries", "heads_that_do_not_divide")
+CLASSES = {"qwen3": "Qwen3ForCausalLM", **dict.fromkeys(SEED_OSS, "SeedOssForCausalLM")}
+
+
+@pytest.fixture
+def model():
+    return randomised(ModelConfig(**BASE))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_gives_our_logits_document_by_document_and_our_greedy_tokens(case, tmp_path, tokenizer_model):
+    config = ModelConfig(**BASE | CASES[case])
+    model = randomised(config)
+    folder = export(model, tmp_path / "out", tokenizer_model)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert type(theirs).__name__ == CLASSES.get(case, "LlamaForCausalLM") and theirs.dtype == torch.float32
+    lengths = [17, 40, 1, 23]
+    tokens = torch.randint(VOCAB, (sum(lengths),), generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        packed = model(tokens, positions_of(lengths), AttentionPattern.causal(lengths))
+        for document, ours in zip(tokens.split(lengths), packed.split(lengths), strict=True):
+            torch.testing.assert_close(ours, theirs(document[None]).logits[0], atol=1e-5, rtol=0)
+        text = tokens[:9]
+        generated = theirs.generate(
+            text[None], do_sample=False, max_new_tokens=50, min_new_tokens=50, eos_token_id=None
+        )
+        for _ in range(50):
+            logits = model(text, torch.arange(len(text)), AttentionPattern.causal([len(text)]))
+            text = torch.cat((text, logits[-1:].argmax(-1)))
+    assert torch.equal(generated[0], text)
+
+
+def test_a_model_that_wants_to_end_at_once_can_be_exported(model, tmp_path, tokenizer_model):
+    """Its likeliest token after the prompt of the check is the end token, which transformers' generate may bar."""
+    num_tokens = min(parity.NUM_CHECKED, 128 // 2)
+    prompt = torch.randint(VOCAB, (2, num_tokens), generator=torch.Generator().manual_seed(0))[0]
+    with torch.no_grad():
+        logits = model(prompt, torch.arange(num_tokens), AttentionPattern.causal([num_tokens]))[-1]
+        model.head.weight[2] = 2 * model.head.weight[logits.argmax()]
+        ending = model(prompt, torch.arange(num_tokens), AttentionPattern.causal([num_tokens]))[-1]
+    assert ending.argmax() == 2
+    export(model, tmp_path / "out", tokenizer_model)
+
+
+def test_tokenizer_gives_sentencepieces_ids_behind_the_opening_token(model, tmp_path, tokenizer_model):
+    folder = export(model, tmp_path / "out", tokenizer_model)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
+    for text in (*parity.AWKWARD_TEXTS, "  \t\n", "a\0b\0", "\n\n\n", "\U0001f600" * 20, "def f(x):\n    return x\n"):
+        expected = ours.encode(text)
+        assert theirs.encode(text, add_special_tokens=False) == expected
+        assert theirs(text).input_ids == [1, *expected]
+        assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True) == ours.decode(expected)
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (1, 2, 3)
+    assert len(theirs) == ours.vocab_size()
+    assert theirs.convert_tokens_to_ids("<extra_id_3>") == ours.piece_to_id("<extra_id_3>")
+
+
+def test_large_models_are_split_into_indexed_files(tmp_path, tokenizer_model):
+    model = randomised(ModelConfig(**BASE | {"tie_embeddings": True}))
+    folder = export(model, tmp_path / "out", tokenizer_model, file_bytes=30_000, state=iter(model.state_dict().items()))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in folder.glob("*.safetensors"))
+    assert len(files) > 2 and set(index["weight_map"].values()) == set(files)
+    assert all(re.fullmatch(rf"model-\d{{5}}-of-{len(files):05}\.safetensors", file) for file in files)
+    stored = {name: weight for file in files for name, weight in load_file(folder / file).items()}
+    assert sum(w.nbytes for w in stored.values()) == index["metadata"]["total_size"]
+    assert "lm_head.weight" not in stored
+    assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is True
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert torch.equal(theirs.lm_head.weight, model.embedding.weight)
+
+
+def test_weights_can_be_stored_in_bf16(model, tmp_path, tokenizer_model):
+    folder = export(model, tmp_path / "out", tokenizer_model, dtype=torch.bfloat16)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert theirs.dtype == torch.bfloat16
+    assert torch.equal(theirs.model.norm.weight, model.norm.weight.bfloat16())
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else_is_left(tmp_path, tokenizer_model):
+    out = tmp_path / "out"
+    export(randomised(ModelConfig(**BASE), 0), out, tokenizer_model, file_bytes=30_000)
+    second = randomised(ModelConfig(**BASE), 1)
+    export(second, out, tokenizer_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [file.name for file in out.glob("*.safetensors*")] == ["model.safetensors"]
+    assert torch.equal(load_file(out / "model.safetensors")["lm_head.weight"], second.head.weight)
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(model, tmp_path, tokenizer_model):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="out: it exists and is no folder shardline exported"):
+        export(model, out, tokenizer_model)
+    assert (out / "thesis.tex").read_text() == "years of work"
+    (out / "thesis.tex").unlink()
+    assert export(model, out, tokenizer_model) == out
+
+
+def test_missing_and_misshapen_input_is_refused_and_leaves_nothing(model, tmp_path, tokenizer_model):
+    out = tmp_path / "out"
+    with pytest.raises(ValueError, match=r"nowhere\.model: no such tokenizer"):
+        export(model, out, tmp_path / "nowhere.model")
+    state = model.state_dict()
+    with pytest.raises(ValueError, match=r"norm\.weight: the weight is missing"):
+        export(model, out, tokenizer_model, state={k: v for k, v in state.items() if k != "norm.weight"})
+    with pytest.raises(ValueError, match=r"head\.weight: the weight is \[599, 48\]"):
+        export(model, out, tokenizer_model, state=state | {"head.weight": state["head.weight"][1:]})
+    with pytest.raises(ValueError, match=r"extra: the model has no such weight"):
+        export(model, out, tokenizer_model, state=state | {"extra": torch.zeros(1)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def spoil_config(key, value):
+    def spoil(folder):
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+
+    return spoil
+
+
+def swap_norms(folder):
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    names = ("model.layers.0.input_layernorm.weight", "model.layers.0.post_attention_layernorm.weight")
+    weights[names[0]], weights[names[1]] = weights[names[1]], weights[names[0]]
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        spoil_config("rms_norm_eps", 0.1),
+        spoil_config("rope_parameters", {"rope_type": "default", "rope_theta": 1e6}),
+        spoil_config("hidden_act", "gelu"),
+        swap_norms,
+    ],
+)
+def test_a_folder_that_does_not_do_what_the_model_does_never_gets_its_name(
+    spoil, model, tmp_path, tokenizer_model, monkeypatch
+):
+    def check_spoiled(folder, *args):
+        spoil(folder)
+        parity.check_export(folder, *args)
+
+    monkeypatch.setattr(convert, "check_export", check_spoiled)
+    with pytest.raises(RuntimeError, match=r"differ from ours|is not the one that was exported"):
+        export(model, tmp_path / "out", tokenizer_model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_tokenizer_that_gives_other_ids_never_gets_out(model, tmp_path, tokenizer_model, monkeypatch):
+    original = convert._write_tokenizer
+
+    def with_prefix_space(folder, *args):
+        original(folder, *args)
+        file = folder / "tokenizer.json"
+        tokenizer = json.loads(file.read_text())
+        tokenizer["pre_tokenizer"]["prepend_scheme"] = "always"
+        file.write_text(json.dumps(tokenizer))
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_prefix_space": True}))
+
+    monkeypatch.setattr(convert, "_write_tokenizer", with_prefix_space)
+    with pytest.raises(RuntimeError, match="the exported tokenizer"):
+        export(model, tmp_path / "out", tokenizer_model)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,259 @@
+"""Somebody's folders as weights of ours: the same logits and tokens, and refusals of what has no place."""
+
+import json
+
+import pytest
+import torch
+import transformers
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+from model.config import ModelConfig
+from model.exchange import importing, parity
+from model.exchange.importing import import_hf, imported_config, load_imported
+from model.exchange.parity import run_ours
+from model.network.transformer import Transformer
+from tests.memory import peak_memory
+from tests.model.exchange.exports import BASE, EXACTLY, VOCAB, export, greedy, padded, randomised, tokens
+
+SIZE = {"vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
+SIZE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.15}
+T5_SIZE = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 64, "num_heads": 6, "dropout_rate": 0.0}
+T5_SIZE |= {"decoder_start_token_id": 0, "initializer_factor": 1.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 5e5}
+THEIRS = {
+    "llama": ("Llama", SIZE),
+    "llama tied": ("Llama", SIZE | {"tie_word_embeddings": True, "head_dim": 14, "rms_norm_eps": 1e-6}),
+    "llama 3 with biases": ("Llama", SIZE | {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
+    "qwen2": ("Qwen2", SIZE | {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", SIZE | {"head_dim": 20, "num_attention_heads": 5, "num_key_value_heads": 1}),
+    "seed_oss": ("SeedOss", SIZE | {"head_dim": 8, "residual_dropout": 0.0}),
+    "eurobert": ("EuroBert", SIZE | {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 4}),
+    "t5 v1.1": ("T5", T5_SIZE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5 deeper decoder": ("T5", T5_SIZE | {"num_layers": 1, "num_decoder_layers": 3, "tie_word_embeddings": False}),
+    "t5 deeper encoder": ("T5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "tie_word_embeddings": False}),
+    "t5 of the first kind": ("T5", T5_SIZE | {"num_layers": 2}),
+}
+ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def code_cache():
+    """Keeps transformers' copies of modeling files out of the home folder."""
+    with parity.quiet_transformers():
+        yield
+
+
+def save_theirs(case, folder, dtype=torch.float32):
+    """A small model of transformers' own with random weights; its T5's have heads of their own where theirs have."""
+    name, keys = THEIRS[case]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**{"num_layers": 2} | keys if name == "T5" else keys)
+    model = getattr(transformers, name + ENDINGS.get(name, "ForCausalLM"))(config)
+    for weight in model.parameters():
+        if weight.dim() == 1:
+            weight.data.uniform_(0.5, 1.5)
+    model.to(dtype).save_pretrained(folder)
+    if keys.get("tie_word_embeddings") is False and name == "T5":
+        weights = load_file(folder / "model.safetensors")
+        weights["lm_head.weight"] = torch.randn_like(weights["shared.weight"])
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        facts = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(facts | {"tie_word_embeddings": False}))
+    return folder
+
+
+def load_theirs(folder, auto=None):
+    auto = auto or {"eurobert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(
+        json.loads((folder / "config.json").read_text())["model_type"], AutoModelForCausalLM
+    )
+    return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=True, dtype=torch.float32).eval()
+
+
+def load_ours(out):
+    config, vocab_size = imported_config(out)
+    model = Transformer(config, vocab_size)
+    missing, unexpected = model.load_state_dict(dict(load_imported(out)), strict=False)
+    assert not unexpected and set(missing) <= ({"head.weight"} if config.tie_embeddings else set())
+    return model
+
+
+@pytest.mark.parametrize("case", THEIRS)
+def test_logits_and_greedy_tokens_are_theirs(case, tmp_path):
+    folder = save_theirs(case, tmp_path / "theirs")
+    import_hf(folder, tmp_path / "ours")
+    ours, theirs = load_ours(tmp_path / "ours"), load_theirs(folder)
+    text, answer = tokens(20, 13)
+    shape, start = ours.config.shape, torch.tensor([0])
+    with torch.no_grad():
+        if shape == "encdec":
+            outputs = torch.cat((start, answer))
+            logits = theirs(text[None], decoder_input_ids=outputs[None]).logits[0]
+            kept = parity.cache_for(theirs)
+        else:
+            outputs, kept = (text[:0] if shape == "encoder" else answer), {}
+            logits = theirs(torch.cat((text, outputs))[None]).logits[0]
+        torch.testing.assert_close(run_ours(ours, text, outputs), logits, atol=1e-5, rtol=1e-5)
+        if shape == "encoder":
+            return
+        generated = theirs.generate(**padded([text], left=True), **EXACTLY, **kept)[0, -50:]
+        for count in (0, 1, 25, 49):
+            outputs = torch.cat((start[: shape == "encdec"], generated[:count]))
+            assert run_ours(ours, text, outputs)[-1].argmax() == generated[count]
+
+
+def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
+    import_hf(save_theirs("t5 of the first kind", tmp_path / "theirs"), tmp_path / "ours")
+    weights = dict(load_imported(tmp_path / "ours"))
+    torch.testing.assert_close(weights["head.weight"], weights["embedding.weight"] * 48**-0.5)
+
+
+EXPORTED = {
+    "causal tied": {"tie_embeddings": True, "rope_scaling": {"kind": "linear", "factor": 2.0}},
+    "causal with biased queries": {"qkv_bias": True},
+    "prefix": {"shape": "prefix", "bias": True, "activation": "geglu"},
+    "encoder": {"shape": "encoder", "tie_embeddings": True},
+    "t5": {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16, "num_kv_heads": 6},
+    "t5 tied": {"shape": "encdec", "positions": "t5_bias", "tie_embeddings": True, "head_dim": 4, "num_kv_heads": 6},
+    "encdec": {"shape": "encdec", "num_encoder_layers": 3, "qk_norm": True, "activation": "relu", "qkv_bias": True},
+}
+
+
+@pytest.mark.parametrize("case", EXPORTED)
+def test_what_was_exported_comes_back_bit_for_bit(case, tmp_path, tokenizer_model):
+    model = randomised(ModelConfig(**BASE | EXPORTED[case]))
+    folder = export(model, tmp_path / "hf", tokenizer_model)
+    import_hf(folder, tmp_path / "ours")
+    config, vocab_size = imported_config(tmp_path / "ours")
+    again = load_ours(tmp_path / "ours")
+    assert vocab_size == VOCAB and config.shape == model.config.shape
+    assert config.tie_embeddings == model.config.tie_embeddings
+    theirs = dict(model.named_parameters())
+    assert all(torch.equal(weight, theirs[name]) for name, weight in again.named_parameters())
+    assert (tmp_path / "ours" / "tokenizer" / "tokenizer.model").read_bytes() == tokenizer_model.read_bytes()
+    (text,) = tokens(8)
+    if config.shape != "encoder":
+        assert torch.equal(greedy(again, text, 5), greedy(model, text, 5))
+
+
+def test_key_heads_that_were_repeated_for_t5_come_back_as_many(tmp_path, tokenizer_model):
+    model = randomised(ModelConfig(**BASE | {"shape": "encdec", "positions": "t5_bias"}))
+    import_hf(export(model, tmp_path / "hf", tokenizer_model), tmp_path / "ours")
+    assert imported_config(tmp_path / "ours")[0].kv_heads == 6
+    again, (text, answer) = load_ours(tmp_path / "ours"), tokens(12, 9)
+    torch.testing.assert_close(run_ours(again, text, answer), run_ours(model, text, answer), atol=1e-5, rtol=0)
+
+
+def test_half_precision_is_imported_as_it_is(tmp_path):
+    folder = save_theirs("llama", tmp_path / "theirs", torch.bfloat16)
+    import_hf(folder, tmp_path / "ours", file_bytes=40_000)
+    weights = dict(load_imported(tmp_path / "ours"))
+    assert len(list((tmp_path / "ours").glob("*.safetensors"))) > 2
+    assert all(weight.dtype == torch.float32 and torch.equal(weight, weight.bfloat16()) for weight in weights.values())
+
+
+def test_the_model_section_of_a_run_is_written_beside_the_weights(tmp_path):
+    import_hf(save_theirs("llama tied", tmp_path / "theirs"), tmp_path / "ours")
+    facts = yaml.safe_load((tmp_path / "ours" / "model.yaml").read_text())
+    assert facts["class"] == "LlamaForCausalLM"
+    assert ModelConfig(**facts["model"]) == imported_config(tmp_path / "ours")[0]
+    assert facts["model"]["vocab_size"] == VOCAB and facts["model"]["head_dim"] == 14
+
+
+REFUSED = {
+    "type": ({"model_type": "gpt2"}, r"config\.json: model_type gpt2 is none that can be imported; allowed are llama"),
+    "activation": ({"hidden_act": "relu"}, r"hidden_act relu has no place here; allowed are silu"),
+    "some biases": ({"attention_bias": True}, r"attention_bias true with mlp_bias false has no place"),
+    "rope": (
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
+        r"rope_type yarn has no place here; allowed are default, linear and llama3",
+    ),
+    "quantized": ({"quantization_config": {"bits": 4}}, r"the weights are quantized"),
+    "depth": ({"num_hidden_layers": 3}, r"the weight model\.layers\.2\..* is missing"),
+    "width": (
+        {"intermediate_size": 65},
+        r"gate_proj\.weight: the weight is \[64, 48\], the config makes it \[65, 48\]",
+    ),
+    "more": ({"num_hidden_layers": 1}, r"the weight model\.layers\.1\..* has no place here"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_has_no_place_is_refused_and_leaves_nothing(case, tmp_path):
+    folder = save_theirs("llama", tmp_path / "theirs")
+    changes, message = REFUSED[case]
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | changes))
+    with pytest.raises(ValueError, match=message) as refusal:
+        import_hf(folder, tmp_path / "ours")
+    assert "\n" not in str(refusal.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_folders_that_are_none_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"no config\.json in it"):
+        import_hf(tmp_path, tmp_path / "ours")
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match=r"no model\.safetensors in it"):
+        import_hf(tmp_path, tmp_path / "ours")
+    with pytest.raises(ValueError, match=r"no model\.yaml in it; make it with 'shardline import"):
+        list(load_imported(tmp_path))
+
+
+def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
+    folder = save_theirs("llama", tmp_path / "theirs")
+    with pytest.raises(ValueError, match="it exists and is no folder shardline imported into"):
+        import_hf(folder, folder)
+
+
+def test_nobody_elses_code_is_run(tmp_path, tokenizer_model):
+    folder = export(randomised(ModelConfig(**BASE | {"shape": "prefix"})), tmp_path / "hf", tokenizer_model)
+    with (folder / "prefix_llama.py").open("a") as file:
+        file.write("raise SystemExit\n")
+    with pytest.raises(ValueError, match=r"prefix_llama\.py: it is not the modeling file that shardline ships"):
+        import_hf(folder, tmp_path / "ours")
+
+
+def test_an_import_that_gives_other_logits_never_gets_its_name(tmp_path, monkeypatch):
+    folder = save_theirs("llama", tmp_path / "theirs")
+    original = importing.from_hf_config
+
+    def with_another_base(facts):
+        found = original(facts)
+        return found._replace(config=found.config.model_copy(update={"rope_theta": 500.0}))
+
+    monkeypatch.setattr(importing, "from_hf_config", with_another_base)
+    with pytest.raises(RuntimeError, match=r"logits differ from ours by .*; nothing was imported"):
+        import_hf(folder, tmp_path / "ours")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+MEBIBYTE = 2**20
+LARGE = ModelConfig(num_layers=40, d_model=256, num_heads=4, num_kv_heads=2, d_ff=768, tie_embeddings=True)
+
+
+def lazily(model):
+    """Weights of a model on the meta device, each made when it is asked for."""
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in model.named_parameters():
+        yield name, torch.randn(weight.shape, generator=generator) * 0.1 + (weight.dim() == 1)
+
+
+@pytest.mark.parametrize("shape", ["causal", "prefix", "encdec"])
+def test_memory_grows_neither_in_export_nor_in_import_with_the_model(shape, tmp_path, tokenizer_model):
+    config = LARGE.model_copy(update={"shape": shape, "num_encoder_layers": 2 if shape == "encdec" else None})
+    small = config.model_copy(update={"num_layers": 2})
+    how = {"max_positions": 8, "file_bytes": 16 * MEBIBYTE}
+    export(Transformer(small, VOCAB), tmp_path / "warm", tokenizer_model, **how)
+    with torch.device("meta"):
+        model = Transformer(config, VOCAB)
+    with peak_memory() as peak:
+        export(model, tmp_path / "hf", tokenizer_model, state=lazily(model), **how)
+    weights = sum(file.stat().st_size for file in (tmp_path / "hf").glob("*.safetensors"))
+    assert weights > 100 * MEBIBYTE
+    assert peak.growth < weights / 4, f"{peak.growth / MEBIBYTE:.0f} MiB for {weights / MEBIBYTE:.0f} MiB of weights"
+    with peak_memory() as peak:
+        import_hf(tmp_path / "hf", tmp_path / "ours", file_bytes=16 * MEBIBYTE)
+    assert peak.growth < weights / 4, f"{peak.growth / MEBIBYTE:.0f} MiB for {weights / MEBIBYTE:.0f} MiB of weights"

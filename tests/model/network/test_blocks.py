@@ -1,0 +1,139 @@
+"""Our blocks against models that nobody here wrote, with the same weights, in fp32."""
+
+import pytest
+import torch
+from torch import nn
+
+from model.config import ModelConfig
+from model.kernels.attention import AttentionPattern
+from model.network.positions import rope_frequencies
+from model.network.transformer import Transformer
+from tests.model import peers
+from tests.model.packs import pattern_of, positions_of
+
+LENGTHS = [17, 40, 1, 93]
+
+
+def loaded(config: ModelConfig, weights: dict[str, torch.Tensor]) -> Transformer:
+    """Our model with these weights, all of them and no others."""
+    model = Transformer(config, peers.VOCAB)
+    model.load_state_dict(weights)
+    return model
+
+
+def assert_same_logits(peer: peers.Peer, prefixes: list[int], **theirs) -> None:
+    """Ours on a pack of documents, theirs on one document at a time."""
+    hf, config, weights = peer
+    model = loaded(config, weights)
+    tokens = torch.randint(peers.VOCAB, (sum(LENGTHS),), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        packed = model(tokens, positions_of(LENGTHS), pattern_of(LENGTHS, prefixes))
+        assert packed.std() > 0.3
+        for document, ours in zip(tokens.split(LENGTHS), packed.split(LENGTHS), strict=True):
+            torch.testing.assert_close(ours, hf(document[None], **theirs).logits[0], atol=1e-5, rtol=0)
+
+
+DECODERS = {
+    "Llama": peers.llama,
+    "Llama with one key head": lambda: peers.llama({"num_kv_heads": 1}, {"num_key_value_heads": 1}),
+    "Llama with heads wider than its width": lambda: peers.llama({"head_dim": 12}, {"head_dim": 12}),
+    "Llama with biases": lambda: peers.llama({"bias": True}, {"attention_bias": True, "mlp_bias": True}),
+    "Llama with GEGLU": lambda: peers.llama({"activation": "geglu"}, {"hidden_act": "gelu_pytorch_tanh"}),
+    "Llama 3.1's stretched rope": peers.llama3,
+    "linearly stretched rope": peers.linear_rope,
+    "Qwen 2: biases on q, k, v alone": lambda: peers.llama({"qkv_bias": True}, kind="Qwen2"),
+    "Qwen 3: norms on q and k": lambda: peers.llama({"qk_norm": True}, kind="Qwen3"),
+    "GPT-2": peers.gpt2,
+    "GPT-J": peers.gptj,
+    "Phi": peers.phi,
+    "Cohere": peers.cohere,
+    "BLOOM": peers.bloom,
+    "OPT": peers.opt,
+}
+
+
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_causal_model_gives_its_peers_logits(name):
+    assert_same_logits(DECODERS[name](), [0] * len(LENGTHS))
+
+
+def test_an_encoder_gives_its_peers_logits():
+    assert_same_logits(peers.llama({"shape": "encoder"}, kind="EuroBert"), LENGTHS)
+
+
+def test_a_prefix_model_gives_llamas_logits_under_a_mask_that_shows_the_prefix():
+    hf, config, weights = peers.llama({"shape": "prefix"})
+    model = loaded(config, weights)
+    tokens = torch.randint(peers.VOCAB, (30,), generator=torch.Generator().manual_seed(1))
+    place = torch.arange(30)
+    for prefix in (0, 1, 13, 30):
+        seen = (place[None, :] <= place[:, None]) | (place[None, :] < prefix)
+        mask = torch.zeros(30, 30).masked_fill(~seen, torch.finfo(torch.float32).min)
+        with torch.no_grad():
+            theirs = hf(tokens[None], attention_mask=mask[None, None]).logits[0]
+            ours = model(tokens, place, pattern_of([30], [prefix]))
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("make", [peers.llama, peers.llama3, peers.linear_rope])
+def test_rotary_frequencies_are_huggingfaces_to_the_last_bit(make):
+    hf, config, _ = make()
+    assert torch.equal(rope_frequencies(config, "cpu"), hf.model.rotary_emb.inv_freq)
+
+
+def small(**keys) -> Transformer:
+    return Transformer(ModelConfig(**peers.OURS, init_std=0.3, **keys), peers.VOCAB)
+
+
+def test_without_positions_an_encoder_gives_shuffled_tokens_shuffled_logits():
+    model = small(shape="encoder", positions="none")
+    tokens, order = torch.arange(20), torch.randperm(20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits = model(tokens, torch.arange(20), pattern_of([20], [20]))
+        shuffled = model(tokens[order], torch.arange(20), pattern_of([20], [20]))
+    torch.testing.assert_close(shuffled, logits[order], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("shape", "sees_order"), [("encoder", True), ("prefix", True), ("causal", False)])
+def test_relative_biases_tell_the_future_from_the_past_where_it_is_seen(shape, sees_order):
+    """In a prefix the next key and the last key of the same distance have biases of their own."""
+    model = small(shape=shape, positions="t5_bias")
+    bias = model.attention_bias
+    assert bias is not None
+    with torch.no_grad():
+        bias.weight[16:].zero_()
+        bias.weight[:16].fill_(3.0)  # bidirectional: past and present; unidirectional: all but the far past
+    tokens, pattern = torch.arange(12), pattern_of([12], [12])
+    with torch.no_grad():
+        plain = model(tokens, tokens, pattern)
+        bias.weight.zero_()
+        flat = model(tokens, tokens, pattern)
+    assert torch.allclose(plain, flat, atol=1e-4) != sees_order
+
+
+def test_a_document_longer_than_the_learned_positions_is_refused():
+    model = small(positions="learned", max_positions=8)
+    tokens = torch.arange(9)
+    model(tokens[:8], tokens[:8], AttentionPattern.causal([8]))
+    with pytest.raises(ValueError, match="max_positions: a document of 9 tokens is longer than the 8 learned"):
+        model(tokens, tokens, AttentionPattern.causal([9]))
+
+
+@pytest.mark.parametrize("positions", ["rope", "t5_bias", "learned", "alibi", "none"])
+def test_a_model_made_on_the_meta_device_needs_nothing_but_its_weights(positions):
+    keys = {"positions": positions, "max_positions": 16 if positions == "learned" else None}
+    made = small(**keys)
+    with torch.device("meta"):
+        empty = small(**keys)
+    empty.load_state_dict(made.state_dict(), assign=True)
+    tokens = torch.arange(10)
+    pattern = AttentionPattern.causal([10])
+    assert torch.equal(empty(tokens, tokens, pattern), made(tokens, tokens, pattern))
+
+
+def test_biases_start_at_zero_and_norms_at_one():
+    model = small(norm="layernorm", bias=True, qk_norm=True, embedding_norm=True, activation="gelu")
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            assert torch.equal(weight, torch.full_like(weight, float("norm" in name and name.endswith("weight"))))
+    assert isinstance(model.embedding_norm, nn.Module)

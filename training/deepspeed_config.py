@@ -1,0 +1,116 @@
+"""A run's config as DeepSpeed's: a pure function, for the engine, the plan and login nodes without DeepSpeed."""
+
+from typing import Any
+
+from common.mistakes import Mistake
+from training.config import RunConfig
+
+OWNED = {
+    "train_batch_size": "training.global_batch_size",
+    "train_micro_batch_size_per_gpu": "training.micro_batch_size",
+    "gradient_accumulation_steps": "training.global_batch_size and micro_batch_size",
+    "managed_gradient_accumulation": "training.global_batch_size and micro_batch_size",
+    "gradient_clipping": "optimizer.gradient_clipping",
+    "gradient_allreduce_op": "the loss, which is divided by the targets of the global batch",
+    "optimizer": "optimizer",
+    "scheduler": "schedule",
+    "bf16.enabled": "training.precision",
+    "fp16": "training.precision",
+    "amp": "training.precision",
+    "torch_autocast": "training.precision",
+    "data_types": "training.precision",
+    "zero_optimization.stage": "training.zero_stage",
+    "checkpoint": "checkpoint",
+    "activation_checkpointing": "model.activation_checkpointing",
+    "compile": "model.compile",
+}
+"""DeepSpeed keys that follow from ours, and from which."""
+
+OTHERS = (
+    "aio",
+    "bf16",
+    "comms_logger",
+    "communication_data_type",
+    "disable_python_gc",
+    "dump_state",
+    "flops_profiler",
+    "gradient_predivide_factor",
+    "log_level",
+    "memory_breakdown",
+    "prescale_gradients",
+    "timers",
+    "wall_clock_breakdown",
+    "zero_allow_untested_optimizer",
+    "zero_force_ds_cpu_optimizer",
+    "zero_optimization",
+)
+"""DeepSpeed keys that a run may set itself (DeepSpeed would pass over any other in silence)."""
+
+SECTIONS = {"aio", "bf16", "comms_logger", "flops_profiler", "timers", "zero_optimization"}
+"""Those of them that hold keys of their own."""
+
+
+def accumulation_steps(run: RunConfig, world_size: int) -> int:
+    """Micro-batches of one rank in one step. ValueError when the global batch does not divide evenly."""
+    per_pass = run.training.micro_batch_size * world_size
+    if run.training.global_batch_size % per_pass:
+        raise Mistake(
+            f"training.global_batch_size: {run.training.global_batch_size} is no multiple of micro_batch_size "
+            f"{run.training.micro_batch_size} times {world_size} ranks; change one of the three"
+        )
+    return run.training.global_batch_size // per_pass
+
+
+def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[str, Any]:
+    """DeepSpeed's configuration of a run, with the run's own `training.deepspeed` keys merged in.
+
+    Raises ValueError for keys that follow from other sections of the config; those of `zero_optimization` are
+    DeepSpeed's to judge (engine.py asks it).
+    """
+    training, on_cpu = run.training, device_type == "cpu"
+    # Stage 0 reports no gradient norm, so `Engine` clips there and has it.
+    clipping = 0.0 if training.zero_stage == 0 else run.optimizer.gradient_clipping
+    zero: dict[str, Any] = {"stage": training.zero_stage}
+    if training.zero_stage > 0:
+        # Host memory gains nothing from staging gradients in a bucket or from a second stream: it only copies more.
+        # Small buckets stay in memory that the allocator has at hand; large ones are there to fill a fast network.
+        zero |= {"overlap_comm": not on_cpu, "contiguous_gradients": not on_cpu}
+        zero["reduce_bucket_size"] = 4_000_000 if on_cpu else 200_000_000
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": training.micro_batch_size,
+        "gradient_accumulation_steps": accumulation_steps(run, world_size),
+        "gradient_clipping": clipping,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False}},
+    }
+    if training.precision == "bf16":
+        config["bf16"] = {"enabled": True}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    _refuse_foreign_keys(training.deepspeed)
+    _merge(config, training.deepspeed)
+    return config
+
+
+def _refuse_foreign_keys(keys: dict[str, Any], prefix: str = "") -> None:
+    for name, value in keys.items():
+        path = prefix + name
+        if path in OWNED:
+            raise Mistake(f"training.deepspeed.{path}: it follows from {OWNED[path]}; set that and remove this key")
+        if not prefix and name not in OTHERS:
+            raise Mistake(f"training.deepspeed.{name}: not a key for DeepSpeed here; known are {', '.join(OTHERS)}")
+        if not prefix and isinstance(value, dict) != (name in SECTIONS):
+            expected = "a section with keys" if name in SECTIONS else "a single value"
+            raise Mistake(f"training.deepspeed.{name}: {value!r}; expected {expected}")
+        if not prefix and isinstance(value, dict):
+            _refuse_foreign_keys(value, f"{name}.")
+
+
+def _merge(into: dict[str, Any], extra: dict[str, Any]) -> None:
+    for name, value in extra.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
