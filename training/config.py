@@ -61,12 +61,14 @@ class TrainingConfig(Section):
     """Samples per optimizer step over all ranks."""
     micro_batch_size: int = Field(default=1, ge=1)
     """Samples a rank works on at once; what is missing to the global batch is accumulated."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too, 0 nothing."""
     initial_weights: str | None = None
     """Folder made by `shardline import`, whose weights a new run starts from; empty draws them from the seed."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the forward and backward pass; master weights are always fp32."""
+    """Arithmetic of the forward and backward pass; master weights are always fp32, as is the sum over micro-batches."""
+    gradient_communication: Literal["fp32", "bf16"] = "fp32"
+    """What ranks sum their gradients in; bf16 halves what they send and rounds the sum, and needs precision bf16."""
     z_loss: float = Field(default=0.0, ge=0)
     """Weight of the squared log-partition term (PaLM, arXiv 2204.02311, section 5)."""
     num_processes: int = Field(default=1, ge=1)
@@ -90,6 +92,8 @@ class TrainingConfig(Section):
             raise Mistake(
                 "zero_stage: 0 keeps no fp32 master weights under bf16; use zero_stage 1 or more, or precision fp32"
             )
+        if self.gradient_communication == "bf16" and self.precision == "fp32":
+            raise Mistake("gradient_communication: bf16 would round the gradients of precision fp32; use fp32")
         if self.global_batch_size % self.micro_batch_size:
             raise Mistake(
                 f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
