@@ -35,7 +35,7 @@ class OptimizerConfig(Section):
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     """Decoupled weight decay of matrices."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
+    gradient_clipping: float = Field(default=1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 clips nothing."""
 
 
@@ -110,8 +110,8 @@ class TrainingConfig(Section):
         longest = max(self.sequence_length, self.target_length or 0)
         if self.micro_batch_size * longest > INT32:
             raise Mistake(
-                f"micro_batch_size: {self.micro_batch_size} samples of {longest} tokens are more than the {INT32} tokens "
-                "that attention kernels can number; lower it"
+                f"micro_batch_size: {self.micro_batch_size} samples of {longest} tokens are more than {INT32} tokens, "
+                "the most that attention kernels can number; lower it"
             )
         return self
 
