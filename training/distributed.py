@@ -74,6 +74,14 @@ class World:
         dist.all_gather_object(values, value, group=self.group)
         return values
 
+    def gather_to_main(self, value: Any) -> list[Any] | None:
+        """`value` of every rank, in rank order, on rank 0; None on the others, which need no memory for them."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, values, dst=0, group=self.group)
+        return values
+
     def from_main(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank."""
         if self.size == 1:
