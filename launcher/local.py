@@ -129,7 +129,7 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
 
 def latest_step(run_dir: Path) -> int:
     """Step of the newest complete checkpoint, 0 when there is none."""
-    from training.checkpoint import latest_checkpoint, step_of
+    from training.state.folder import latest_checkpoint, step_of
 
     newest = latest_checkpoint(run_dir)
     return step_of(newest) if newest else 0

@@ -15,8 +15,6 @@ from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
 from model.exchange.importing import MODEL_FILE, imported_config, load_imported
 from model.network.transformer import Transformer
-from training import checkpoint
-from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.distributed import World
@@ -25,10 +23,11 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.hardware import peak_flops
 from training.loop import Run, Trainer
+from training.state.choosing import Checkpoint, Choice, choose
+from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
+from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
+from training.state.loading import load
 from training.step import LossModel
-
-EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "compile", "vocab_size"}
-"""Keys of the model section that change how it runs, not what it is (the vocabulary's size is compared resolved)."""
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -116,11 +115,11 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         vocab_size=vocabulary_size(config.model, manifest),
         events=events,
     )
-    choice = checkpoint.choose(folder, world)
-    if choice.folder is not None:
-        checkpoint.check_identity(choice.folder, run.identity)
+    choice = choose(folder, world)
+    if choice.checkpoint is not None:
+        check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
-    engine = build_engine(config, run.vocab_size, world, resuming=choice.folder is not None)
+    engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
     loader = _loader(run, state)
@@ -134,9 +133,9 @@ def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
     manifest = Manifest.load(config.data.path)
     identity = identify(config, manifest, world_size)
-    newest = checkpoint.latest_checkpoint(config.run_dir)
+    newest = latest_checkpoint(config.run_dir)
     if newest is not None:
-        checkpoint.check_identity(newest, identity)
+        check_identity(read_saved(newest).identity, identity, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
@@ -144,27 +143,35 @@ def check(config: RunConfig, world_size: int) -> None:
     _loader(run, RunState()).close()
 
 
-def _resume(run: Run, engine: Engine, choice: checkpoint.Choice) -> RunState:
+def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     for name, faults in choice.damaged.items():
-        print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
         run.events.write("damaged", checkpoint=name, faults=faults)
-    if choice.folder is None:
+        if run.world.is_main:
+            print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
+            mark_damaged(checkpoints_dir(run.folder) / name, faults)
+    found = choice.checkpoint
+    if found is None:
         return RunState()
-    _note_resharding(run, choice.folder)
-    state = checkpoint.load(engine, choice.folder, run.world)
-    run.events.write("resume", step=state.step, checkpoint=choice.folder.name)
+    if found.unlisted:
+        run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted)
+    if run.world.is_main:
+        unmark_damaged(found.folder)
+        for name in found.unlisted:
+            print(f"checkpoint {found.folder.name}: {name} is none of its files and is not read", flush=True)
+    _note_resharding(run, found)
+    state = load(engine, found)
+    run.events.write("resume", step=state.step, checkpoint=found.folder.name)
     return state
 
 
-def _note_resharding(run: Run, folder: Path) -> None:
-    identity = checkpoint.read_identity(folder)
-    then, now = ({key: getattr(of, key) for key in checkpoint.CUT} for of in (identity, run.identity))
+def _note_resharding(run: Run, found: Checkpoint) -> None:
+    then, now = ({key: getattr(of, key) for key in CUT} for of in (found.identity, run.identity))
     if then == now:
         return
-    run.events.write("resharded", checkpoint=folder.name, **{"from": then, "to": now})
+    run.events.write("resharded", checkpoint=found.folder.name, **{"from": then, "to": now})
     if run.world.is_main:
         ways = [f"{cut['world_size']} rank(s) at ZeRO {cut['zero_stage']}" for cut in (then, now)]
-        print(f"checkpoint {folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
+        print(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
