@@ -30,6 +30,7 @@ import torch
 
 from common.files import HashingWriter, checksum, sync_folder, write_whole
 from common.mistakes import Mistake
+from data_pipeline.manifest import comparable
 from training import fence
 from training.distributed import World
 
@@ -62,8 +63,8 @@ class RunIdentity:
     """ZeRO stage of the shards."""
     precision: str
     """fp32 or bf16."""
-    data: str
-    """Fingerprint of the dataset's training tokens."""
+    data: dict[str, str] | str
+    """Fingerprints of the dataset by what they cover; in old checkpoints one string, that of its training tokens."""
     tokenizer: str
     """Fingerprint of the vocabulary."""
     order: dict[str, Any]
@@ -185,6 +186,8 @@ def check_identity(folder: Path, now: RunIdentity) -> None:
     then = read_identity(folder)
     for field in dataclasses.fields(RunIdentity):
         old, new = getattr(then, field.name), getattr(now, field.name)
+        if field.name == "data":
+            old, new = comparable(old, new)
         if old == new or field.name in CUT:
             continue
         if isinstance(old, dict):
