@@ -176,12 +176,13 @@ def import_weights(folder: Path, out: Path) -> str:
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
-    split = TokenDataset(config.data.path, "validation", SAMPLE_TOKENS, keep_tail=True)
+    manifest = Manifest.load(config.data.path)
+    split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]
 

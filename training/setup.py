@@ -10,6 +10,8 @@ import torch
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
@@ -47,7 +49,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
         world_size=world_size,
         zero_stage=config.training.zero_stage,
         precision=config.training.precision,
-        data=manifest.fingerprint,
+        data=manifest.fingerprints,
         tokenizer=manifest.tokenizer_fingerprint,
         order={
             "seed": config.seed,
@@ -106,7 +108,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
-    manifest = Manifest.load(config.data.path)
+    manifest = _open_once(config, world)
     run = Run(
         config=config,
         folder=folder,
@@ -122,16 +124,31 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
-    loader = _loader(run, state)
+    loader = _loader(run, manifest, state)
     try:
         yield trainer, loader
     finally:
         loader.close()
 
 
+def _open_once(config: RunConfig, world: World) -> Manifest:
+    """The dataset as rank 0 found it, on every rank; what is wrong with it is raised on every rank too."""
+    found: Manifest | Exception | None = None
+    if world.is_main:
+        try:
+            found = open_dataset(config.data.path, config.tokenizer.path)
+        except (Mistake, OSError) as error:
+            found = error
+    found = world.from_main(found)
+    if isinstance(found, Exception):
+        raise found
+    assert found is not None
+    return found
+
+
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
-    manifest = Manifest.load(config.data.path)
+    manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
@@ -140,7 +157,7 @@ def check(config: RunConfig, world_size: int) -> None:
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
-    _loader(run, RunState()).close()
+    _loader(run, manifest, RunState()).close()
 
 
 def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
@@ -182,14 +199,12 @@ def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
         return {}
     parts = [ObjectiveConfig(**part.model_dump(exclude={"weight"})) for part in config.objective.parts or ()]
     objectives = [config.objective, *parts, *config.evaluation.objectives]
-    return {name: _evaluator(run, objective) for name, objective in _named(objectives)}
+    return {name: _evaluator(run, manifest, objective) for name, objective in _named(objectives)}
 
 
-def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
+def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Evaluator:
     config = run.config
-    batches = evaluation_batches(
-        config.data.path, num_samples=config.evaluation.num_samples, **_reading(run, objective)
-    )
+    batches = evaluation_batches(_reading(run, manifest, objective), num_samples=config.evaluation.num_samples)
     _check_positions(config.model, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
@@ -200,19 +215,21 @@ def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
     return evaluator
 
 
-def _reading(run: Run, objective: ObjectiveConfig) -> dict[str, Any]:
-    """What training and evaluation batches of this rank have in common, as keywords of both."""
+def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Reading:
+    """What training and evaluation batches of this rank have in common."""
     config, world = run.config, run.world
-    return {
-        "objective": objective,
-        "shape": config.model.shape,
-        "sequence_length": config.training.sequence_length,
-        "target_length": config.training.target_length,
-        "micro_batch_size": config.training.micro_batch_size,
-        "rank": world.mesh.data.rank,
-        "world_size": world.mesh.data.size,
-        "seed": config.seed,
-    }
+    return Reading(
+        config.data.path,
+        manifest,
+        objective,
+        config.model.shape,
+        config.training.sequence_length,
+        config.training.micro_batch_size,
+        config.seed,
+        rank=world.mesh.data.rank,
+        world_size=world.mesh.data.size,
+        target_length=config.training.target_length,
+    )
 
 
 def _check_positions(model: ModelConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
@@ -235,16 +252,14 @@ def _named(objectives: Sequence[ObjectiveConfig]) -> Iterator[tuple[str, Objecti
             yield (objective.name if count == 1 else f"{objective.name}-{count}"), objective
 
 
-def _loader(run: Run, state: RunState) -> Loader:
+def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:
     config = run.config
     loader = Loader(
-        config.data.path,
-        "train",
+        _reading(run, manifest, config.objective),
         global_batch_size=config.training.global_batch_size,
         samples_consumed=state.samples_consumed,
         prefetch=config.training.prefetch,
         pin=run.world.device.type == "cuda",
-        **_reading(run, config.objective),
     )
     _check_positions(config.model, config.objective, loader.lengths)
     return loader
