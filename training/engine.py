@@ -5,10 +5,13 @@
 Importing this module imports DeepSpeed (seconds); nothing at start-up of the command line does.
 """
 
+import contextlib
+import dataclasses
 import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +33,38 @@ from training.zero import PREFIX, ZeroState
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
-# A folder of its own: a lock left in a shared one by a killed process would hang every later start.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/shardline-extensions-{os.getpid()}")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from common.mistakes import Mistake
+
+
+class _Engine(DeepSpeedEngine):
+    """DeepSpeed's engine with one ZeRO optimizer for stages 1 and 2, whatever the precision.
+
+    For stage 1 in bf16 with gradients summed in fp32 DeepSpeed would take another, BF16_Optimizer, which reduces all
+    gradients of a step at once behind the last backward pass and knows neither buckets nor overlap.
+    """
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+        wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
+        return ZERO_OPTIMIZATION if self.zero_optimization() else wrapper
+
+
+deepspeed.DeepSpeedEngine = _Engine  # what deepspeed.initialize makes
+
+OPTIMIZERS: dict[int, type] = {
+    0: torch.optim.AdamW,
+    1: DeepSpeedZeroOptimizer,
+    2: DeepSpeedZeroOptimizer,
+    3: DeepSpeedZeroOptimizer_Stage3,
+}
+"""What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does."""
 
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -54,6 +81,48 @@ def check_zero_section(zero: dict[str, Any]) -> None:
         first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": str(error)}
         where = ".".join(["zero_optimization", *map(str, first["loc"])])
         raise Mistake(f"training.deepspeed.{where}: {first['msg']}, says DeepSpeed") from None
+
+
+@contextlib.contextmanager
+def private_extensions() -> Iterator[None]:
+    """Has torch compile extensions, should DeepSpeed ask for one, in a folder of this process's own, removed behind it.
+
+    In a shared one, a lock left by a killed process would hang every later start, and others could leave code there.
+    """
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="shardline-extensions-", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
+
+
+FP32 = 4
+"""Bytes of a number of the training state, whatever the model computes in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdings:
+    """Bytes of the training state that one rank holds from step to step, on its device or offloaded to its host."""
+
+    optimizer: str
+    """Class that keeps it."""
+    weights: int
+    """What the model computes with: a part at stage 3, which keeps small ones whole and gathers layers as it goes."""
+    gradients: int
+    """Their sum over the micro-batches of a step."""
+    master_weights: int
+    """fp32 weights; 0 at stage 0, where the model computes with them."""
+    moments: int
+    """AdamW's two."""
+
+    def __str__(self) -> str:
+        parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "optimizer"}
+        listed = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g} GB" for name, size in parts.items())
+        return f"{listed}; {sum(parts.values()) / 1e9:.3g} GB in all ({self.optimizer})"
 
 
 class Engine:
@@ -74,11 +143,32 @@ class Engine:
         optimizer = build_optimizer(model, run.optimizer, world.device)
         boxes = _in_optimizer_order(model, optimizer)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
         if world.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
         self._state = ZeroState(self._engine, self._optimizer, boxes)
+
+    def holdings(self) -> "Holdings":
+        """What this rank holds of the training state, now that it is cut."""
+        parameters = list(self.module.parameters())
+        whole = sum(parameter.numel() for parameter in parameters)
+        width = parameters[0].element_size()
+        weights = width * whole
+        masters = [vector for group in self._optimizer.param_groups for vector in group["params"]]
+        if self.stage == 3:
+            masters = self._optimizer.fp32_partitioned_groups_flat
+            kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
+            weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
+        own = sum(vector.numel() for vector in masters)
+        return Holdings(
+            optimizer=type(self._optimizer).__name__,
+            weights=weights,
+            gradients=FP32 * (own if self.stage > 1 else whole),
+            master_weights=FP32 * own if self.stage else 0,
+            moments=2 * FP32 * own,
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""
