@@ -5,6 +5,7 @@
 Importing this module imports DeepSpeed (seconds); nothing at start-up of the command line does.
 """
 
+import copy
 import logging
 import os
 import tempfile
@@ -20,6 +21,7 @@ from common.files import HashingWriter
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
+from training.first_weights import Fill, give_memory, put_weights
 from training.optimizer import build_optimizer
 from training.reshard import KEYS, WEIGHT, Layout, Parameter, SavedState, gather, sharded, whole_parameters
 
@@ -35,6 +37,8 @@ from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
 from common.mistakes import Mistake
 
+# Every rank puts its own weights in, so that rank 0 need not send all of its own to all others at start.
+deepspeed.DeepSpeedEngine._broadcast_model = lambda self: None
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -82,14 +86,23 @@ class _FileWriter(TorchCheckpointEngine):
             self.error = self.error or error
 
 
+class _Partition(deepspeed.zero.Init):
+    """Cuts a model on the meta device into parts of empty memory, a parameter at a time."""
+
+    def _convert_to_zero_parameters(self, param_list: Any) -> None:
+        for parameter in param_list:
+            give_memory(parameter, self.dtype, self.local_device)
+            self._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+
+
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, step, save and load, the same for every stage."""
 
     def __init__(self, model: nn.Module, run: RunConfig, world: World):
-        """Takes the model over: partitions, casts and moves it as stage, precision and device ask for.
+        """Takes a model on the meta device over: partitions, casts and places it as stage, precision, device ask for.
 
-        The whole model comes in, on the host, the same on every rank: built so, its first weights depend on
-        nothing but the seed. ZeRO 3 moves and splits it one parameter at a time, so no device ever holds it all.
+        Its weights are memory that nothing has been written to until `put_weights` or `load` is called.
         """
         self.world = world
         self.stage = run.training.zero_stage
@@ -99,6 +112,12 @@ class Engine:
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
         self._parameters = _in_optimizer_order(model, optimizer)
+        if self.stage == 3:
+            _Partition(module=model, config_dict_or_path=copy.deepcopy(config))
+        else:
+            dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
+            for parameter in model.parameters():
+                give_memory(parameter, dtype, world.device)
         self._settings = [{key: v for key, v in group.items() if key != "params"} for group in optimizer.param_groups]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         self._engine._copy_recovery_script = lambda folder: None  # it would lie unsummed in every checkpoint
@@ -106,6 +125,10 @@ class Engine:
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
+
+    def put_weights(self, fill: Fill) -> None:
+        """Gives the model its first weights, which `fill` writes by name; every rank must call it."""
+        put_weights(self.module, self._optimizer, self.stage, fill, self.world)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""
