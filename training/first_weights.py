@@ -38,16 +38,33 @@ def put_weights(module: nn.Module, optimizer: Any, stage: int, fill: Fill, world
 
     `optimizer` is DeepSpeed's at `stage`; every rank must call it.
     """
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
     if stage == 0:
         _put_whole(dict(module.named_parameters()), fill, world)
     elif stage == 3:
-        _put_parts(module, optimizer, fill, world)
+        _put_parts(names, optimizer, fill, world)
     else:
-        for name, parameter in module.named_parameters():
-            here = parameter._hp_mapping  # type: ignore[attr-defined]
-            if here is not None:
-                fill(name, here.hp_fragment, here.lp_fragment_address.start)
+        for parameter, master, start in _overlaps(optimizer, world.rank):
+            fill(names[id(parameter)], master, start)
         optimizer.update_lp_params()
+
+
+def _overlaps(optimizer: Any, rank: int) -> Iterator[tuple[nn.Parameter, torch.Tensor, int]]:
+    """Each parameter that this rank has a part of, its part of the master weights, and where the part begins in it.
+
+    The weights to compute with lie in one row per group, in whatever order; each rank's masters are a piece of it.
+    """
+    if hasattr(optimizer, "bf16_groups"):
+        groups = optimizer.bf16_groups, optimizer.bf16_groups_flat, optimizer.fp32_groups_flat_partition
+    else:
+        groups = optimizer.bit16_groups, optimizer.bit16_groups_flat, optimizer.single_partition_of_fp32_groups
+    for parameters, row, masters in zip(*groups, strict=True):
+        begin = rank * masters.numel()
+        for parameter in parameters:
+            place = (parameter.data_ptr() - row.data_ptr()) // row.element_size()
+            first, last = max(place, begin), min(place + parameter.numel(), begin + masters.numel())
+            if first < last:
+                yield parameter, masters[first - begin : last - begin], first - place
 
 
 def _put_whole(parameters: dict[str, nn.Parameter], fill: Fill, world: World) -> None:
@@ -59,8 +76,7 @@ def _put_whole(parameters: dict[str, nn.Parameter], fill: Fill, world: World) ->
             dist.broadcast(parameters[name].data, owner)
 
 
-def _put_parts(module: nn.Module, optimizer: Any, fill: Fill, world: World) -> None:
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+def _put_parts(names: dict[int, str], optimizer: Any, fill: Fill, world: World) -> None:
     for number, group in enumerate(optimizer.fp16_groups):
         on_disk = optimizer._swappable_optimizer_subgroup(number)
         if on_disk:

@@ -58,32 +58,56 @@ def count_draws() -> None:
     Draw.fill = counting  # type: ignore[method-assign]
 
 
+WAYS = [(0, "fp32"), (1, "bf16"), (3, "bf16"), (1, "fp32"), (2, "fp32"), (2, "bf16"), (3, "fp32")]
+"""Stages and precisions; the first three for every shape, all of them for two."""
+
+
 def configs_of(data: Path, shape: str) -> list[tuple[str, RunConfig]]:
-    """Runs of a shape at every stage and precision, embeddings tied at every other one."""
+    """Runs of a shape by stage and precision, embeddings tied at every other one."""
     parts = SHAPES[shape]
     found = []
-    for number, (stage, precision) in enumerate([(0, "fp32")] + [(s, p) for s in (1, 2, 3) for p in ("fp32", "bf16")]):
-        for tied in (number % 2 == 0,) if shape != "causal" else (False, True):
-            config = tiny_config(
-                data,
-                model={"shape": shape, "tie_embeddings": tied, **parts["model"]},
-                training={"zero_stage": stage, "precision": precision},
-                **({"objective": parts["objective"]} if "objective" in parts else {}),
-            )
-            found.append((f"{shape} ZeRO {stage} {precision} tied={tied}", config))
+    for number, (stage, precision) in enumerate(WAYS if shape in ("causal", "encdec") else WAYS[:3]):
+        config = tiny_config(
+            data,
+            model={"shape": shape, "tie_embeddings": number % 2 == 1, **parts["model"]},
+            training={"zero_stage": stage, "precision": precision},
+            **({"objective": parts["objective"]} if "objective" in parts else {}),
+        )
+        found.append((f"{shape} ZeRO {stage} {precision}", config))
+    return found
+
+
+def rearranged(data: Path) -> list[tuple[str, RunConfig]]:
+    """Runs whose DeepSpeed keys put weights elsewhere or in another order."""
+    host = {"device": "cpu"}
+    ways: list[tuple[int, dict]] = [
+        (1, {"offload_optimizer": host}),
+        (2, {"round_robin_gradients": True}),
+        (3, {"offload_optimizer": host, "offload_param": host, "sub_group_size": 5000}),
+    ]
+    found = []
+    for stage, zero in ways:
+        precision = "fp32" if "round_robin_gradients" in zero else "bf16"
+        training = {"zero_stage": stage, "precision": precision, "deepspeed": {"zero_optimization": zero}}
+        found.append((f"ZeRO {stage} {', '.join(zero)}", tiny_config(data, training=training)))
     return found
 
 
 def differing(engine: Engine, config: RunConfig) -> list[str]:
-    """Weights that are not those of a plain model: the fp32 ones bit for bit, those to compute with their rounding."""
+    """Weights that are not those of a plain model: the fp32 ones bit for bit, those to compute with their rounding.
+
+    Where gradients go round robin, DeepSpeed looks masters up in the wrong places; there those to compute with, which
+    are made of them, must do.
+    """
     from deepspeed.runtime.zero import GatheredParameters  # after training.engine, which sets DeepSpeed up
     from deepspeed.utils import safe_get_full_fp32_param
 
     plain = dict(Transformer(config.model, VOCAB_SIZE, config.seed).named_parameters())
     wrong = []
+    is_alone = config.training.zero_stage == 0 or "round_robin_gradients" in str(config.training.deepspeed)
     for name, parameter in engine.module.named_parameters():
         expected = plain.pop(name.removeprefix(PREFIX)).detach()
-        master = parameter if config.training.zero_stage == 0 else safe_get_full_fp32_param(parameter)
+        master = expected if is_alone else safe_get_full_fp32_param(parameter)
         with GatheredParameters([parameter], enabled=config.training.zero_stage == 3):
             here = parameter.detach().clone()
         if not torch.equal(master.detach().view(-1), expected.view(-1)):
@@ -118,11 +142,10 @@ def main() -> None:
     data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     world = connect(timedelta(minutes=3))
     wrong = {}
-    for shape in SHAPES:
-        for name, config in configs_of(data, shape):
-            engine = build_engine(config, VOCAB_SIZE, world)
-            wrong[name] = differing(engine, config)
-            engine.close()
+    for name, config in [case for shape in SHAPES for case in configs_of(data, shape)] + rearranged(data):
+        engine = build_engine(config, VOCAB_SIZE, world)
+        wrong[name] = differing(engine, config)
+        engine.close()
     count_draws()
     starts = {}
     for stage, precision in ((0, "fp32"), (1, "fp32"), (2, "bf16"), (3, "fp32"), (3, "bf16")):
