@@ -110,8 +110,8 @@ class TrainingConfig(Section):
         longest = max(self.sequence_length, self.target_length or 0)
         if self.micro_batch_size * longest > INT32:
             raise Mistake(
-                f"micro_batch_size: {self.micro_batch_size} samples of {longest} tokens are more than {INT32} tokens, "
-                "the most that attention kernels can number; lower it"
+                f"micro_batch_size: {self.micro_batch_size} samples of {longest} tokens are more than the {INT32} "
+                "tokens that attention kernels can number; lower it"
             )
         return self
 
