@@ -102,10 +102,10 @@ def plain_loop(way: Way, data: Path, addition: Sum | None = None) -> History:
     addition = addition or Sum()
     config = way.config(data)
     model = Transformer(config.model, VOCAB_SIZE, config.seed)
+    masters = {name: nn.Parameter(weight.detach().clone()) for name, weight in model.named_parameters()}
     if way.precision == "bf16":
         model.bfloat16()
     weights = dict(model.named_parameters())
-    masters = {name: nn.Parameter(weight.detach().float().clone()) for name, weight in weights.items()}
     groups: list[dict] = [
         {"params": [master for master in masters.values() if master.ndim == dims], "weight_decay": decay}
         for dims, decay in ((2, 0.1), (1, 0.0))
