@@ -24,7 +24,8 @@ from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
 from training.hardware import peak_flops
-from training.loop import Run, Trainer
+from training.loop import Trainer
+from training.parts.part import Run
 from training.step import LossModel
 
 EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "compile", "vocab_size"}
