@@ -74,19 +74,20 @@ def convert(run_dir: Path, out: Path) -> str:
     """
     from common.files import checksum
     from model.exchange.convert import exported_from
-    from training import checkpoint
+    from training.state.folder import reading
+    from training.state.sums import CHECKSUMS
 
     config = load_run(run_dir)
-    folder = newest_checkpoint(run_dir)
-    identity = checkpoint.read_state(folder)["identity"]
-    tokenizer = tokenizer_of(config, folder)
-    source = checksum(folder / checkpoint.CHECKSUMS)
-    if exported_from(out) == source:
-        return f"reused {out}, made from {folder.name}"
-    texts = _held_out_texts(config, tokenizer)
-    with StageProgress("converting") as progress:
-        progress.note(f"converting {folder.name} and comparing it with ours in transformers")
-        _export(config, folder, identity, tokenizer, out, texts, source)
+    with reading(run_dir):
+        folder = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, folder)
+        source = checksum(folder / CHECKSUMS)
+        if exported_from(out) == source:
+            return f"reused {out}, made from {folder.name}"
+        texts = _held_out_texts(config, tokenizer)
+        with StageProgress("converting") as progress:
+            progress.note(f"converting {folder.name} and comparing it with ours in transformers")
+            _export(config, folder, tokenizer, out, texts, source)
     on = f"on {len(texts)} held-out texts" if texts else f"on awkward strings only, as {config.data.path} is not there"
     return f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers, token ids {on}"
 
@@ -96,24 +97,26 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
     Raises ValueError when there is none.
     """
-    from training import checkpoint
     from training.distributed import World
+    from training.state.choosing import choose
 
-    choice = checkpoint.choose(run_dir, World.alone())
+    choice = choose(run_dir, World.alone())
     for name, faults in choice.damaged.items():
         console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
-    if choice.folder is None:
+    if choice.checkpoint is None:
         raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
-    return choice.folder
+    for name in choice.checkpoint.unlisted:
+        console.print(f"  {choice.checkpoint.folder / name} is none of the checkpoint's files and is not read")
+    return choice.checkpoint.folder
 
 
 def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     """The tokenizer of a run. Raises ValueError when it is not the one that a checkpoint was trained with."""
     from data_pipeline.tokenizer import Tokenizer
-    from training import checkpoint
+    from training.state.identity import read_saved
 
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
-    if tokenizer.fingerprint != checkpoint.read_state(folder)["identity"]["tokenizer"]:
+    if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; "
             "put that one back or set tokenizer.path in the run's config.yaml"
@@ -124,7 +127,6 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
 def _export(
     config: RunConfig,
     folder: Path,
-    identity: dict[str, Any],
     tokenizer: "Tokenizer",
     out: Path,
     texts: list[str],
@@ -132,14 +134,16 @@ def _export(
 ) -> None:
     from model.config import ModelConfig
     from model.exchange.convert import export_hf
-    from training import checkpoint
+    from training.state.identity import read_saved
+    from training.state.loading import stream_weights
 
-    order = identity["order"]
+    identity = read_saved(folder).identity
+    order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
     export_hf(
-        checkpoint.stream_model_state(folder),
-        ModelConfig(**{**config.model.model_dump(), **identity["model"]}),  # the run's config may have changed since
-        identity["model"]["vocab_size"],
+        stream_weights(folder),
+        ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
+        identity.model["vocab_size"],
         out,
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
@@ -172,12 +176,13 @@ def import_weights(folder: Path, out: Path) -> str:
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
-    split = TokenDataset(config.data.path, "validation", SAMPLE_TOKENS, keep_tail=True)
+    manifest = Manifest.load(config.data.path)
+    split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]
 

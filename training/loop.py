@@ -6,7 +6,6 @@ feeder -> step -> metrics -> evaluation? -> checkpoint? -> stop? -> feeder ...
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipeline.reading.packing import PackedBatch
-from training.checkpoint import RunState
 from training.engine import Engine
 from training.evaluation import Evaluator
 from training.feed import Feeder
@@ -19,6 +18,7 @@ from training.parts.profiling import Profiling
 from training.parts.saving import Saving
 from training.parts.watching import Watching
 from training.schedule import learning_rate
+from training.state.identity import RunState
 from training.step import StepResult, run_step
 
 

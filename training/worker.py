@@ -10,6 +10,7 @@ The last line on stderr says what went wrong. With SHARDLINE_DEBUG set in the en
 mistake is printed above its sentence.
 """
 
+import dataclasses
 import logging
 import os
 import sys
@@ -94,7 +95,7 @@ def record_flight(folder: Path) -> None:
 
 def watch(folder: Path, world: World) -> AbstractContextManager:
     """The watch for another start of the run: on one rank of each node, for all of them would tire a file system."""
-    return fence.watched(folder, world.attempt) if os.environ["LOCAL_RANK"] == "0" else nullcontext()
+    return fence.watched(folder, world.attempt) if world.local_rank == 0 else nullcontext()
 
 
 def scheduler_facts() -> dict[str, Any]:
@@ -191,10 +192,16 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
     starting.beat("starting")
     try:
-        from training.setup import prepare  # imports DeepSpeed: seconds, so only once the config is known to be good
+        # imports DeepSpeed: seconds, so only once the config is known to be good
+        from training.engine import private_extensions
+        from training.setup import prepare
 
-        with prepare(config, folder, world, events) as (trainer, loader):
-            events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started)
+        with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
+            holdings = trainer.engine.holdings()
+            if world.is_main:
+                LOG.info("each rank holds %s", holdings)
+            holds = dataclasses.asdict(holdings)
+            events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
             starting.stop()  # the trainer watches itself
             finished = trainer.train(loader, stop)
     finally:

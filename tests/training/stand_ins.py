@@ -5,11 +5,11 @@ from pathlib import Path
 import torch
 
 from tests.training.runs import tiny_config
-from training.checkpoint import RunState
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
 from training.parts.part import Moment, Run
+from training.state.identity import RunState
 from training.step import StepClock, StepCounts, StepResult
 
 

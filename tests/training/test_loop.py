@@ -10,13 +10,13 @@ from tests.training.runs import steps_of, tiny_config
 from tests.training.stand_ins import OneWeight, run_in
 from tests.training.step_ranks import batches_of
 from training import step as step_module
-from training.checkpoint import RunState
 from training.distributed import World
 from training.feed import Feeder
 from training.guards import StopRequest
 from training.loop import Trainer
 from training.parts.saving import Saving
 from training.schedule import learning_rate
+from training.state.identity import RunState
 from training.step import run_step
 
 PASSES = 8

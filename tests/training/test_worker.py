@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from common.mistakes import is_mistake
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import evaluation_batches
 from model.network.transformer import Transformer
 from tests.training.runs import (
@@ -25,12 +27,10 @@ from tests.training.runs import (
     wait_for_step,
     write_dataset,
 )
-from training import worker
 from training.checkpoint import latest_checkpoint, load_model_state
 from training.events import EventLog
-from training.plane import PeerLost
 from training.step import Patterns
-from training.worker import EXIT_BROKEN, EXIT_DONE, EXIT_MISTAKE, EXIT_STOPPED, main, read_config, report
+from training.worker import EXIT_DONE, EXIT_MISTAKE, EXIT_STOPPED, main, read_config, report
 
 EXACT = ("step", "loss", "grad_norm", "lr", "samples_consumed", "tokens_consumed", "documents_cut", "padding")
 
@@ -146,10 +146,9 @@ def held_out_loss(config, state) -> float:
     model = Transformer(config.model, VOCAB_SIZE)
     tied = {"head.weight": state["embedding.weight"]} if config.model.tie_embeddings else {}
     model.load_state_dict(state | tied)
-    shape = {"shape": "causal", "sequence_length": 32, "micro_batch_size": 2, "rank": 0, "world_size": 1}
-    batches = evaluation_batches(
-        config.data.path, objective=config.objective, **shape, pad_id=2, num_samples=16, seed=config.seed
-    )
+    manifest = Manifest.load(config.data.path)
+    reading = Reading(config.data.path, manifest, config.objective, "causal", 32, 2, config.seed, pad_id=2)
+    batches = evaluation_batches(reading, num_samples=16)
     total, targets = 0.0, 0
     with torch.no_grad():
         for batch in batches:
@@ -200,52 +199,6 @@ def test_the_others_end_soon_when_a_rank_is_killed(dataset, tmp_path):
     assert code not in (EXIT_DONE, EXIT_STOPPED, EXIT_MISTAKE), error
     assert time.monotonic() - started < 60
     assert events_of(folder, "error")[0]["exit_code"] == code
-
-
-def test_a_rank_that_stands_still_ends_the_others_with_the_reason_in_words(dataset, tmp_path):
-    config = tiny_config(dataset, training={"steps": 100_000, "hang_minutes": 0.1})
-    folder = save_config(config, tmp_path / "run")
-    ranks = start_ranks(folder, 2)
-    wait_for_step(folder, 3, ranks)
-    ranks[1].send_signal(signal.SIGSTOP)
-    ranks[0].wait(timeout=90)
-    ranks[1].kill()
-    (code, error), _ = finish(ranks)
-    assert code == EXIT_BROKEN
-    words = error.strip().splitlines()[-1]
-    assert words.startswith("another rank has left or hangs: ")
-    assert "rank 1 did not answer in time" in words or "imed out" in words
-    (event,) = events_of(folder, "error")
-    assert event["message"] == words and event["exit_code"] == EXIT_BROKEN
-
-
-def test_a_rank_that_lost_a_peer_lets_the_peer_tell_why(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(worker, "OTHERS_SPEAK_FIRST", 0.0)
-    EventLog(tmp_path, 1).error("KeyError: 'x'", EXIT_BROKEN)
-    assert report(PeerLost("rank 1 has left (sum 3)"), EventLog(tmp_path, 0)) == EXIT_BROKEN
-    (event,) = events_of(tmp_path, "error")
-    assert event["rank"] == 1
-    assert capsys.readouterr().err.strip().endswith("another rank has left or hangs: rank 1 has left (sum 3)")
-
-
-def test_of_many_ranks_that_lost_a_peer_one_tells(tmp_path, monkeypatch):
-    monkeypatch.setattr(worker, "OTHERS_SPEAK_FIRST", 0.0)
-    for rank in (0, 1, 2):
-        report(PeerLost(f"rank {rank + 1} has left (sum 3)"), EventLog(tmp_path, rank))
-    (event,) = events_of(tmp_path, "error")
-    assert event["message"] == "another rank has left or hangs: rank 1 has left (sum 3)"
-
-
-def test_a_loss_that_is_no_number_is_a_mistake_which_no_restart_would_mend(dataset, tmp_path):
-    config = tiny_config(dataset, optimizer={"lr": 1e30, "gradient_clipping": 0.0}, schedule={"warmup_steps": 0})
-    folder = save_config(config, tmp_path / "run")
-    for code, error in finish(start_ranks(folder, 2)):
-        assert code == EXIT_MISTAKE, error
-        last = error.strip().splitlines()[-1]
-        assert last.startswith("error: step ") and "Traceback" not in error
-        assert "the loss is" in last or "the gradient is not finite" in last
-    assert {event["exit_code"] for event in events_of(folder, "error")} == {EXIT_MISTAKE}
-    assert latest_checkpoint(folder) is None
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before_it(straight, tmp_path):

@@ -8,10 +8,10 @@ begin -> before_step -> the step -> after_step -> ... -> finish (the run came to
 import dataclasses
 from pathlib import Path
 
-from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
+from training.state.identity import RunIdentity, RunState
 from training.step import StepResult
 
 

@@ -4,9 +4,10 @@ import os
 import time
 from collections.abc import Sequence
 
-from training import checkpoint
 from training.engine import Engine
 from training.parts.part import Moment, Part, Run
+from training.state.folder import delete_superseded
+from training.state.saving import save
 
 
 class Saving(Part):
@@ -25,12 +26,12 @@ class Saving(Part):
         run, started = self.run, time.perf_counter()
         for part in self.others:
             part.before_save()
-        folder = checkpoint.save(self.engine, run.folder, moment.state, run.identity, run.world)
+        folder = save(self.engine, run.folder, moment.state, run.identity, run.world)
         seconds = time.perf_counter() - started
         run.events.write("save", step=moment.step, path=os.path.relpath(folder, run.folder), seconds=seconds)
         for part in self.others:
             part.after_save(folder)
         if run.world.is_main:
             keep = run.config.checkpoint
-            for gone in checkpoint.delete_superseded(run.folder, keep.keep, keep.keep_every_steps):
+            for gone in delete_superseded(run.folder, keep.keep, keep.keep_every_steps):
                 run.events.write("delete", path=os.path.relpath(gone, run.folder))

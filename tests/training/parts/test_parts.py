@@ -101,8 +101,8 @@ def saved(monkeypatch):
         steps.append(state.step)
         return folder / "checkpoints" / f"step-{state.step:08d}"
 
-    monkeypatch.setattr(saving.checkpoint, "save", save)
-    monkeypatch.setattr(saving.checkpoint, "delete_superseded", lambda folder, keep, every: [])
+    monkeypatch.setattr(saving, "save", save)
+    monkeypatch.setattr(saving, "delete_superseded", lambda folder, keep, every: [])
     return steps
 
 
@@ -167,7 +167,8 @@ def test_ranks_wait_long_for_the_first_step_and_short_for_others(tmp_path, monke
 
 
 def test_a_watch_that_was_stopped_ends_nothing(tmp_path):
-    part = Watching(run_in(tmp_path, tiny_config("none", training={"start_minutes": 0.001})))
+    part = Watching(run_in(tmp_path))
+    part.watch.minutes = 0.001
     part.begin()
     part.close()
     time.sleep(0.2)
