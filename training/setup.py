@@ -27,7 +27,8 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.first_weights import Fill
 from training.hardware import peak_flops
-from training.loop import Run, Trainer
+from training.loop import Trainer
+from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
 from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
