@@ -35,7 +35,7 @@ class OptimizerConfig(Section):
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     """Decoupled weight decay of matrices."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
+    gradient_clipping: float = Field(default=1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 clips nothing."""
 
 
