@@ -26,7 +26,7 @@ from training.distributed import World
 from training.first_weights import Fill, give_memory, put_weights
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
-from training.state.index import Index, written_slices
+from training.state.index import WEIGHT, Index, written_slices
 from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot
@@ -149,9 +149,11 @@ class Engine:
         """What this rank holds of the training state, now that it is cut."""
         return self._state.holdings(list(self.module.parameters()))
 
-    def put_weights(self, fill: Fill) -> None:
-        """Gives the model its first weights, which `fill` writes by name; every rank must call it."""
-        put_weights(self.module, self._optimizer, self.stage, fill, self.world)
+    def put_weights(self, write: Fill) -> None:
+        """Gives the model its first weights, which `write` makes by name; every rank must call it."""
+        self._state.before_filling()
+        put_weights(self._state.layout(), self._state.vectors()[WEIGHT], self.world, write)
+        self._state.after_filling(0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""

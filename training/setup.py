@@ -35,7 +35,6 @@ from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, 
 from training.state.loading import load
 from training.state.together import on_main
 from training.step import LossModel
-from training.zero import PREFIX
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -82,14 +81,14 @@ def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: 
 
 
 def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
-    """Where the weights of a new run come from; names are those in `LossModel`."""
+    """Where the weights of a new run come from, by the model's own names."""
     if not initial_weights:
         drawn = first_values(model)
-        return lambda name, out, start: drawn[name.removeprefix(PREFIX)].fill(out, start)
+        return lambda name, out, start: drawn[name].fill(out, start)
     files = _initial_files(model, Path(initial_weights))
 
     def read(name: str, out: torch.Tensor, start: int) -> None:
-        out.copy_(files.read_part(name.removeprefix(PREFIX), start, start + out.numel()))
+        out.copy_(files.read_part(name, start, start + out.numel()))
 
     return read
 
