@@ -2,19 +2,18 @@
 
     record -> append_line -> file -> read_lines, read_last -> records of the expected form, and why others are left out
 
-A reader says with a `Form` what it relies on; a line that does not keep to it is left out, never an error.
+A reader says with a `Form` what it relies on; a line that does not keep to it is left out and named, never an error.
 """
 
 import dataclasses
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
-Kinds = Mapping[str, type | tuple[type, ...]]
 NUMBER: tuple[type, ...] = (int, float)
 FIGURE: tuple[type, ...] = (int, float, type(None))
 """A number that may be unknown."""
@@ -26,22 +25,23 @@ _BLOCK = 65536
 class Form:
     """What a line holds: keys that must be there, and kinds of others where they are. Truth values are no numbers."""
 
-    required: Kinds = dataclasses.field(default_factory=dict)
-    optional: Kinds = dataclasses.field(default_factory=dict)
+    required: Mapping[str, "Kind"] = dataclasses.field(default_factory=dict)
+    optional: Mapping[str, "Kind"] = dataclasses.field(default_factory=dict)
+    with_key: Mapping[str, "Form"] = dataclasses.field(default_factory=dict)
+    """Further forms, of lines that have such a key."""
 
     def fault(self, record: Any) -> str:
         """Why `record` is not of this form, in words; empty when it is."""
         if not isinstance(record, dict):
             return "it is no set of keys and values"
-        for key, kind in {**self.required, **self.optional}.items():
-            if key not in record:
-                if key in self.required:
-                    return f"it has no {key}"
-            elif not _is_a(record[key], kind):
-                return f"its {key} is {_kind_of(record[key])}"
-        return ""
+        missing = [f"it has no {key}" for key in self.required if key not in record]
+        kinds = {**self.required, **self.optional}
+        wrong = [_fault(key, record[key], kind) for key, kind in kinds.items() if key in record]
+        further = [form.fault(record) for key, form in self.with_key.items() if key in record]
+        return next(filter(None, [*missing, *wrong, *further]), "")
 
 
+Kind = type | tuple[type, ...] | Form
 ANY = Form()
 
 
@@ -91,13 +91,19 @@ def examine(path: Path, form: Form = ANY) -> Lines:
     return Lines(records, left_out)
 
 
-def read_last(path: Path, form: Form, wanted: Callable[[Record], bool] = lambda record: True) -> Record:
-    """The last line of this form that is wanted; empty when there is none. Reads from the end only as far as needed."""
+def read_last(path: Path, form: Form, key: str) -> Lines:
+    """The last line of this form that has `key`, if there is one, and what is wrong with those after it.
+
+    Reads from the file's end only as far as needed.
+    """
+    left_out: list[str] = []
     for line in _backwards(path) if path.exists() else ():
-        record, _ = _parsed(line, form)
-        if record is not None and wanted(record):
-            return record
-    return {}
+        record, fault = _parsed(line, form)
+        if fault:
+            left_out.append(f"{path}: a line near its end is left out, for {fault}")
+        elif record is not None and key in record:
+            return Lines([record], left_out)
+    return Lines([], left_out)
 
 
 def _is_torn(file: int) -> bool:
@@ -130,9 +136,13 @@ def _backwards(path: Path) -> Iterator[bytes]:
         yield rest
 
 
-def _is_a(value: Any, kind: type | tuple[type, ...]) -> bool:
+def _fault(key: str, value: Any, kind: "Kind") -> str:
+    if isinstance(kind, Form):
+        fault = kind.fault(value)
+        return f"in its {key}, {fault}" if fault else ""
     kinds = kind if isinstance(kind, tuple) else (kind,)
-    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    return "" if right else f"its {key} is {_kind_of(value)}"
 
 
 def _kind_of(value: Any) -> str:

@@ -53,7 +53,8 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
         # Peers wait out a slow save or evaluation of rank 0, but not longer than the run itself would.
         world = connect(timedelta(minutes=config.training.hang_minutes))
         with sole_writer(folder, world) as world, watch(folder, world):
-            events, attempt = EventLog(folder, world.rank, scheduler_facts()), world.attempt
+            attempt = world.attempt
+            events = EventLog(folder, world.rank, {"attempt": attempt, **scheduler_facts()})
             finished = train(config, folder, world, events, stop)
         disconnect()
         return EXIT_DONE if finished else EXIT_STOPPED

@@ -1,0 +1,113 @@
+"""How a run stands, read from its folder once and handed on as one value.
+
+config.yaml, checkpoints/latest, metrics.jsonl, events.jsonl, slurm/jobs.jsonl -> RunFolder
+
+Needs neither torch nor a scheduler, so that login nodes can ask too. Lines that a kill tore are left out and named.
+"""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from common.json_lines import Record, examine, read_last
+from common.mistakes import Mistake
+from launcher.config import load_config
+from training.config import RunConfig
+from training.lines import EVENT, JOB, METRICS
+
+CONFIG, METRICS_FILE, EVENTS, JOBS = "config.yaml", "metrics.jsonl", "events.jsonl", "slurm/jobs.jsonl"
+_CHECKPOINT = re.compile(r"step-(\d{8,})")
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """The checkpoint that a run goes on from, by its name: whether it is sound is another question."""
+
+    name: str
+    step: int
+    time: float
+    """When it took its place, seconds since 1970."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFolder:
+    """How the run in a folder stood when it was looked at."""
+
+    path: Path
+    config: RunConfig | None
+    """Its config; None when it was never started."""
+    checkpoint: Saved | None
+    """The newest checkpoint; None before the first."""
+    last: Record
+    """The last line of metrics of a training step; empty when there is none."""
+    evaluation: Record
+    """The last evaluation, with its step; empty when there is none."""
+    events: list[Record]
+    """Its diary, oldest first."""
+    jobs: list[Record]
+    """Jobs submitted for it, oldest first; empty for a run of this machine."""
+    left_out: list[str]
+    """Lines of its files that cannot be read, one sentence each."""
+
+    @classmethod
+    def read(cls, path: Path) -> "RunFolder":
+        """How the run in this folder stands; all is empty when there is none."""
+        config = path / CONFIG
+        events, jobs = examine(path / EVENTS, EVENT), examine(path / JOBS, JOB)
+        last = read_last(path / METRICS_FILE, METRICS, "loss")
+        evaluated = any(event["event"] == "evaluate" for event in events.records)  # else the whole file is searched
+        evaluation = read_last(path / METRICS_FILE, METRICS, "evaluation").records if evaluated else []
+        return cls(
+            path=path,
+            config=load_config(config) if config.exists() else None,
+            checkpoint=_newest(path / "checkpoints"),
+            last=next(iter(last.records), {}),
+            evaluation=next(({"step": line["step"], **line["evaluation"]} for line in evaluation), {}),
+            events=events.records,
+            jobs=jobs.records,
+            left_out=[*events.left_out, *jobs.left_out, *last.left_out],
+        )
+
+    @property
+    def step(self) -> int:
+        """Step of the newest checkpoint, 0 before the first."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    def of_start(self, attempt: str) -> list[Record]:
+        """Events of one start of the run."""
+        return [event for event in self.events if event.get("attempt") == attempt]
+
+
+def existing(path: Path) -> tuple[RunFolder, RunConfig]:
+    """How the run in this folder stands, and its config. Raises ValueError when there is no run in it."""
+    folder = RunFolder.read(path)
+    if folder.config is None:
+        raise Mistake(f"{path}: no {CONFIG} in it, so it is not a run; name a folder such as runs/quickstart")
+    return folder, folder.config
+
+
+def metrics_of(path: Path) -> list[Record]:
+    """All lines of a run's metrics, oldest first."""
+    return examine(path / METRICS_FILE, METRICS).records
+
+
+def last_step(path: Path) -> Record:
+    """The last line of metrics of a training step, empty before the first; cheap enough to ask all the time."""
+    return next(iter(read_last(path / METRICS_FILE, METRICS, "loss").records), {})
+
+
+def _newest(home: Path) -> Saved | None:
+    """The checkpoint that `latest` names, else the one of the highest step."""
+    if not home.is_dir():
+        return None
+    pointer = home / "latest"
+    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
+    folders = {path.name: path for path in home.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()}
+    name = named if named in folders else max(folders, key=_step_of, default=None)
+    return Saved(name, _step_of(name), folders[name].stat().st_mtime) if name else None
+
+
+def _step_of(name: str) -> int:
+    match = _CHECKPOINT.fullmatch(name)
+    assert match, f"{name} is not the name of a checkpoint"
+    return int(match[1])
