@@ -56,7 +56,7 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
             attempt = world.attempt
             events = EventLog(folder, world.rank, {"attempt": attempt, **scheduler_facts()})
             finished = train(config, folder, world, events, stop)
-        disconnect()
+        disconnect(world)
         return EXIT_DONE if finished else EXIT_STOPPED
     except Exception as error:
         if isinstance(error, fence.Superseded) or fence.is_lost(folder, attempt):
