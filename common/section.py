@@ -23,6 +23,5 @@ def _expanded(path: str) -> str:
     return os.path.expanduser(path)
 
 
-PLACE = AfterValidator(_expanded)
-Place = Annotated[str, PLACE]
+Place = Annotated[str, AfterValidator(_expanded)]
 """A key that names a file, a folder, a glob or a URL; `~` in it is expanded as a shell does."""

@@ -4,9 +4,7 @@ Whatever is wrong with one becomes a single sentence: the file, the key, what wa
 """
 
 import difflib
-import os
 import typing
-from glob import escape, has_magic
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +14,7 @@ from pydantic_core import ErrorDetails
 
 from common.files import write_whole
 from common.mistakes import Mistake, cut, shown
-from common.section import PLACE
-from launcher import models
+from launcher import models, places
 from launcher.plain_yaml import read_plain
 from training.config import RunConfig
 
@@ -31,9 +28,23 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     """
     path = Path(path)
     tree = read_yaml(path)
+    if base := places.base_of(path, tree):
+        tree = places.anchored(tree, base)
     for override in overrides:
         apply_override(tree, override)
     return check_config(tree, str(path))
+
+
+def load_to_start(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """The same for a run that is to begin or go on: a config in the folder of another run than it says is refused."""
+    config = load_config(path, overrides)
+    places.refuse_misplaced(Path(path), load_config(path).run_dir, config.run_dir)
+    return config
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The config with paths that mean the same from everywhere."""
+    return check_config(places.anchored(config.model_dump(mode="json"), Path.cwd()), "config")
 
 
 def check_config(tree: dict[str, Any], where: str) -> RunConfig:

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from common.json_lines import Record, examine, read_last
 from common.mistakes import Mistake
-from launcher.config import load_config
+from launcher.config import anchored, load_config, save_config
+from launcher.places import CONFIG
 from training.config import RunConfig
 from training.lines import EVENT, JOB, METRICS
 
-CONFIG, METRICS_FILE, EVENTS, JOBS = "config.yaml", "metrics.jsonl", "events.jsonl", "slurm/jobs.jsonl"
+METRICS_FILE, EVENTS, JOBS = "metrics.jsonl", "events.jsonl", "slurm/jobs.jsonl"
 _CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
@@ -84,6 +85,11 @@ def existing(path: Path) -> tuple[RunFolder, RunConfig]:
     if folder.config is None:
         raise Mistake(f"{path}: no {CONFIG} in it, so it is not a run; name a folder such as runs/quickstart")
     return folder, folder.config
+
+
+def keep_config(config: RunConfig) -> None:
+    """Writes the resolved config into the run's folder, with paths that mean the same from everywhere."""
+    save_config(anchored(config), config.run_dir / CONFIG)
 
 
 def metrics_of(path: Path) -> list[Record]:

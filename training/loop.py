@@ -51,7 +51,11 @@ class Trainer:
     ):
         self.run, self.engine, self.evaluators, self.state = run, engine, evaluators, state
         self.meter = Meter(run.world.size, peak)
-        self.metrics = MetricsWriter(run.folder, state.step) if run.world.is_main else None
+        interval = run.config.training.log_interval
+        self.metrics = MetricsWriter(run.folder, state.step, interval) if run.world.is_main else None
+        for gap in self.metrics.gaps if self.metrics else ():
+            print(gap, flush=True)
+            run.events.write("metrics lost", reason=gap)
         self.watch = HangWatch(run.config.training.hang_minutes)
 
     def train(self, loader: Iterable[list[PackedBatch]], stop: StopRequest) -> bool:

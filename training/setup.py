@@ -119,6 +119,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     choice = checkpoint.choose(folder, world)
     if choice.folder is not None:
         checkpoint.check_identity(choice.folder, run.identity)
+        _refuse_past(config, choice.folder)
     evaluators = _evaluators(run, manifest)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.folder is not None)
     state = _resume(run, engine, choice)
@@ -137,11 +138,22 @@ def check(config: RunConfig, world_size: int) -> None:
     newest = checkpoint.latest_checkpoint(config.run_dir)
     if newest is not None:
         checkpoint.check_identity(newest, identity)
+        _refuse_past(config, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
     _loader(run, RunState()).close()
+
+
+def _refuse_past(config: RunConfig, folder: Path) -> None:
+    """ValueError when a checkpoint lies beyond the run's last step."""
+    step, steps = checkpoint.step_of(folder), config.training.steps
+    if step > steps:
+        raise Mistake(
+            f"training.steps: {steps}, but the run stands at step {step} already ({folder}); "
+            f"set it to more than {step} to go on, or choose another name to train anew"
+        )
 
 
 def _resume(run: Run, engine: Engine, choice: checkpoint.Choice) -> RunState:
