@@ -1,6 +1,7 @@
 """A section of a config file, as all rooms write theirs."""
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
@@ -20,7 +21,10 @@ def _expanded(path: str) -> str:
         known = False
     if not known:
         raise PydanticCustomError("place", "Expected the name of a file or folder")
-    return os.path.expanduser(path)
+    try:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+    except RuntimeError:
+        raise PydanticCustomError("place", "Expected a path; there is no user of that name") from None
 
 
 Place = Annotated[str, AfterValidator(_expanded)]

@@ -132,7 +132,9 @@ def _child(node: Any, part: str, where: str, override: str) -> Any:
         if child is None:
             child = node[part] = {}
     if not isinstance(child, dict | list):
-        raise Mistake(f"--set {cut(override)}: {cut(where)} is the value {shown(child)}, not a section with keys of its own")
+        raise Mistake(
+            f"--set {cut(override)}: {cut(where)} is the value {shown(child)}, not a section with keys of its own"
+        )
     return child
 
 

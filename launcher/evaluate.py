@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.console import StageProgress, console
-from launcher.stages import load_run, newest_checkpoint, tokenizer_of
+from launcher import views
+from launcher.console import StageProgress, console, say
+from launcher.run_folder import existing
+from launcher.stages import newest_checkpoint, tokenizer_of
 
 if TYPE_CHECKING:
     from model.network.transformer import Transformer
@@ -22,9 +24,12 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     from data_pipeline.vocabulary import Vocabulary
     from training.scoring import score_questions
 
-    config = load_run(run_dir)
+    _, config = existing(run_dir)
     questions = {str(task): read_questions(task) for task in tasks}
-    folder = newest_checkpoint(run_dir)
+    newest = newest_checkpoint(run_dir)
+    folder = newest.folder
+    for line in views.damaged(newest):
+        say(f"  {line}")
     tokenizer = tokenizer_of(config, folder)
     vocabulary = Vocabulary.of(Manifest.load(config.data.path))
     with StageProgress("loading the checkpoint") as progress:

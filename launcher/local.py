@@ -26,6 +26,8 @@ class TrainingResult:
     """How a launch ended."""
 
     run_dir: Path
+    steps: int
+    """Steps of the whole run."""
     last: Record
     """The last line of metrics, empty when there is none."""
     evaluation: Record
@@ -54,14 +56,14 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     changes = config_changes(before.config, config) if before.config else []
     evaluated = bool(before.evaluation) or not manifest.num_tokens("validation")
     if before.config and not changes and before.step >= config.training.steps and evaluated:
-        return TrainingResult(before.path, before.last, before.evaluation, already_finished=True)
+        return TrainingResult(before.path, config.training.steps, before.last, before.evaluation, already_finished=True)
     for change in changes:
         console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
     for sentence in before.left_out:
         console.print(f"  {sentence}", soft_wrap=True, markup=False)
     _train(config)
     after = RunFolder.read(config.run_dir)
-    return TrainingResult(after.path, after.last, after.evaluation, already_finished=False)
+    return TrainingResult(after.path, config.training.steps, after.last, after.evaluation, already_finished=False)
 
 
 def _train(config: RunConfig) -> None:

@@ -80,7 +80,9 @@ def find(name: str) -> Path:
         return FOLDER / f"{name}.yaml"
     nearest = difflib.get_close_matches(cut(str(name)).lower(), known, n=1, cutoff=0.4)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "choose one of them"
-    raise Mistake(f"no model preset is called '{cut(str(name))}'; {hint} (`shardline model list` shows all {len(known)})")
+    raise Mistake(
+        f"no model preset is called '{cut(str(name))}'; {hint} (`shardline model list` shows all {len(known)})"
+    )
 
 
 def load(name: str) -> Preset:

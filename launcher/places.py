@@ -6,7 +6,6 @@ absolute ones, so that the run can be asked about and taken up from anywhere.
 
 import copy
 import glob
-import os
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ def anchored(tree: dict[str, Any], base: Path) -> dict[str, Any]:
             nodes = [child for node in nodes for child in _children(node, part)]
         for node in nodes:
             if isinstance(node, dict) and isinstance(node.get(last), str) and node[last]:
-                node[last] = located(node[last], base)
+                node[last] = _located(node[last], base)
     return moved
 
 
@@ -37,12 +36,10 @@ def _children(node: Any, part: str) -> list[Any]:
     return [node[part]] if isinstance(node, dict) and part in node else []
 
 
-def located(path: str, base: Path) -> str:
-    """A path or glob as it is called from anywhere, if it is relative to `base` or to the home folder."""
-    if "://" in path or "::" in path:
+def _located(path: str, base: Path) -> str:
+    if path.startswith(("/", "~")) or "://" in path or "::" in path:
         return path
-    root = glob.escape(str(base)) if glob.has_magic(path) else str(base)
-    return os.path.join(root, os.path.expanduser(path))
+    return f"{glob.escape(str(base)) if glob.has_magic(path) else base}/{path}"
 
 
 def is_run(folder: Path) -> bool:
@@ -56,7 +53,7 @@ def base_of(file: Path, tree: dict[str, Any]) -> Path | None:
     None for a file that lies in no run's folder, or where the folder has another name than runs_dir says.
     """
     home, runs = file.absolute().parent, tree.get("runs_dir", "runs")
-    if file.name != CONFIG or not is_run(home) or not isinstance(runs, str) or os.path.isabs(runs):
+    if file.name != CONFIG or not is_run(home) or not isinstance(runs, str):
         return None
     parts, end = home.parent.parts, Path(runs).parts
     base = parts[: len(parts) - len(end)]

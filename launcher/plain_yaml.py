@@ -84,7 +84,10 @@ def _refuse_deceptive(node: Node) -> None:
             )
         if _DECEPTIVE.fullmatch(node.value):
             raise ConstructorError(
-                None, None, f"{what} is read as a number in base 8 or 60; quote it, or write it plainly", node.start_mark
+                None,
+                None,
+                f"{what} is read as a number in base 8 or 60; quote it, or write it plainly",
+                node.start_mark,
             )
 
 
@@ -102,4 +105,6 @@ def _refuse_swollen(value: Any) -> None:
             open_ += each
         elif not isinstance(each, str | int | float | None):
             kind = type(each).__name__
-            raise ConstructorError(None, None, f"a value of kind {kind}; only texts, numbers and truth values are", None)
+            raise ConstructorError(
+                None, None, f"a value of kind {kind}; only texts, numbers and truth values are", None
+            )

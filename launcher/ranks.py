@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -145,7 +144,9 @@ def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: 
     """Why ranks died, as far as anybody can tell, in words."""
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
     if any(HUNG.match(line) for lines in [errors, *said] for line in lines):
-        return "a rank waited in vain for longer than training.hang_minutes, for another was stopped, hung or overloaded"
+        return (
+            "a rank waited in vain for longer than training.hang_minutes, for another was stopped, hung or overloaded"
+        )
     if killed := KILLED.findall(launch_log.read_text(errors="replace")):
         return f"a rank was killed by {killed[-1]}"
     if code < 0:

@@ -17,7 +17,8 @@ from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig
 from launcher.config import check_config
 from launcher.console import Broken, Stopped
-from launcher.local import read_last_step, train_locally
+from launcher.local import train_locally
+from launcher.run_folder import last_step
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +59,9 @@ def when_step(run_dir, step, action):
 
     def wait():
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and read_last_step(run_dir).get("step", 0) < step:
+        while time.monotonic() < deadline and last_step(run_dir).get("step", 0) < step:
             time.sleep(0.02)
-        assert read_last_step(run_dir).get("step", 0) >= step, "the run did not get that far in time"
+        assert last_step(run_dir).get("step", 0) >= step, "the run did not get that far in time"
         action()
 
     thread = threading.Thread(target=wait)
@@ -114,7 +115,7 @@ def test_a_killed_rank_is_named_as_such_and_the_next_start_goes_on(config):
     with pytest.raises(Broken, match="killed by SIGKILL"):
         train_locally(long)
     killer.join()
-    reached = read_last_step(long.run_dir)["step"]
+    reached = last_step(long.run_dir)["step"]
     result = train_locally(config(steps=reached + 3))
     assert result.last["step"] == reached + 3
     steps = [json.loads(line)["step"] for line in (long.run_dir / "metrics.jsonl").open() if '"grad_norm"' in line]
@@ -170,4 +171,4 @@ def test_a_killed_launch_takes_its_ranks_along_and_loses_no_step(config, tmp_pat
     assert worker_processes(long.run_dir) == []
     events = [json.loads(line) for line in (long.run_dir / "events.jsonl").open()]
     assert events[-1]["event"] == "stop"
-    assert events[-1]["step"] == read_last_step(long.run_dir)["step"]
+    assert events[-1]["step"] == last_step(long.run_dir)["step"]
