@@ -57,7 +57,7 @@ def base_of(file: Path, tree: dict[str, Any]) -> Path | None:
         return None
     parts, end = home.parent.parts, Path(runs).parts
     base = parts[: len(parts) - len(end)]
-    return Path(*base) if base + end == parts else None
+    return Path(*base) if base and base + end == parts else None
 
 
 def refuse_misplaced(file: Path, own: Path, meant: Path) -> None:
