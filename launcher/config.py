@@ -29,7 +29,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     path = Path(path)
     tree = read_yaml(path)
     if base := places.base_of(path, tree):
-        tree = places.anchored(tree, base)
+        tree = places.anchored({"runs_dir": RunConfig.model_fields["runs_dir"].default, **tree}, base)
     for override in overrides:
         apply_override(tree, override)
     return check_config(tree, str(path))

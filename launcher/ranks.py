@@ -73,7 +73,7 @@ def run(config: RunConfig, attempt: str) -> None:
             signal.signal(name, handler)
     if process.returncode:
         events = RunFolder.read(config.run_dir).of_start(attempt)
-        raise _ending(events, logs, before, process.returncode, asked)
+        raise ending(events, logs, before, process.returncode, asked)
 
 
 def _ask(*_: int | FrameType | None) -> None:
@@ -122,7 +122,7 @@ def _watch(process: subprocess.Popen, config: RunConfig) -> None:
             time.sleep(POLL_SECONDS)
 
 
-def _ending(events: list[Record], logs: Path, before: dict[Path, int], code: int, asked: bool) -> Exception:
+def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int, asked: bool) -> Exception:
     """Why ranks that did not finish ended, as the error to raise."""
     for event in events:
         if event["event"] == "error" and event.get("exit_code") == USER_MISTAKE and "message" in event:
