@@ -14,8 +14,8 @@ from pydantic_core import ErrorDetails
 
 from common.files import write_whole
 from common.mistakes import Mistake, cut, shown
+from common.plain_yaml import read_plain
 from launcher import models, places
-from launcher.plain_yaml import read_plain
 from training.config import RunConfig
 
 Checked = typing.TypeVar("Checked", bound=BaseModel)

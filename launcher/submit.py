@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from common.files import write_whole
 from common.json_lines import append_line
 from common.mistakes import Mistake
 from launcher import practice, preflight
@@ -95,7 +96,7 @@ def submit(config: RunConfig, request: Request) -> Submission:
             append_line(config.run_dir / JOBS, record)
             records.append(record)
     chain = [record["job"] for record in records if record["stage"] == "train"]
-    (folder / "chain").write_text("".join(f"{job_id}\n" for job_id in chain))
+    write_whole(folder / "chain", "".join(f"{job_id}\n" for job_id in chain).encode())
     return Submission(config.run_dir, records)
 
 
@@ -129,7 +130,7 @@ def _write(config: RunConfig, folder: Path, texts: dict[str, str]) -> dict[str, 
         attempts.write("submit - -\n")
     paths = {stage: folder / f"{stage}.sbatch" for stage in texts}
     for stage, text in texts.items():
-        paths[stage].write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_whole(paths[stage], text.encode(errors="surrogateescape"))
     return paths
 
 
