@@ -291,7 +291,7 @@ def _answer(rank: int, listener: socket.socket, children: range, key: bytes, dea
             raise PeerLost(f"rank {', '.join(map(str, missing))} did not call rank {rank} in time") from None
         link = _Link(-1, Connection(_detached(handle)))
         child = _greet(link, key, rank, calling=False)
-        if child in children:
+        if child is not None and child in children:
             link.rank = child
             links[child] = link
         else:
