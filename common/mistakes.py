@@ -8,8 +8,8 @@ import errno
 import reprlib
 from typing import Any
 
-SHOWN_CHARACTERS, SHOWN_PATH = 80, 400
-"""How much of a value, and of a path, an error echoes."""
+SHOWN_CHARACTERS, SHOWN_PATH, SENTENCE = 80, 400, 1500
+"""How much of a value and of a path an error echoes, and how long it is in all."""
 
 MENDABLE = {
     errno.ENOSPC,
@@ -41,7 +41,7 @@ def sentence(error: BaseException) -> str:
     """What to tell the user: the message, with the file's name where the machine gave one."""
     if isinstance(error, OSError) and error.strerror:
         return f"{cut(str(error.filename), SHOWN_PATH)}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+    return cut(str(error), SENTENCE)
 
 
 def cut(text: str, length: int = SHOWN_CHARACTERS) -> str:
