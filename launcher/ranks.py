@@ -30,8 +30,8 @@ LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
-HUNG = re.compile(r"Timeout \(\d+:\d+:\d+(\.\d+)?\)!|.*[Tt]imed out")
-"""How the clock of a rank that got nowhere, or its wait for another, begins to tell of it."""
+HUNG = re.compile(r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)")
+"""How the clock of a rank that got nowhere, or its wait for another, tells of it."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks for a checkpoint and a clean end."""
 
@@ -143,10 +143,9 @@ def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int,
 def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: int) -> str:
     """Why ranks died, as far as anybody can tell, in words."""
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
-    if any(HUNG.match(line) for lines in [errors, *said] for line in lines):
-        return (
-            "a rank waited in vain for longer than training.hang_minutes, for another was stopped, hung or overloaded"
-        )
+    if hung := [found for lines in [errors, *said] for found in map(HUNG.match, lines) if found]:
+        who = next((found["rank"] for found in hung if found["rank"]), "another")
+        return f"a rank waited longer than training.hang_minutes for {who}, which was stopped, hangs or is overloaded"
     if killed := KILLED.findall(launch_log.read_text(errors="replace")):
         return f"a rank was killed by {killed[-1]}"
     if code < 0:
