@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.files import write_whole
+from common.files import naming, write_whole
 from common.json_lines import Record
 from common.mistakes import Mistake, shown
 from data_pipeline.manifest import Manifest
@@ -61,7 +61,8 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
         console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
     for sentence in before.left_out:
         console.print(f"  {sentence}", soft_wrap=True, markup=False)
-    _train(config)
+    with naming(config.run_dir):
+        _train(config)
     after = RunFolder.read(config.run_dir)
     return TrainingResult(after.path, config.training.steps, after.last, after.evaluation, already_finished=False)
 

@@ -1,6 +1,6 @@
 """How a run stands, read from its folder once and handed on as one value.
 
-config.yaml, checkpoints/latest, metrics.jsonl, events.jsonl, slurm/jobs.jsonl -> RunFolder
+config.yaml, checkpoints/latest, metrics.jsonl, events.jsonl, events/*.jsonl, slurm/jobs.jsonl -> RunFolder
 
 Needs neither torch nor a scheduler, so that login nodes can ask too. Lines that a kill tore are left out and named.
 """
@@ -9,7 +9,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from common.json_lines import Record, examine, read_last
+from common.json_lines import Lines, Record, examine, read_last
 from common.mistakes import Mistake
 from launcher.config import anchored, load_config, save_config
 from launcher.places import CONFIG
@@ -54,7 +54,7 @@ class RunFolder:
     def read(cls, path: Path) -> "RunFolder":
         """How the run in this folder stands; all is empty when there is none."""
         config = path / CONFIG
-        events, jobs = examine(path / EVENTS, EVENT), examine(path / JOBS, JOB)
+        events, jobs = _diary(path), examine(path / JOBS, JOB)
         last = read_last(path / METRICS_FILE, METRICS, "loss")
         evaluated = any(event["event"] == "evaluate" for event in events.records)  # else the whole file is searched
         evaluation = read_last(path / METRICS_FILE, METRICS, "evaluation").records if evaluated else []
@@ -100,6 +100,16 @@ def metrics_of(path: Path) -> list[Record]:
 def last_step(path: Path) -> Record:
     """The last line of metrics of a training step, empty before the first; cheap enough to ask all the time."""
     return next(iter(read_last(path / METRICS_FILE, METRICS, "loss").records), {})
+
+
+def _diary(path: Path) -> Lines:
+    """Events of all who write some, oldest first: rank 0's, and those of other machines in files of their own."""
+    files = [path / EVENTS, *sorted((path / "events").glob("*.jsonl"))]
+    found = [examine(file, EVENT) for file in files]
+    events = [event for lines in found for event in lines.records]
+    if len(files) > 1:
+        events.sort(key=lambda event: event.get("time", 0))
+    return Lines(events, [sentence for lines in found for sentence in lines.left_out])
 
 
 def _newest(home: Path) -> Saved | None:

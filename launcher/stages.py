@@ -7,6 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.files import naming
 from common.mistakes import Mistake
 from launcher.console import StageProgress, number
 from launcher.run_folder import existing
@@ -82,7 +83,8 @@ def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokeni
     """Trains the tokenizer, or finds it trained."""
     from data_pipeline.tokenizer import train_tokenizer as run
 
-    report = run(config.tokenizer, config.data.sources, progress.note)
+    with naming(Path(config.tokenizer.path)):
+        report = run(config.tokenizer, config.data.sources, progress.note)
     return TrainedTokenizer(Path(config.tokenizer.path), report.vocab_size, report.training_bytes, report.reused)
 
 
@@ -94,7 +96,8 @@ def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
         detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
         progress.update(state.done, state.total, detail, title=state.stage)
 
-    report = build_dataset(config.data, config.tokenizer, show)
+    with naming(Path(config.data.path)):
+        report = build_dataset(config.data, config.tokenizer, show)
     manifest = report.manifest
     return BuiltData(
         path=Path(config.data.path),
@@ -124,7 +127,8 @@ def convert(run_dir: Path, out: Path, progress: StageProgress) -> Converted:
         return Converted(out, newest, 0, data, reused=True)
     texts = _held_out_texts(config, tokenizer)
     progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
-    _export(config, newest.folder, identity, tokenizer, out, texts, source)
+    with naming(out):
+        _export(config, newest.folder, identity, tokenizer, out, texts, source)
     return Converted(out, newest, len(texts), data, reused=False)
 
 
@@ -195,7 +199,8 @@ def import_weights(folder: Path, out: Path, progress: StageProgress) -> Imported
     from model.exchange.importing import MODEL_FILE, import_hf
 
     progress.note(f"importing {folder} and comparing it with transformers")
-    found = import_hf(folder, out)
+    with naming(out):
+        found = import_hf(folder, out)
     tokenizer = out / "tokenizer"
     return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer if tokenizer.is_dir() else None)
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.files import write_whole
+from common.files import naming, write_whole
 from common.json_lines import append_line
 from common.mistakes import Mistake
 from launcher import practice, preflight
@@ -82,7 +82,8 @@ def submit(config: RunConfig, request: Request) -> Submission:
     for stage, text in texts.items():
         if fault := slurm.fault(text):
             raise Mistake(f"--cluster {request.cluster}: sbatch would refuse the job file of stage {stage}: {fault}")
-    scripts = _write(config, folder, texts)
+    with naming(folder):
+        scripts = _write(config, folder, texts)
     append_line(config.run_dir / "events.jsonl", {"time": time.time(), "event": "submit", "cluster": request.cluster})
     records: list[dict[str, Any]] = []
     for job in jobs:

@@ -165,3 +165,11 @@ def test_a_moved_tree_is_told_how_to_go_on(run, tmp_path):
 def test_the_config_of_a_run_may_begin_another_one_by_name(run):
     assert load_to_start(run / "config.yaml", ["name=longer"]).run_dir == run.with_name("longer")
     assert load_to_start(run / "config.yaml").run_dir == run
+
+
+def test_what_other_machines_wrote_of_a_run_stands_in_its_diary_in_order(run):
+    (run / "events").mkdir()
+    (run / "events" / "7.0.jsonl").write_text(
+        '{"time": 0.5, "event": "job_start"}\n{"time": 2.0, "event": "job_end"}\n'
+    )
+    assert [event["event"] for event in RunFolder.read(run).events] == ["job_start", "evaluate", "job_end"]
