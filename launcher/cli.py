@@ -162,7 +162,7 @@ def convert(
         raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
     with StageProgress("converting") as progress:
         made = stages.convert(run, out, progress)
-    for line in views.damaged(made.checkpoint):
+    for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
     say(views.conversion(made))
 

@@ -11,7 +11,7 @@ from typing import Any
 from common.files import naming, write_whole
 from common.json_lines import Record
 from common.mistakes import Mistake, shown
-from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
 from launcher import ranks
 from launcher.config import anchored
 from launcher.console import console
@@ -19,6 +19,7 @@ from launcher.places import CONFIG
 from launcher.run_folder import RunFolder, keep_config
 from training import fence
 from training.config import RunConfig
+from training.lock import refuse_second_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +44,8 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     Stopped when a signal ended the run.
     """
     check_batch(config)
-    manifest = Manifest.load(config.data.path)  # the ranks would say so too, but a quarter of a minute later
-    from training.lock import refuse_second_writer  # imports torch: seconds that other commands need not wait
-
+    # the ranks would say what is wrong with it too, but a quarter of a minute later
+    manifest = open_dataset(config.data.path, config.tokenizer.path)
     refuse_second_writer(config.run_dir)
     before = RunFolder.read(config.run_dir)
     if before.config and fresh:

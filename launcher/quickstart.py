@@ -91,7 +91,7 @@ def _build_data(config: RunConfig) -> str:
 def _convert(config: RunConfig, out: Path) -> str:
     with StageProgress("converting") as progress:
         made = stages.convert(config.run_dir, out, progress)
-    for line in views.damaged(made.checkpoint):
+    for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
     return views.conversion(made)
 

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from pathlib import Path
 from types import FrameType
@@ -20,7 +20,7 @@ import psutil
 from common.json_lines import Record
 from common.mistakes import Mistake, cut
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number
-from launcher.local_rank import end_with_parent
+from launcher.local_rank import PYTHON, end_with_parent
 from launcher.run_folder import RunFolder, last_step
 from training import fence
 from training.config import RunConfig
@@ -51,14 +51,16 @@ def run(config: RunConfig, attempt: str) -> None:
     asked = False
     handlers = {number: signal.signal(number, _ask) for number in SIGNALS}
     try:
-        with (logs / LAUNCH_LOG).open("wb") as log:
+        # torch's launcher leaves a folder behind each start; where it is told to, it goes with ours
+        scratch = tempfile.TemporaryDirectory(prefix="shardline-launch-", ignore_cleanup_errors=True)
+        with scratch as folder, (logs / LAUNCH_LOG).open("wb") as log:
             process = subprocess.Popen(
-                _command(config),
+                _command(config, folder),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=end_with_parent,
-                env={**os.environ, fence.VARIABLE: attempt, "PYTHONSAFEPATH": "1"},  # no module of the user's folder
+                env={**os.environ, fence.VARIABLE: attempt},
             )
             try:
                 _watch(process, config)
@@ -80,14 +82,15 @@ def _ask(*_: int | FrameType | None) -> None:
     raise _Asked
 
 
-def _command(config: RunConfig) -> list[str]:
+def _command(config: RunConfig, folder: str) -> list[str]:
     patience = round(config.training.hang_minutes * 60)
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        *(*PYTHON, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
         "--local-addr=127.0.0.1",  # else by the host's name, which not every machine can resolve
         f"--shutdown-timeout={patience}",  # a checkpoint of a large model takes more than the usual half minute
         f"--nproc-per-node={config.training.num_processes}",
-        *("-m", "launcher.local_rank", str(config.run_dir)),
+        f"--log-dir={folder}",
+        *("--no-python", *PYTHON, "-m", "launcher.local_rank", str(config.run_dir)),
     ]
 
 

@@ -6,7 +6,6 @@ Needs neither torch nor a scheduler, so that login nodes can ask too. Lines that
 """
 
 import dataclasses
-import re
 from pathlib import Path
 
 from common.json_lines import Lines, Record, examine, read_last
@@ -15,9 +14,9 @@ from launcher.config import anchored, load_config, save_config
 from launcher.places import CONFIG
 from training.config import RunConfig
 from training.lines import EVENT, JOB, METRICS
+from training.state.folder import latest_checkpoint, step_of
 
 METRICS_FILE, EVENTS, JOBS = "metrics.jsonl", "events.jsonl", "slurm/jobs.jsonl"
-_CHECKPOINT = re.compile(r"step-(\d{8,})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class RunFolder:
         return cls(
             path=path,
             config=load_config(config) if config.exists() else None,
-            checkpoint=_newest(path / "checkpoints"),
+            checkpoint=_newest(path),
             last=next(iter(last.records), {}),
             evaluation=next(({"step": line["step"], **line["evaluation"]} for line in evaluation), {}),
             events=events.records,
@@ -112,18 +111,6 @@ def _diary(path: Path) -> Lines:
     return Lines(events, [sentence for lines in found for sentence in lines.left_out])
 
 
-def _newest(home: Path) -> Saved | None:
-    """The checkpoint that `latest` names, else the one of the highest step."""
-    if not home.is_dir():
-        return None
-    pointer = home / "latest"
-    named = pointer.read_text(errors="replace").strip() if pointer.is_file() else ""
-    folders = {path.name: path for path in home.iterdir() if _CHECKPOINT.fullmatch(path.name) and path.is_dir()}
-    name = named if named in folders else max(folders, key=_step_of, default=None)
-    return Saved(name, _step_of(name), folders[name].stat().st_mtime) if name else None
-
-
-def _step_of(name: str) -> int:
-    match = _CHECKPOINT.fullmatch(name)
-    assert match, f"{name} is not the name of a checkpoint"
-    return int(match[1])
+def _newest(run_dir: Path) -> Saved | None:
+    folder = latest_checkpoint(run_dir)
+    return Saved(folder.name, step_of(folder), folder.stat().st_mtime) if folder else None

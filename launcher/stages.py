@@ -5,7 +5,7 @@ tokenizer -> dataset -> training (local.py) -> Hugging Face folder; or a Hugging
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from common.files import naming
 from common.mistakes import Mistake
@@ -52,6 +52,8 @@ class NewestCheckpoint:
     folder: Path
     damaged: dict[str, list[str]]
     """Newer ones that were passed over, by name, and why."""
+    unlisted: tuple[str, ...] = ()
+    """Files in its folder that are none of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,43 +118,44 @@ def convert(run_dir: Path, out: Path, progress: StageProgress) -> Converted:
     """
     from common.files import checksum
     from model.exchange.convert import exported_from
-    from training import checkpoint
+    from training.state.folder import reading
+    from training.state.sums import CHECKSUMS
 
     _, config = existing(run_dir)
-    newest = newest_checkpoint(run_dir)
-    identity = checkpoint.read_state(newest.folder)["identity"]
-    tokenizer = tokenizer_of(config, newest.folder)
-    source, data = checksum(newest.folder / checkpoint.CHECKSUMS), Path(config.data.path)
-    if exported_from(out) == source:
-        return Converted(out, newest, 0, data, reused=True)
-    texts = _held_out_texts(config, tokenizer)
-    progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
-    with naming(out):
-        _export(config, newest.folder, identity, tokenizer, out, texts, source)
+    with reading(run_dir):
+        newest = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, newest.folder)
+        source, data = checksum(newest.folder / CHECKSUMS), Path(config.data.path)
+        if exported_from(out) == source:
+            return Converted(out, newest, 0, data, reused=True)
+        texts = _held_out_texts(config, tokenizer)
+        progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
+        with naming(out):
+            _export(config, newest.folder, tokenizer, out, texts, source)
     return Converted(out, newest, len(texts), data, reused=False)
 
 
 def newest_checkpoint(run_dir: Path) -> NewestCheckpoint:
     """The newest sound checkpoint of a run. Raises ValueError when there is none."""
-    from training import checkpoint
     from training.distributed import World
+    from training.state.choosing import choose
 
-    choice = checkpoint.choose(run_dir, World.alone())
-    if choice.folder is None:
+    choice = choose(run_dir, World.alone())
+    if choice.checkpoint is None:
         raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
-    return NewestCheckpoint(choice.folder, choice.damaged)
+    return NewestCheckpoint(choice.checkpoint.folder, choice.damaged, choice.checkpoint.unlisted)
 
 
 def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     """The tokenizer of a run. Raises ValueError when it is not the one that a checkpoint was trained with."""
     from data_pipeline.tokenizer import Tokenizer
-    from training import checkpoint
+    from training.state.identity import read_saved
 
     remedy = "put it back, or say in the run's config.yaml where it is now"
     if not Path(config.tokenizer.path).exists():
         raise Mistake(f"tokenizer.path: {config.tokenizer.path}, which {folder} was trained with, is gone; {remedy}")
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
-    if tokenizer.fingerprint != checkpoint.read_state(folder)["identity"]["tokenizer"]:
+    if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; {remedy}"
         )
@@ -162,7 +165,6 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
 def _export(
     config: RunConfig,
     folder: Path,
-    identity: dict[str, Any],
     tokenizer: "Tokenizer",
     out: Path,
     texts: list[str],
@@ -170,14 +172,16 @@ def _export(
 ) -> None:
     from model.config import ModelConfig
     from model.exchange.convert import export_hf
-    from training import checkpoint
+    from training.state.identity import read_saved
+    from training.state.loading import stream_weights
 
-    order = identity["order"]
+    identity = read_saved(folder).identity
+    order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
     export_hf(
-        checkpoint.stream_model_state(folder),
-        ModelConfig(**{**config.model.model_dump(), **identity["model"]}),  # the run's config may have changed since
-        identity["model"]["vocab_size"],
+        stream_weights(folder),
+        ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
+        identity.model["vocab_size"],
         out,
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
@@ -207,11 +211,12 @@ def import_weights(folder: Path, out: Path, progress: StageProgress) -> Imported
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
-    split = TokenDataset(config.data.path, "validation", SAMPLE_TOKENS, keep_tail=True)
+    manifest = Manifest.load(config.data.path)
+    split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]

@@ -45,11 +45,12 @@ def held_out_loss(evaluation: Record) -> str:
     return f"{evaluation['loss']:.3f} nats, {abs(gain):.2f} {side} the unigram entropy of the same tokens"
 
 
-def damaged(newest: NewestCheckpoint) -> list[str]:
-    """Checkpoints that were passed over, a sentence each."""
+def passed_over(newest: NewestCheckpoint) -> list[str]:
+    """Damaged checkpoints and foreign files that were passed over, a sentence each."""
+    damaged = newest.damaged.items()
     return [
-        f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}"
-        for name, faults in newest.damaged.items()
+        *(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}" for name, faults in damaged),
+        *(f"{newest.folder / name} is none of the checkpoint's files and is not read" for name in newest.unlisted),
     ]
 
 

@@ -47,4 +47,4 @@ def test_a_tokenizer_that_is_gone_is_not_asked_to_be_trained_anew(config, tmp_pa
 
 def test_damaged_checkpoints_are_named(tmp_path):
     newest = stages.NewestCheckpoint(tmp_path, {"step-00000004": ["a is gone", "b too"]})
-    assert views.damaged(newest) == ["checkpoint step-00000004 is damaged and was passed over: a is gone; b too"]
+    assert views.passed_over(newest) == ["checkpoint step-00000004 is damaged and was passed over: a is gone; b too"]
