@@ -6,7 +6,7 @@ Importing this module imports DeepSpeed (seconds); nothing at start-up of the co
 """
 
 import contextlib
-import dataclasses
+import copy
 import logging
 import os
 import tempfile
@@ -22,6 +22,7 @@ from torch import nn
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
+from training.first_weights import Fill, give_memory, put_weights
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
 from training.state.index import Index, written_slices
@@ -29,7 +30,7 @@ from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot
 from training.state.together import everywhere
-from training.zero import PREFIX, ZeroState
+from training.zero import PREFIX, Holdings, ZeroState
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
@@ -54,6 +55,9 @@ class _Engine(DeepSpeedEngine):
     def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
         wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
         return ZERO_OPTIMIZATION if self.zero_optimization() else wrapper
+
+    def _broadcast_model(self) -> None:
+        """Nothing: every rank puts its own weights in, so that rank 0 need not send all of its own at start."""
 
 
 deepspeed.DeepSpeedEngine = _Engine  # what deepspeed.initialize makes
@@ -100,39 +104,23 @@ def private_extensions() -> Iterator[None]:
             del os.environ["TORCH_EXTENSIONS_DIR"]
 
 
-FP32 = 4
-"""Bytes of a number of the training state, whatever the model computes in."""
+class _Partition(deepspeed.zero.Init):
+    """Cuts a model on the meta device into parts of empty memory, a parameter at a time."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Holdings:
-    """Bytes of the training state that one rank holds from step to step, on its device or offloaded to its host."""
-
-    optimizer: str
-    """Class that keeps it."""
-    weights: int
-    """What the model computes with: a part at stage 3, which keeps small ones whole and gathers layers as it goes."""
-    gradients: int
-    """Their sum over the micro-batches of a step."""
-    master_weights: int
-    """fp32 weights; 0 at stage 0, where the model computes with them."""
-    moments: int
-    """AdamW's two."""
-
-    def __str__(self) -> str:
-        parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "optimizer"}
-        listed = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g} GB" for name, size in parts.items())
-        return f"{listed}; {sum(parts.values()) / 1e9:.3g} GB in all ({self.optimizer})"
+    def _convert_to_zero_parameters(self, param_list: Any) -> None:
+        for parameter in param_list:
+            give_memory(parameter, self.dtype, self.local_device)
+            self._convert_to_deepspeed_param(parameter)
+            parameter.partition()
 
 
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, step, save and load, the same for every stage."""
 
     def __init__(self, model: nn.Module, run: RunConfig, world: World):
-        """Takes the model over: partitions, casts and moves it as stage, precision and device ask for.
+        """Takes a model on the meta device over: partitions, casts and places it as stage, precision, device ask for.
 
-        The whole model comes in, on the host, the same on every rank: built so, its first weights depend on
-        nothing but the seed. ZeRO 3 moves and splits it one parameter at a time, so no device ever holds it all.
+        Its weights are memory that nothing has been written to until `put_weights` or `load` is called.
         """
         self.world = world
         self.stage = run.training.zero_stage
@@ -142,6 +130,12 @@ class Engine:
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
         boxes = _in_optimizer_order(model, optimizer)
+        if self.stage == 3:
+            _Partition(module=model, config_dict_or_path=copy.deepcopy(config))
+        else:
+            dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
+            for parameter in model.parameters():
+                give_memory(parameter, dtype, world.device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
         if world.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
@@ -150,25 +144,13 @@ class Engine:
         self.module: nn.Module = self._engine.module
         self._state = ZeroState(self._engine, self._optimizer, boxes)
 
-    def holdings(self) -> "Holdings":
+    def holdings(self) -> Holdings:
         """What this rank holds of the training state, now that it is cut."""
-        parameters = list(self.module.parameters())
-        whole = sum(parameter.numel() for parameter in parameters)
-        width = parameters[0].element_size()
-        weights = width * whole
-        masters = [vector for group in self._optimizer.param_groups for vector in group["params"]]
-        if self.stage == 3:
-            masters = self._optimizer.fp32_partitioned_groups_flat
-            kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
-            weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
-        own = sum(vector.numel() for vector in masters)
-        return Holdings(
-            optimizer=type(self._optimizer).__name__,
-            weights=weights,
-            gradients=FP32 * (own if self.stage > 1 else whole),
-            master_weights=FP32 * own if self.stage else 0,
-            moments=2 * FP32 * own,
-        )
+        return self._state.holdings(list(self.module.parameters()))
+
+    def put_weights(self, fill: Fill) -> None:
+        """Gives the model its first weights, which `fill` writes by name; every rank must call it."""
+        put_weights(self.module, self._optimizer, self.stage, fill, self.world)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""

@@ -15,7 +15,9 @@ from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
-from model.exchange.importing import MODEL_FILE, imported_config, load_imported
+from model.exchange.importing import MODEL_FILE, imported_config
+from model.exchange.tensor_files import TensorReader
+from model.network.layers import first_values
 from model.network.transformer import Transformer
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
@@ -23,6 +25,7 @@ from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
+from training.first_weights import Fill
 from training.hardware import peak_flops
 from training.loop import Run, Trainer
 from training.state.choosing import Checkpoint, Choice, choose
@@ -30,6 +33,7 @@ from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damag
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
 from training.step import LossModel
+from training.zero import PREFIX
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -64,16 +68,32 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
 def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: bool = False) -> Engine:
     """Model and engine of a run, with the weights it starts from: imported ones, else drawn from the seed.
 
-    A run that resumes gets its weights from the checkpoint, so imported ones are not read then.
+    A run that resumes gets its weights from the checkpoint: none are made or read, `Engine.load` must follow.
     """
-    model = Transformer(config.model, vocab_size, config.seed)
-    if config.training.initial_weights and not resuming:
-        _load_initial(model, Path(config.training.initial_weights))
-    return Engine(LossModel(model, config.training.z_loss), config, world)
+    with torch.device("meta"):
+        model = Transformer(config.model, vocab_size, config.seed)
+    fill = None if resuming else _first_weights(model, config.training.initial_weights)
+    engine = Engine(LossModel(model, config.training.z_loss), config, world)
+    if fill is not None:
+        engine.put_weights(fill)
+    return engine
 
 
-def _load_initial(model: Transformer, folder: Path) -> None:
-    """Copies imported weights into the model. ValueError when they are another model's."""
+def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
+    """Where the weights of a new run come from; names are those in `LossModel`."""
+    if not initial_weights:
+        drawn = first_values(model)
+        return lambda name, out, start: drawn[name.removeprefix(PREFIX)].fill(out, start)
+    files = _initial_files(model, Path(initial_weights))
+
+    def read(name: str, out: torch.Tensor, start: int) -> None:
+        out.copy_(files.read_part(name.removeprefix(PREFIX), start, start + out.numel()))
+
+    return read
+
+
+def _initial_files(model: Transformer, folder: Path) -> TensorReader:
+    """Imported weights of this very model. ValueError when they are another model's."""
     found, vocab_size = imported_config(folder)
     theirs, ours = _spelled_out(found), _spelled_out(model.config)
     differing = [key for key in ours if ours[key] != theirs[key]]
@@ -88,9 +108,7 @@ def _load_initial(model: Transformer, folder: Path) -> None:
             f"training.initial_weights: {folder} has {vocab_size} rows of embedding and this run {model.vocab_size}; "
             "use the tokenizer it was imported with, and its model.vocab_size"
         )
-    with torch.no_grad():
-        for name, weight in load_imported(folder):
-            model.get_parameter(name).copy_(weight)
+    return TensorReader(folder)
 
 
 def _spelled_out(config: ModelConfig) -> dict[str, Any]:
