@@ -23,10 +23,13 @@ _DECEPTIVE = re.compile(r"[-+]?(0[0-9_]+|[0-9_]+(:[0-9_.]+)+)")
 """Numbers in base 8 and base 60."""
 
 
-def read_plain(text: str) -> Any:
-    """The value that a YAML text says. Raises yaml.YAMLError, with a line where one is to blame."""
+def read_plain(text: str, *, any_base: bool = False) -> Any:
+    """The value that a YAML text says. Raises yaml.YAMLError, with a line where one is to blame.
+
+    any_base: numbers in base 8 and 60 are read, for who knows better which key they stand at.
+    """
     try:
-        value = yaml.load(text, _PlainLoader)
+        value = yaml.load(text, _AnyBaseLoader if any_base else _PlainLoader)
         _refuse_swollen(value)
     except RecursionError:
         raise ConstructorError(None, None, "values that hold themselves", None) from None
@@ -37,6 +40,7 @@ class _PlainLoader(yaml.SafeLoader):
     """YAML of plain values, each key of a mapping given once."""
 
     depth = 0
+    any_base = False
 
     def compose_node(self, parent, index):
         self.depth += 1
@@ -53,11 +57,15 @@ class _PlainLoader(yaml.SafeLoader):
 
     def construct_object(self, node, deep=False):
         try:
-            _refuse_deceptive(node)
+            _refuse_deceptive(node, self.any_base)
             return super().construct_object(node, deep)
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
             what, kind = cut(str(node.value)), node.tag.removeprefix(_TAG)
             raise ConstructorError(None, None, f"'{what}' is no {kind}; quote it", node.start_mark) from None
+
+
+class _AnyBaseLoader(_PlainLoader):
+    any_base = True
 
 
 def _refuse_odd_keys(node: MappingNode) -> None:
@@ -71,7 +79,7 @@ def _refuse_odd_keys(node: MappingNode) -> None:
         seen.add(key.value)
 
 
-def _refuse_deceptive(node: Node) -> None:
+def _refuse_deceptive(node: Node, any_base: bool) -> None:
     if not isinstance(node, ScalarNode):
         return
     what = cut(node.value)
@@ -82,7 +90,7 @@ def _refuse_deceptive(node: Node) -> None:
             raise ConstructorError(
                 None, None, f"{what} is a number of {len(node.value):,} digits, too many", node.start_mark
             )
-        if _DECEPTIVE.fullmatch(node.value):
+        if _DECEPTIVE.fullmatch(node.value) and not any_base:
             raise ConstructorError(
                 None,
                 None,

@@ -27,7 +27,7 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     Raises ValueError with one sentence for anything a user can get wrong.
     """
     path = Path(path)
-    tree = read_yaml(path)
+    tree = read_yaml(path, any_base=False)
     if base := places.base_of(path, tree):
         tree = places.anchored({"runs_dir": RunConfig.model_fields["runs_dir"].default, **tree}, base)
     for override in overrides:
@@ -145,8 +145,11 @@ def _list_index(node: list, part: str, override: str) -> int:
     return int(part)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ValueError, one sentence, where there is none."""
+def read_yaml(path: Path, *, any_base: bool = True) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError, one sentence, where there is none.
+
+    any_base: numbers such as 0123 and 24:00:00 are read, for keys that say better what is wrong with them.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -160,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:
-        tree = read_plain(text)
+        tree = read_plain(text, any_base=any_base)
     except yaml.YAMLError as error:
         raise Mistake(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):

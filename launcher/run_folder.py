@@ -55,7 +55,8 @@ class RunFolder:
         config = path / CONFIG
         events, jobs = _diary(path), examine(path / JOBS, JOB)
         last = read_last(path / METRICS_FILE, METRICS, "loss")
-        evaluated = any(event["event"] == "evaluate" for event in events.records)  # else the whole file is searched
+        # a long run's whole file would be searched for what its diary says is not there
+        evaluated = not events.records or any(event["event"] == "evaluate" for event in events.records)
         evaluation = read_last(path / METRICS_FILE, METRICS, "evaluation").records if evaluated else []
         return cls(
             path=path,
