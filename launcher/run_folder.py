@@ -5,6 +5,7 @@ config.yaml, checkpoints/latest, metrics.jsonl, events.jsonl, events/*.jsonl, sl
 Needs neither torch nor a scheduler, so that login nodes can ask too. Lines that a kill tore are left out and named.
 """
 
+import contextlib
 import dataclasses
 from pathlib import Path
 
@@ -113,5 +114,7 @@ def _diary(path: Path) -> Lines:
 
 
 def _newest(run_dir: Path) -> Saved | None:
-    folder = latest_checkpoint(run_dir)
-    return Saved(folder.name, step_of(folder), folder.stat().st_mtime) if folder else None
+    while folder := latest_checkpoint(run_dir):
+        with contextlib.suppress(FileNotFoundError):  # a newer one has just replaced it: look again
+            return Saved(folder.name, step_of(folder), folder.stat().st_mtime)
+    return None
