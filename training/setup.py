@@ -32,6 +32,7 @@ from training.state.choosing import Checkpoint, Choice, choose
 from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
+from training.state.together import on_main
 from training.step import LossModel
 from training.zero import PREFIX
 
@@ -126,7 +127,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
-    manifest = _open_once(config, world)
+    manifest = on_main(world, lambda: open_dataset(config.data.path, config.tokenizer.path))
     run = Run(
         config=config,
         folder=folder,
@@ -148,21 +149,6 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         yield trainer, loader
     finally:
         loader.close()
-
-
-def _open_once(config: RunConfig, world: World) -> Manifest:
-    """The dataset as rank 0 found it, on every rank; what is wrong with it is raised on every rank too."""
-    found: Manifest | Exception | None = None
-    if world.is_main:
-        try:
-            found = open_dataset(config.data.path, config.tokenizer.path)
-        except (Mistake, OSError) as error:
-            found = error
-    found = world.from_main(found)
-    if isinstance(found, Exception):
-        raise found
-    assert found is not None
-    return found
 
 
 def check(config: RunConfig, world_size: int) -> None:
