@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from common.mistakes import Mistake
-from common.section import Section
+from common.mistakes import Mistake, shown
+from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
 from model.config import MOST_TOKENS, ModelConfig
@@ -88,7 +88,7 @@ class TrainingConfig(Section):
     """Samples a rank works on at once; what is missing to the global batch is accumulated."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too, 0 nothing."""
-    initial_weights: str | None = None
+    initial_weights: Place | None = None
     """Folder made by `shardline import`, whose weights a new run starts from; empty draws them from the seed."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward pass; master weights are always fp32, as is the sum over micro-batches."""
@@ -172,7 +172,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
-    runs_dir: str = "runs"
+    runs_dir: Place = "runs"
     """Folder that holds the folders of runs."""
     seed: int = Field(default=1234, ge=0, lt=2**63)
     """Seed of weights, data order and everything else drawn at random."""
@@ -246,7 +246,7 @@ def _refuse_truth_values(section: type[BaseModel], tree: Any, prefix: str = "") 
         kinds = _types_in(field.annotation)
         values = value if isinstance(value, list | tuple) else [value]
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in values):
-            raise Mistake(f"{prefix}{name}: found {value!r}; expected a number")
+            raise Mistake(f"{prefix}{name}: found {shown(value)}; expected a number")
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 continue

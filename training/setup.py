@@ -30,7 +30,7 @@ from training.hardware import peak_flops
 from training.loop import Trainer
 from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
-from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
+from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
 from training.state.together import on_main
@@ -139,6 +139,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     choice = choose(folder, world)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
+        _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
@@ -157,11 +158,22 @@ def check(config: RunConfig, world_size: int) -> None:
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
         check_identity(read_saved(newest).identity, identity, newest)
+        _refuse_past(config, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
     _loader(run, manifest, RunState()).close()
+
+
+def _refuse_past(config: RunConfig, folder: Path) -> None:
+    """ValueError when a checkpoint lies beyond the run's last step."""
+    step, steps = step_of(folder), config.training.steps
+    if step > steps:
+        raise Mistake(
+            f"training.steps: {steps}, but the run stands at step {step} already ({folder}); "
+            f"set it to more than {step} to go on, or choose another name to train anew"
+        )
 
 
 def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:

@@ -26,7 +26,8 @@ import yaml
 from pydantic import ValidationError
 
 from common.json_lines import read_lines
-from common.mistakes import Mistake, is_mistake, sentence
+from common.mistakes import Mistake, cut, is_mistake, sentence, shown
+from common.plain_yaml import read_plain
 from training import fence, log
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
@@ -73,7 +74,8 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
         world = connect(timedelta(minutes=config.training.start_minutes))
         log.set_up(world.rank)
         with sole_writer(folder, world) as world, watch(folder, world):
-            events, attempt = EventLog(folder, world.rank, scheduler_facts()), world.attempt
+            attempt = world.attempt
+            events = EventLog(folder, world.rank, {"attempt": attempt, **scheduler_facts()})
             finished = train(config, folder, world, events, stop)
         disconnect(world)
         return EXIT_DONE if finished else EXIT_STOPPED
@@ -170,12 +172,15 @@ def read_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise Mistake(f"{path}: no such file; start a run with `shardline train CONFIG`")
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return RunConfig.model_validate(read_plain(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
-        raise Mistake(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise Mistake(f"{path}: not valid YAML ({cut(' '.join(str(error).split()), 200)})") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        raise Mistake(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        key = cut(".".join(map(str, fault["loc"])))
+        raise Mistake(f"{path}: {key}: found {shown(fault['input'])}; {fault['msg']}") from None
 
 
 def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop: StopRequest) -> bool:

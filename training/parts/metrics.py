@@ -1,11 +1,14 @@
 """Lines of metrics at their interval, in metrics.jsonl and TensorBoard (metrics.py says what they hold)."""
 
+import logging
 import time
 
 from model.flops import train_flops
 from training.hardware import memory_gb
 from training.metrics import Meter, MetricsWriter
 from training.parts.part import Moment, Part, Run
+
+LOG = logging.getLogger("training.parts.metrics")
 
 
 class Metrics(Part):
@@ -17,7 +20,11 @@ class Metrics(Part):
     def __init__(self, run: Run, step: int, peak_flops: float | None):
         self.run = run
         self.meter = Meter(run.world.size, peak_flops)
-        self.writer = MetricsWriter(run.folder, step) if run.world.is_main else None
+        interval = run.config.training.log_interval
+        self.writer = MetricsWriter(run.folder, step, interval) if run.world.is_main else None
+        for gap in self.writer.gaps if self.writer else ():
+            LOG.warning(gap)
+            run.events.write("metrics lost", reason=gap)
 
     def reads(self, moment: Moment) -> bool:
         return moment.due(self.run.config.training.log_interval) or moment.last
