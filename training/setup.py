@@ -109,7 +109,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
-    manifest = _open_once(config, world)
+    manifest = open_once(config, world)
     run = Run(
         config=config,
         folder=folder,
@@ -132,7 +132,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         loader.close()
 
 
-def _open_once(config: RunConfig, world: World) -> Manifest:
+def open_once(config: RunConfig, world: World) -> Manifest:
     """The dataset as rank 0 found it, on every rank; what is wrong with it is raised on every rank too."""
     found: Manifest | Exception | None = None
     if world.is_main:
