@@ -13,17 +13,12 @@ import csv
 import dataclasses
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
-from common.mistakes import Mistake
+from data_pipeline.building.parquet_files import column_values, no_column, open_parquet, text_bytes
 from data_pipeline.building.source_files import SourceFile, open_file, read_blocks
 from data_pipeline.config import SourceConfig
 
@@ -123,10 +118,7 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
 
 def _plan_parquet(whole: Unit, source: SourceConfig, unit_bytes: int) -> list[Unit]:
     with open_file(whole.url) as file:
-        parquet = _open_parquet(file, whole, source)
-        names = parquet.schema_arrow.names
-        column = names.index(source.text_key) if source.text_key in names else None
-        sizes = [_text_bytes(parquet, group, column) for group in range(parquet.num_row_groups)]
+        sizes = text_bytes(open_parquet(file, whole.url, source.text_key), source.text_key)
     units: list[Unit] = []
     start = size = 0
     for group, bytes_here in enumerate(sizes):
@@ -292,7 +284,23 @@ def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
         yield b"".join(pending) if size <= MAX_DOCUMENT_BYTES else None
 
 
-# ---- tables of text
+# ---- columns
+
+
+def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
+    parquet = open_parquet(file, unit.url, source.text_key)
+    stop = parquet.num_row_groups if unit.stop is None else unit.stop
+    number = 0
+    for group in range(unit.start, stop):
+        for values in column_values(parquet, unit.url, group, source.text_key):
+            for raw in values:
+                number += 1
+                if raw is None:
+                    rejects.add("missing_text", number)
+                elif len(raw) > MAX_DOCUMENT_BYTES:
+                    rejects.add("too_large", number)
+                else:
+                    yield from _decode(number, raw, rejects)
 
 
 def _read_table(file: IO[bytes], unit: Unit, text_key: str, rejects: Rejects) -> Iterator[Record]:
@@ -314,7 +322,7 @@ def _read_table(file: IO[bytes], unit: Unit, text_key: str, rejects: Rejects) ->
         if not names:
             names = row
             if text_key not in names:
-                raise _no_column(unit, text_key, [name.encode(errors="replace").decode() for name in names])
+                raise no_column(unit.url, text_key, [name.encode(errors="replace").decode() for name in names])
         elif row:
             if len(row) != len(names):
                 rejects.add(f"malformed_{unit.format}", number)
@@ -330,96 +338,3 @@ def _table_lines(file: IO[bytes], unit: Unit) -> Iterator[str]:
             continue
         line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
         yield line.decode(errors="surrogateescape") + "\n"
-
-
-# ---- parquet
-
-
-def _open_parquet(file: IO[bytes], unit: Unit, source: SourceConfig) -> pq.ParquetFile:
-    """Opens a parquet file and sees that the text column is there and holds text."""
-    try:
-        parquet = pq.ParquetFile(file, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(unit, error) from None
-    kind = _column_type(parquet.schema_arrow, source.text_key)
-    if kind is None:
-        raise _no_column(unit, source.text_key, parquet.schema_arrow.names)
-    if isinstance(kind, pa.DictionaryType):
-        kind = kind.value_type
-    if not re.fullmatch(r"(large_)?(string|binary)(_view)?", str(kind)):
-        raise Mistake(f"{unit.url}: column '{source.text_key}' is {kind}, not text; set text_key of its source")
-    return parquet
-
-
-def _column_type(schema: pa.Schema, text_key: str) -> pa.DataType | None:
-    """Type of a column, or of a field within structs such as `meta.text`; None when there is none."""
-    if text_key in schema.names:
-        return schema.field(text_key).type
-    kind: Any = pa.struct(list(schema))
-    for key in text_key.split("."):
-        if not isinstance(kind, pa.StructType) or kind.get_field_index(key) < 0:
-            return None
-        kind = kind.field(key).type
-    return kind
-
-
-def _no_column(unit: Unit, text_key: str, names: Sequence[str]) -> Mistake:
-    shown = ", ".join(names)
-    shown = shown if len(shown) <= 300 else f"{shown[:300]}..."
-    return Mistake(f"{unit.url}: no column '{text_key}' (it has {shown}); set text_key of its source")
-
-
-def _text_bytes(parquet: pq.ParquetFile, group: int, column: int | None) -> int:
-    row_group = parquet.metadata.row_group(group)
-    if column is not None and row_group.num_columns == len(parquet.schema_arrow.names):
-        return row_group.column(column).total_uncompressed_size
-    return row_group.total_byte_size
-
-
-def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
-    parquet = _open_parquet(file, unit, source)
-    stop = parquet.num_row_groups if unit.stop is None else unit.stop
-    number = 0
-    for group in range(unit.start, stop):
-        for values in _column_values(parquet, group, unit, source.text_key):
-            for raw in values:
-                number += 1
-                if raw is None:
-                    rejects.add("missing_text", number)
-                elif len(raw) > MAX_DOCUMENT_BYTES:
-                    rejects.add("too_large", number)
-                else:
-                    yield from _decode(number, raw, rejects)
-
-
-def _column_values(parquet: pq.ParquetFile, group: int, unit: Unit, text_key: str) -> Iterator[list[bytes | None]]:
-    """Values of the text column, a few megabytes at a time."""
-    row_group = parquet.metadata.row_group(group)
-    mean_bytes = row_group.total_byte_size // max(row_group.num_rows, 1) + 1
-    rows = min(max((8 << 20) // mean_bytes, 1), 8192)
-    batches = parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[text_key], use_threads=False)
-    while True:
-        try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(unit, error) from None
-        if batch is None:
-            return
-        # bytes, because arrow does not see to it that a string is valid UTF-8
-        yield _text_of(batch, text_key).cast(pa.large_binary()).to_pylist()
-
-
-def _text_of(batch: pa.RecordBatch, text_key: str) -> pa.Array:
-    if text_key in batch.schema.names:
-        return batch.column(batch.schema.names.index(text_key))
-    column, *fields = text_key.split(".")
-    return pc.struct_field(batch.column(batch.schema.names.index(column)), fields)
-
-
-def _damaged(unit: Unit, error: Exception) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    return Mistake(
-        f"{unit.url}: not a readable parquet file ({str(error).splitlines()[0]}); "
-        "fetch it again or correct the format of its source"
-    )
