@@ -11,7 +11,7 @@ import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sentencepiece
@@ -25,10 +25,12 @@ from data_pipeline.building.tokenizer_training import (
     refuse_other_tokenizers,
     train_tokenizer,
 )
-from data_pipeline.fast_encoder import FastEncoder
 from data_pipeline.flags import packed_flags
 from data_pipeline.model_file import ModelFacts
 from data_pipeline.shards import token_dtype
+
+if TYPE_CHECKING:
+    from data_pipeline.fast_encoder import FastEncoder
 
 __all__ = ["AWKWARD_STRINGS", "MODEL_NAME", "Tokenizer", "TokenizerReport", "train_tokenizer"]
 
@@ -241,6 +243,11 @@ class Tokenizer:
         self.encoder_note = reason
 
     def _use_fast_encoder(self) -> None:
+        try:
+            from data_pipeline.fast_encoder import FastEncoder
+        except ModuleNotFoundError as error:
+            self.use_reference(f"sentencepiece encodes because {error.name} is not installed; pip install '.[fast]'")
+            return
         self._fast = FastEncoder(self._model)
         self.encoder_note = f"gigatoken encodes, equal to sentencepiece on {len(AWKWARD_STRINGS)} awkward strings"
         if not self.matches_reference(AWKWARD_STRINGS):

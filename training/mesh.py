@@ -78,7 +78,8 @@ class Mesh:
 
         All ranks call it together. Each makes only the groups that it is in, so there are at most three.
         """
-        return dataclasses.replace(self, **{name: self._grouped(getattr(self, name)) for name in AXES})
+        data, context, tensor = map(self._grouped, (self.data, self.context, self.tensor))
+        return dataclasses.replace(self, data=data, context=context, tensor=tensor)
 
     def _grouped(self, axis: Axis) -> Axis:
         if axis.size in (1, self.size):

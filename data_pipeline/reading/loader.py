@@ -94,6 +94,16 @@ def _closed() -> Iterator[list[PackedBatch]]:
     yield
 
 
+def counters_of(first: int, num_batches: int, global_batch_size: int, rank: int, world_size: int) -> np.ndarray:
+    """Counters of the samples that a rank contributes to global batches, the first of which begins at `first`.
+
+    int64 [num_batches * global_batch_size / world_size], batch after batch; in each the ranks follow each other.
+    """
+    share = global_batch_size // world_size
+    starts = first + global_batch_size * np.arange(num_batches, dtype=np.int64) + rank * share
+    return (starts[:, None] + np.arange(share)).ravel()
+
+
 def _batches_of_rank(
     maker: BatchMaker,
     order: SampleOrder | None,
@@ -107,8 +117,7 @@ def _batches_of_rank(
     share = global_batch_size // world_size
     num_batches = 1
     while True:
-        starts = counter + global_batch_size * np.arange(num_batches, dtype=np.int64) + rank * share
-        counters = (starts[:, None] + np.arange(share)).ravel()
+        counters = counters_of(counter, num_batches, global_batch_size, rank, world_size)
         samples = order(counters) if order else counters % len(maker.dataset)
         micro_batches = maker(counters, samples)
         for _ in range(num_batches):

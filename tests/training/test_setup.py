@@ -8,13 +8,15 @@ import pytest
 
 from common.mistakes import Mistake
 from data_pipeline.manifest import Manifest, ShardInfo, comparable
+from data_pipeline.opening import open_dataset
 from data_pipeline.shards import ShardWriter
 from tests.training.runs import tiny_config, write_dataset
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
 from training.mesh import Mesh
-from training.setup import identify, open_once, prepare
+from training.setup import identify, prepare
+from training.state.together import on_main
 
 
 def refusal(config: RunConfig, folder) -> str:
@@ -71,13 +73,16 @@ def ranks():
 
 
 def test_rank_0_alone_reads_the_manifest_and_looks_for_the_shards(tmp_path, monkeypatch):
-    config = tiny_config(write_dataset(tmp_path / "data"))
-    first, second = ranks()
-    found = open_once(config, first)
-    monkeypatch.setattr("training.setup.open_dataset", None)
-    monkeypatch.setattr("os.scandir", None)
-    again = open_once(config, second)
-    assert again == found and again.fingerprints == found.fingerprints
+    folder = write_dataset(tmp_path / "data")
+    looks = []
+
+    def look():
+        looks.append(folder)
+        return open_dataset(folder)
+
+    first, second = (on_main(world, look) for world in ranks())
+    assert second == first and second.fingerprints == first.fingerprints
+    assert looks == [folder]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "train-00000.idx"])
@@ -86,8 +91,11 @@ def test_what_rank_0_finds_wrong_with_the_dataset_is_said_by_every_rank(tmp_path
     (tmp_path / "data" / name).unlink()
     said = []
     for world in ranks():
-        with pytest.raises(Mistake, match=name) as refused:
-            open_once(config, world)
+        with (
+            pytest.raises(Mistake, match=name) as refused,
+            prepare(config, tmp_path / "run", world, EventLog(tmp_path, world.rank)),
+        ):
+            pass
         said.append(str(refused.value))
     assert said[0] == said[1]
 
