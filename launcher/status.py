@@ -12,6 +12,7 @@ from launcher.config import load_config
 from launcher.local import read_last_step
 from launcher.slurm_commands import QueuedJob, Slurm
 from launcher.submit import JOBS
+from training.events import read_events
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,7 @@ def status(run_dir: Path) -> Status:
     if not (run_dir / "config.yaml").exists():
         raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
     config = load_config(run_dir / "config.yaml")
-    records, events = read_lines(run_dir / "slurm" / JOBS), read_lines(run_dir / "events.jsonl")
+    records, events = read_lines(run_dir / "slurm" / JOBS), read_events(run_dir)
     facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(run_dir, config.training.steps)}
     facts |= {"excluded": _excluded(events)}
     if not records:

@@ -82,7 +82,7 @@ STUBS = {
 *hostnames*) printf "node0\\nnode1\\n" ;;
 *"show job"*) echo "JobId=1 Restarts=0 ExcNodeList=(null) " ;;
 *"show config"*) echo "SlurmdTimeout = 1 sec" ;;
-requeue*) kill -TERM "$PPID" ;;
+requeue*) kill -TERM "$JOB_SHELL" ;;
 esac""",
     "squeue": "echo RUNNING",
     "sinfo": 'printf "node%d\\n" 0 1 2 3 4',
@@ -137,20 +137,21 @@ def test_a_hostile_name_neither_breaks_a_job_file_nor_does_anything_when_it_runs
     subprocess.run(["bash", "-n", str(script)], check=True)
     slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_NNODES": "2", "SLURM_JOB_PARTITION": "p"}
     environment = {"PATH": f"{stubs}:/usr/bin:/bin", "STUBS": str(tmp_path), "LC_ALL": "C.UTF-8", **slurm}
-    done = subprocess.run(["bash", str(script)], cwd=here, env=environment, capture_output=True, timeout=60)
+    command = ["bash", "-c", 'export JOB_SHELL=$$; exec bash "$0"', str(script)]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60)
     assert done.returncode == 1, done.stderr  # it asks to be requeued
 
     assert not list(here.iterdir())
     assert not list(workdir.iterdir())
-    assert sorted(path.name for path in run_dir.iterdir()) == ["events.jsonl", "logs", "slurm"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["events", "logs", "slurm"]
     assert not list(tmp_path.rglob("CANARY*"))
     expected = {run_dir.name, workdir.name, here.name, "job.sh", "srun.said", "variable"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert (tmp_path / "variable").read_text() == profile.environment["HOSTILE"].replace("${IFS}", " \t\n")
     said = (tmp_path / "srun.said").read_text().split("\0")
     if container == "pyxis":
-        python = said.index("slurm.rank") - 2
-        assert said[python : python + 4] == [f"/nowhere/{name}", "-m", "slurm.rank", str(run_dir)]
+        python = said.index("slurm.rank") - 3
+        assert said[python : python + 5] == [f"/nowhere/{name}", "-P", "-m", "slurm.rank", str(run_dir)]
         image = profile.container.image.replace("${IFS}", " \t\n")
         assert f"--container-image={image}" in said
 

@@ -15,6 +15,7 @@ from launcher import practice
 from launcher.config import check_config
 from launcher.submit import Request, submit
 from tests.training.runs import REPOSITORY, tiny_config
+from training.events import read_events
 
 PATIENCE = 240.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
@@ -144,9 +145,7 @@ class Run:
 
     def events(self, kind: str) -> list[dict]:
         """Events of one kind."""
-        path = self.folder / "events.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["event"] == kind]
+        return [event for event in read_events(self.folder) if event["event"] == kind]
 
     def ends(self) -> list[str]:
         """Why each start of a job ended, as far as it could say."""
@@ -156,13 +155,13 @@ class Run:
         """All that is known of what happened."""
         logs = [*sorted((self.folder / "slurm").glob("*.log")), *sorted((self.folder / "logs").glob("*.log"))]
         texts = [f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs]
-        events = (self.folder / "events.jsonl").read_text()[-3000:]
+        events = str(read_events(self.folder)[-30:])
         return "\n".join([*texts, events, self.cluster.call("squeue"), self.cluster.call("sinfo", "-N", "-l")])
 
 
 def ranks_of(folder: Path) -> list[psutil.Process]:
     """Processes of a run's ranks on the practice cluster."""
-    words = ["-m", "slurm.rank", str(folder)]
+    words = ["-P", "-m", "slurm.rank", str(folder)]
     return [found for found in psutil.process_iter(["cmdline"]) if (found.info["cmdline"] or [])[1:] == words]
 
 
