@@ -1,6 +1,7 @@
 """Job files: what they say for the example clusters, and that no name can make them say anything else."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -183,3 +184,10 @@ def test_the_job_is_called_like_the_run_on_one_line_of_bearable_length():
     assert job_name("books", "train") == "books"
     assert job_name("a\nb", "data") == "a_b-data"
     assert len(job_name("x" * 300, "train")) <= 64
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.stem)
+def test_every_python_of_a_job_looks_for_modules_in_no_folder_of_the_users(path):
+    started = re.findall(r'"\$PYTHON" .*', path.read_text())
+    assert started
+    assert all(line.startswith('"$PYTHON" -P -m ') for line in started)

@@ -74,8 +74,17 @@ def test_one_unfit_node_is_blamed_alone_though_the_others_wait_for_it_on_the_net
     for rank, memory in enumerate(["0", "1e9"]):
         slurm = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURMD_NODENAME": f"node{rank}"}
         environment = {**os.environ, **slurm, "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-P", "-m", "slurm.health_check", str(tmp_path), "--level=full", f"--port={port}"]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "slurm.health_check",
+            str(tmp_path),
+            "--level=full",
+            f"--port={port}",
+            "--timeout=250",
+        ]
         nodes.append(subprocess.Popen([*command, f"--min-memory-gb={memory}"], cwd=REPOSITORY, env=environment))
-    assert [node.wait(timeout=120) for node in nodes] == [0, 0]
+    assert [node.wait(timeout=300) for node in nodes] == [0, 0]
     assert (tmp_path / "node0").read_text() == "ok\n"
     assert "GB of memory free, 1e+09 wanted" in (tmp_path / "node1").read_text()
