@@ -59,6 +59,12 @@ class Cluster:
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def controller(self, action: str) -> None:
+        """Stops Slurm's controller, or starts it again."""
+        command = [str(practice.SCRIPT), "ctld", action]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
     def node(self, action: str, name: str) -> None:
         """Breaks a node or mends it."""
         done = subprocess.run([str(practice.SCRIPT), "node", action, name], capture_output=True, text=True, timeout=60)
@@ -119,6 +125,12 @@ class Run:
         """Its ranks, as this machine sees their processes."""
         return ranks_of(self.folder)
 
+    def script(self, job: int) -> psutil.Process:
+        """The shell that runs a job's script, on the first of its nodes."""
+        shells = [found for found in psutil.process_iter(["cmdline"]) if "slurm_script" in str(found.info["cmdline"])]
+        (shell,) = (each for each in shells if f"job{job:05d}" in str(each.info["cmdline"]) and not _is_copy(each))
+        return shell
+
     def run_out_of_time(self, job: int) -> None:
         """Has Slurm warn a job whose profile wants its warning 55 s before the end.
 
@@ -157,6 +169,12 @@ class Run:
         texts = [f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs]
         events = str(read_events(self.folder)[-30:])
         return "\n".join([*texts, events, self.cluster.call("squeue"), self.cluster.call("sinfo", "-N", "-l")])
+
+
+def _is_copy(shell: psutil.Process) -> bool:
+    """Whether this is a part of a script that runs in the background."""
+    parent = shell.parent()
+    return parent is not None and "slurm_script" in str(parent.cmdline())
 
 
 def ranks_of(folder: Path) -> list[psutil.Process]:
