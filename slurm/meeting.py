@@ -120,7 +120,7 @@ class _Host:
             self._known.set()
 
     async def _receive(self, num_guests: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, asyncio.CancelledError):  # a guest that says no more when all is over
             while line := (await reader.readline()).strip():
                 if line == b"clock":
                     writer.write(f"{self._now()!r}\n".encode())

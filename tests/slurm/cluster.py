@@ -142,7 +142,9 @@ class Run:
         for rank in ranks:
             rank.suspend()
         warned = log.read_text().count("USR1: the time limit is near")
-        self.cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        began = next(event["time"] for event in reversed(self.events("job_start")) if event["job"] == job)
+        minutes = int(time.time() - began + 30) // 60 + 1  # half a minute to a minute and a half are left
+        self.cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
         self.until(lambda: log.read_text().count("USR1: the time limit is near") > warned)
         for rank in ranks:
             rank.resume()

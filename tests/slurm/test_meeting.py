@@ -83,3 +83,14 @@ def test_a_first_node_that_is_not_there_or_goes_away_is_unreached():
         with pytest.raises(Unreached):
             guest.clock()
         guest.close()
+
+
+def test_a_host_that_goes_home_leaves_no_complaint(capfd, caplog):
+    port = free_port()
+    with ThreadPoolExecutor(1) as threads:
+        host = threads.submit(meeting.host, port, 3, False, 0.5)
+        guest = Guest("127.0.0.1", port, 5.0)
+        guest.clock()  # and says no more
+        assert not host.result()
+    assert "Traceback" not in capfd.readouterr().err + caplog.text
+    guest.close()
