@@ -199,6 +199,6 @@ refuse_two_jobs() {
   local other
   other=$(sed -n 's/^\([0-9]*\)\.[0-9]*$/\1/p' "$RUN/attempt" 2>/dev/null)
   [ -n "$other" ] && [ "$other" != "$SLURM_JOB_ID" ] || return 0
-  patiently squeue --noheader --me --states=RUNNING --format=%A
-  ! grep -qxF "$other" <<<"$ANSWER" || give_up refused 1 "job $other is training this run already"
+  patiently "$BASH" -c 'squeue --noheader --jobs="$1" --states=RUNNING --format=%A 2>/dev/null' - "$other"
+  [ -z "$ANSWER" ] || give_up refused 1 "job $other is training this run already"
 }

@@ -89,6 +89,16 @@ def test_the_job_of_a_chain_knows_those_that_wait_after_it(slurm, run):
     assert done.stdout.split() == ["8", "9"]
 
 
+def test_a_run_that_another_job_is_training_is_left_to_it(slurm, run):
+    slurm.answer("scontrol", UP)
+    slurm.answer("squeue", 'case "$*" in *--jobs=5*) echo 5 ;; *) exit 1 ;; esac')
+    done = slurm.script(
+        run, 'echo 4.0 >"$RUN/attempt"\nrefuse_two_jobs\necho goes on\necho 5.1 >"$RUN/attempt"\nrefuse_two_jobs'
+    )
+    assert (done.returncode, done.stdout) == (1, "goes on\n")
+    assert "job 5 is training this run already" in done.stderr
+
+
 # ---- nodes that do not answer
 
 MANY = 'case "$*" in "show hostnames"*) printf "node%d\\n" {0..199}; exit 0 ;; esac\n'
