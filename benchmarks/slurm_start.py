@@ -25,7 +25,7 @@ from rich.table import Table
 from benchmarks.loader import write_documents
 from common.json_lines import read_lines
 from launcher import practice
-from training.events import read_events
+from launcher.run_folder import diary
 
 PHASES = (
     ("submit command: checks, job file, sbatch", "command", "submitted"),
@@ -106,7 +106,7 @@ def moments(run: Path) -> dict[str, float]:
             raise TimeoutError(f"{run}: no step within {PATIENCE:g} s")
         time.sleep(0.1)
         steps = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
-    events = {event["event"]: event["time"] for event in reversed(read_events(run))}
+    events = {event["event"]: event["time"] for event in reversed(diary(run).records)}
     return {name: events[name] for name in ("job_start", "launch", "start", "ready") if name in events} | {
         "step": steps[0]["time"]
     }

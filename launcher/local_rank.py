@@ -8,6 +8,8 @@ from pathlib import Path
 
 from common.limits import open_all_files_allowed
 
+PYTHON = (sys.executable, "-P")
+"""How to start Python so that it does not import from the working folder: users keep a `model.py` there."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when its parent dies; it stays set across exec."""
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up now: after a fork, looking things up can deadlock
@@ -32,7 +34,7 @@ def main() -> None:
     os.dup2(descriptor, 2)
     if warning := open_all_files_allowed(int(os.environ["WORLD_SIZE"])):
         print(warning, file=sys.stderr, flush=True)
-    os.execv(sys.executable, [sys.executable, "-m", "training.worker", run_dir])
+    os.execv(sys.executable, [*PYTHON, "-m", "training.worker", run_dir])
 
 
 if __name__ == "__main__":

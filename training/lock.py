@@ -14,10 +14,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.mistakes import Mistake
 from training import fence
-from training.distributed import World
+
+if TYPE_CHECKING:
+    from training.distributed import World
 
 NAME = "lock"
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -36,7 +39,7 @@ def refuse_second_writer(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path, world: World) -> Iterator[World]:
+def sole_writer(folder: Path, world: "World") -> Iterator["World"]:
     """Holds the run on rank 0 and gives the ranks, with the attempt they now are; all call it together.
 
     The system frees the lock when the process ends. Raises ValueError on every rank when another launch holds it.

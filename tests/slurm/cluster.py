@@ -13,9 +13,9 @@ import yaml
 
 from launcher import practice
 from launcher.config import check_config
+from launcher.run_folder import diary
 from launcher.submit import Request, submit
 from tests.training.runs import REPOSITORY, tiny_config
-from training.events import read_events
 
 PATIENCE = 240.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
@@ -159,7 +159,7 @@ class Run:
 
     def events(self, kind: str) -> list[dict]:
         """Events of one kind."""
-        return [event for event in read_events(self.folder) if event["event"] == kind]
+        return [event for event in diary(self.folder).records if event["event"] == kind]
 
     def ends(self) -> list[str]:
         """Why each start of a job ended, as far as it could say."""
@@ -169,7 +169,7 @@ class Run:
         """All that is known of what happened."""
         logs = [*sorted((self.folder / "slurm").glob("*.log")), *sorted((self.folder / "logs").glob("*.log"))]
         texts = [f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs]
-        events = str(read_events(self.folder)[-30:])
+        events = str(diary(self.folder).records[-30:])
         return "\n".join([*texts, events, self.cluster.call("squeue"), self.cluster.call("sinfo", "-N", "-l")])
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from launcher.job_script import Job, render
 from launcher.profiles import ClusterProfile
+from launcher.run_folder import diary
 from slurm import rank
 from tests.slurm.commands import Commands
-from training.events import read_events
 
 SCONTROL = """case "$*" in
 ping) echo "Slurmctld(primary) at ctl is UP" ;;
@@ -53,7 +53,7 @@ def job(slurm, tmp_path):
 
 
 def last_word(job) -> str:
-    return read_events(job.run)[-1]["reason"]
+    return diary(job.run).records[-1]["reason"]
 
 
 def test_a_mistake_of_any_rank_ends_the_job_and_its_chain_even_after_the_ranks_were_ready(slurm, job):
@@ -90,10 +90,10 @@ def test_what_a_job_runs_gets_the_whole_environment_of_its_script(slurm, job):
 def test_an_srun_that_refuses_the_health_check_is_told_and_no_node_is_blamed(slurm, job):
     slurm.answer("srun", 'echo "srun: error: Unable to create step for job 7: Memory required by task" >&2; exit 1')
     job(health={"level": "basic"})
-    end = read_events(job.run)[-1]
+    end = diary(job.run).records[-1]
     assert end["reason"] == "broken"
     assert "nothing starts on the nodes: srun: error: Unable to create step" in end["message"]
-    assert not [event for event in read_events(job.run) if event["event"] == "unhealthy"]
+    assert not [event for event in diary(job.run).records if event["event"] == "unhealthy"]
 
 
 @pytest.mark.parametrize(
@@ -159,5 +159,5 @@ def test_an_archive_that_no_node_can_unpack_is_a_mistake_and_leaves_nothing(slur
 def test_a_node_that_cannot_unpack_is_left_out(slurm, job, environment, tmp_path):
     slurm.answer("srun", SRUN + 'SLURMD_NODENAME=node0 "$@"')
     job(stage_in=environment)
-    assert [event["node"] for event in read_events(job.run) if event["event"] == "unhealthy"] == ["node1"]
+    assert [event["node"] for event in diary(job.run).records if event["event"] == "unhealthy"] == ["node1"]
     assert [call for call in slurm.calls("scontrol") if "ExcNodeList=node1" in call]

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from common.json_lines import append_line, read_lines
-from training.events import EventLog, read_events
+from training.events import EventLog
 
 
 def test_only_rank_0_writes_ordinary_events_and_any_rank_an_error(tmp_path):
@@ -23,19 +23,20 @@ def test_an_error_that_all_ranks_share_is_written_once(tmp_path):
     assert len(read_lines(tmp_path / "events.jsonl")) == 1
 
 
-def test_what_several_machines_have_to_say_stands_in_a_file_for_each_and_is_merged_by_time(tmp_path):
-    job = {"job": 7, "restart": 0}
+def test_each_start_of_a_job_tells_each_error_once_in_a_file_of_its_own(tmp_path):
+    job = {"attempt": "7.0", "job": 7, "restart": 0}
     EventLog(tmp_path, 0, job).write("start")
+    assert not EventLog(tmp_path, 1, job).has_been_told()
     for rank in range(3):
         EventLog(tmp_path, rank, job).error("no such dataset", 2)
     EventLog(tmp_path, 2, job).error("another", 1)
-    append_line(tmp_path / "events" / "job-7.0.jsonl", {"time": 0.5, "event": "job_start"})
-    append_line(tmp_path / "events" / "job-7.0.jsonl", {"time": "yesterday", "event": "odd"})
+    assert EventLog(tmp_path, 1, job).has_been_told()
+    again = {"attempt": "7.1", "job": 7, "restart": 1}
+    assert not EventLog(tmp_path, 1, again).has_been_told()
+    EventLog(tmp_path, 1, again).error("no such dataset", 2)
     assert [event["event"] for event in read_lines(tmp_path / "events.jsonl")] == ["start"]
-    found = [(event["event"], event.get("rank")) for event in read_events(tmp_path)]
-    assert found == [("odd", None), ("job_start", None), ("start", None), ("error", 0), ("error", 2)]
-    EventLog(tmp_path, 1, {"job": 7, "restart": 1}).error("no such dataset", 2)
-    assert len(read_events(tmp_path)) == 6
+    found = [read_lines(path) for path in (tmp_path / "events").iterdir()]
+    assert sorted((line["attempt"], line["rank"]) for (line,) in found) == [("7.0", 0), ("7.0", 2), ("7.1", 1)]
 
 
 def test_lines_of_many_writers_never_mix(tmp_path):
