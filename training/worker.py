@@ -25,16 +25,14 @@ import torch.distributed as dist
 import yaml
 from pydantic import ValidationError
 
-from common.json_lines import read_lines
 from common.mistakes import Mistake, cut, is_mistake, sentence, shown
 from common.plain_yaml import read_plain
 from training import fence, log
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
-from training.events import RECENT, EventLog
+from training.events import EventLog
 from training.guards import BROKEN, HangWatch, StopRequest
 from training.hardware import execution_facts, keep_freed_memory
-from training.lines import EVENT
 from training.lock import sole_writer
 from training.plane import PeerLost
 
@@ -146,19 +144,10 @@ def _report_peer(error: Exception, events: EventLog | None) -> int:
     sentence = f"another rank has left or hangs: {' '.join(str(error).split())}"
     if events is not None:
         time.sleep(OTHERS_SPEAK_FIRST + STAGGER * min(events.rank, STAGGERED))
-        if not _has_been_told(events):
+        if not events.has_been_told():
             _note(events, sentence, EXIT_BROKEN)
     print(sentence, file=sys.stderr, flush=True)
     return EXIT_BROKEN
-
-
-def _has_been_told(events: EventLog) -> bool:
-    """Whether a rank of this start has noted an error within the last minute."""
-    same = {"event": "error", **events.facts}
-    return any(
-        record.get("time", 0) > time.time() - 60 and all(record.get(key) == value for key, value in same.items())
-        for record in read_lines(events.path, EVENT)[-RECENT:]
-    )
 
 
 def _note(events: EventLog | None, message: str, code: int) -> None:

@@ -23,6 +23,22 @@ def test_an_error_that_all_ranks_share_is_written_once(tmp_path):
     assert len(read_lines(tmp_path / "events.jsonl")) == 1
 
 
+def test_each_start_of_a_job_tells_each_error_once_in_a_file_of_its_own(tmp_path):
+    job = {"attempt": "7.0", "job": 7, "restart": 0}
+    EventLog(tmp_path, 0, job).write("start")
+    assert not EventLog(tmp_path, 1, job).has_been_told()
+    for rank in range(3):
+        EventLog(tmp_path, rank, job).error("no such dataset", 2)
+    EventLog(tmp_path, 2, job).error("another", 1)
+    assert EventLog(tmp_path, 1, job).has_been_told()
+    again = {"attempt": "7.1", "job": 7, "restart": 1}
+    assert not EventLog(tmp_path, 1, again).has_been_told()
+    EventLog(tmp_path, 1, again).error("no such dataset", 2)
+    assert [event["event"] for event in read_lines(tmp_path / "events.jsonl")] == ["start"]
+    found = [read_lines(path) for path in (tmp_path / "events").iterdir()]
+    assert sorted((line["attempt"], line["rank"]) for (line,) in found) == [("7.0", 0), ("7.0", 2), ("7.1", 1)]
+
+
 def test_lines_of_many_writers_never_mix(tmp_path):
     path = tmp_path / "events.jsonl"
 
