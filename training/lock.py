@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import logging
 import os
 import re
 import socket
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING
 
 from common.mistakes import Mistake
 from training import fence
+
+LOG = logging.getLogger("training.lock")
 
 if TYPE_CHECKING:
     from training.distributed import World
@@ -83,7 +86,7 @@ def _acquire(path: Path, attempt: str = "") -> tuple[int | None, str]:
         holder = os.read(descriptor, 1000).decode(errors="replace").strip()
         os.close(descriptor)
         if error.errno in WITHOUT_LOCKS:
-            print(f"{path}: this file system has no locks, so nothing keeps a second launch out", flush=True)
+            LOG.warning(f"{path}: this file system has no locks, so nothing keeps a second launch out")
             return None, ""
         if not isinstance(error, BlockingIOError):
             raise

@@ -89,6 +89,22 @@ def test_a_run_goes_to_its_last_step_and_is_not_trained_twice(config):
     assert train_locally(config()).already_finished
 
 
+def test_files_of_the_user_named_as_our_rooms_do_no_harm_and_nothing_stays_in_the_temporary_folder(
+    config, tmp_path, monkeypatch
+):
+    here, temporary = tmp_path / "here", tmp_path / "t"
+    here.mkdir()
+    temporary.mkdir()
+    for name in ("model", "training", "launcher", "data_pipeline", "common", "torch", "numpy"):
+        (here / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert train_locally(config()).last["step"] == 4
+    left = [path.name for path in temporary.iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's cache, one for each user
+
+
 def test_fresh_refuses_a_run_that_exists(config):
     train_locally(config())
     with pytest.raises(ValueError, match="this run exists and --fresh was given"):
