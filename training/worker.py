@@ -31,9 +31,10 @@ from common.plain_yaml import read_plain
 from training import fence, log
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
-from training.events import EventLog
+from training.events import RECENT, EventLog
 from training.guards import BROKEN, HangWatch, StopRequest
 from training.hardware import execution_facts, keep_freed_memory
+from training.lines import EVENT
 from training.lock import sole_writer
 from training.plane import PeerLost
 
@@ -152,9 +153,12 @@ def _report_peer(error: Exception, events: EventLog | None) -> int:
 
 
 def _has_been_told(events: EventLog) -> bool:
-    """Whether a rank has noted an error within the last minute."""
-    recent = [record for record in read_lines(events.path)[-64:] if record.get("event") == "error"]
-    return any(isinstance(when := record.get("time"), int | float) and when > time.time() - 60 for record in recent)
+    """Whether a rank of this start has noted an error within the last minute."""
+    same = {"event": "error", **events.facts}
+    return any(
+        record.get("time", 0) > time.time() - 60 and all(record.get(key) == value for key, value in same.items())
+        for record in read_lines(events.path, EVENT)[-RECENT:]
+    )
 
 
 def _note(events: EventLog | None, message: str, code: int) -> None:
