@@ -6,6 +6,7 @@ import pytest
 
 from common.json_lines import append_line, read_lines
 from training.events import EventLog
+from training.lines import EVENT
 
 
 def test_only_rank_0_writes_ordinary_events_and_any_rank_an_error(tmp_path):
@@ -65,3 +66,17 @@ def test_a_line_that_does_not_fit_the_disk_names_its_file(tmp_path):
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"events.jsonl: a line could not be written .No space left"):
         EventLog(tmp_path, 0).write("start")
+
+
+@pytest.mark.parametrize("line", [b'{"event": "save", "time": "noon"}\n', b'{"event": "sa', b"\xff\x00\n", b"[1]\n"])
+def test_a_strange_line_in_the_diary_costs_no_error_its_sentence(tmp_path, line):
+    (tmp_path / "events.jsonl").write_bytes(line)
+    EventLog(tmp_path, 1).error("the disk is full", 2)
+    assert read_lines(tmp_path / "events.jsonl", EVENT)[-1]["message"] == "the disk is full"
+
+
+def test_the_same_error_of_another_start_is_written_again(tmp_path):
+    for attempt in ("first", "second"):
+        for rank in range(2):
+            EventLog(tmp_path, rank, {"attempt": attempt}).error("no such dataset", 2)
+    assert [event["attempt"] for event in read_lines(tmp_path / "events.jsonl")] == ["first", "second"]
