@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.training.reshard_ranks import CROSSINGS, FIRST, LAST, SPREAD, STAGES
+from tests.training.reshard_ranks import CROSSINGS, FIRST, FIXTURES, LAST, SPREAD, STAGES
 from tests.training.runs import REPOSITORY, TIMEOUT
 from training.state.choosing import read_index
 from training.state.folder import latest_checkpoint
@@ -34,7 +35,8 @@ def folder(dataset, tmp_path_factory):
 def losses(folder):
     """Losses of each part of reshard_ranks.py, by crossing."""
     return {
-        part: json.loads((folder / f"{part}.json").read_text()) for part in ("begin", "go_on", "spread", "come_back")
+        part: json.loads((folder / f"{part}.json").read_text())
+        for part in ("begin", "go_on", "spread", "come_back", "keep")
     }
 
 
@@ -109,3 +111,17 @@ def test_parameters_that_a_changed_deepspeed_key_puts_in_another_order_find_thei
 @pytest.mark.parametrize("written_by", ["same ranks", "other ranks"])
 def test_a_changed_config_counts_whoever_wrote_the_checkpoint(losses, written_by):
     assert losses["come_back"][written_by] == {"weight_decay": [0.5, 0.0], "clipping": 9}
+
+
+@pytest.mark.parametrize("fixture", sorted(path.name for path in FIXTURES.iterdir()))
+def test_a_checkpoint_of_an_earlier_version_goes_on_as_that_version_would_have(folder, losses, fixture):
+    expected = json.loads((FIXTURES / fixture / "losses.json").read_text())
+    assert losses["keep"][fixture] == pytest.approx(expected, abs=1e-4)
+    weights, ours = (
+        load_file(FIXTURES / fixture / "weights.safetensors"),
+        load_weights(latest_checkpoint(folder / fixture)),
+    )
+    assert weights.keys() - ours.keys() <= {"head.weight"} and ours.keys() <= weights.keys()
+    assert all(torch.equal(weight, weights[name]) for name, weight in ours.items())
+    kept = [path.name for path in (folder / fixture / "checkpoints").glob("before-upgrade-*")]
+    assert kept == (["before-upgrade-step-00000003"] if "pickles" in fixture else [])

@@ -61,7 +61,9 @@ def identity_of(config) -> RunIdentity:
 
 
 MODEL_DEFAULTS = sorted(
-    name for name, field in ModelConfig.model_fields.items() if not field.is_required() and name not in EXECUTION_KEYS
+    name
+    for name, field in ModelConfig.model_fields.items()
+    if not field.is_required() and name not in {*EXECUTION_KEYS, "num_kv_heads"}
 )
 
 
