@@ -12,6 +12,7 @@ from rich.table import Table
 
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
+from launcher.checkpoint_cli import checkpoint_app
 from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(model_app, name="model")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 MARKS = {"good": "[green]ok[/]", "optional": "[yellow]--[/]", "bad": "[red]no[/]"}
 
