@@ -12,10 +12,14 @@ def open_all_files_allowed(num_peers: int) -> str:
     Returns a sentence when even the hard limit may be too small for a connection to each of `num_peers` in either
     direction, else nothing.
     """
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = OTHER_FILES + 2 * num_peers
-    if hard == resource.RLIM_INFINITY or hard >= needed:
+    if hard == resource.RLIM_INFINITY:  # macOS takes no infinite soft limit
+        if soft != hard and soft < needed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+        return ""
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if hard >= needed:
         return ""
     return (
         f"open files: this machine allows {hard} to a process, and {num_peers} peers may need {needed}; "
