@@ -22,17 +22,17 @@ import torch
 
 from common.mistakes import Mistake
 from model.config import ModelConfig
+from model.exchange.architectures import SHIPPED
 from model.exchange.hf_configs import architecture, hf_config
 from model.exchange.hf_names import WeightTable, part_shapes, to_hf, weight_table
-from model.exchange.parity import check_export, check_tokenizer, quiet_transformers
+from model.exchange.in_transformers import quiet_transformers
+from model.exchange.parity import check_export, check_tokenizer
 from model.exchange.tensor_files import TensorWriter
 
 __all__ = ["export_hf", "exported_from", "hf_config"]
 
 MARKER = "shardline.json"
 """File that says a folder was exported by us, and from which model config."""
-SHIPPED = Path(__file__).parent / "hf"
-"""Modeling files for classes that transformers lacks."""
 FILE_BYTES = 4 * 2**30
 """Most bytes of a safetensors file, unless one weight alone has more."""
 
@@ -96,8 +96,7 @@ def export_hf(
         digests = _write_weights(aside, state, weight_table(config, vocab_size), config, Form(dtype, file_bytes))
         with quiet_transformers():
             _write_tokenizer(aside, tokenizer_model, ends_with_eos, reads_specials)
-            how = {"ends_with_eos": ends_with_eos, "has_code": found.shipped is not None}
-            check_tokenizer(aside, tokenizer_model, sample_texts, **how)
+            check_tokenizer(aside, tokenizer_model, sample_texts, ends_with_eos=ends_with_eos)
             check_export(aside, config, vocab_size, max_positions, bos_id, digests)
     return out
 
