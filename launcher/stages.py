@@ -96,12 +96,10 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
     Raises ValueError when there is none.
     """
-    import torch
-
     from training import checkpoint
     from training.distributed import World
 
-    choice = checkpoint.choose(run_dir, World(rank=0, size=1, device=torch.device("cpu")))
+    choice = checkpoint.choose(run_dir, World.alone())
     for name, faults in choice.damaged.items():
         console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
     if choice.folder is None:

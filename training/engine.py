@@ -93,9 +93,9 @@ class Engine:
         """
         self.world = world
         self.stage = run.training.zero_stage
-        self.num_micro_batches = accumulation_steps(run, world.size)
+        self.num_micro_batches = accumulation_steps(run, world.mesh.data.size)
         self.clipping = run.optimizer.gradient_clipping
-        config = deepspeed_config(run, world.size, world.device.type)
+        config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
         self._parameters = _in_optimizer_order(model, optimizer)

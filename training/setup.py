@@ -106,7 +106,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
-    accumulation_steps(config, world.size)
+    accumulation_steps(config, world.mesh.data.size)
     manifest = Manifest.load(config.data.path)
     run = Run(
         config=config,
@@ -137,7 +137,7 @@ def check(config: RunConfig, world_size: int) -> None:
     newest = checkpoint.latest_checkpoint(config.run_dir)
     if newest is not None:
         checkpoint.check_identity(newest, identity)
-    world = World(rank=0, size=1, device=torch.device("cpu"))  # sees all samples, talks to nobody
+    world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
@@ -202,8 +202,8 @@ def _reading(run: Run, objective: ObjectiveConfig) -> dict[str, Any]:
         "sequence_length": config.training.sequence_length,
         "target_length": config.training.target_length,
         "micro_batch_size": config.training.micro_batch_size,
-        "rank": world.rank,
-        "world_size": world.size,
+        "rank": world.mesh.data.rank,
+        "world_size": world.mesh.data.size,
         "seed": config.seed,
     }
 

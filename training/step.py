@@ -205,7 +205,7 @@ def train_step(
     if counts.targets == 0:
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
-    weight = world.size / counts.targets
+    weight = world.mesh.data.size / counts.targets
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, (batch, pattern) in enumerate(zip(batches, patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)

@@ -55,7 +55,7 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
         with sole_writer(folder, world) as world, watch(folder, world):
             events, attempt = EventLog(folder, world.rank, scheduler_facts()), world.attempt
             finished = train(config, folder, world, events, stop)
-        disconnect()
+        disconnect(world)
         return EXIT_DONE if finished else EXIT_STOPPED
     except Exception as error:
         if isinstance(error, fence.Superseded) or fence.is_lost(folder, attempt):

@@ -148,7 +148,7 @@ def as_rank(rank: int, number: int, port: int, data: Path, folder: Path) -> None
     results = part(data, folder, world)
     if world.is_main:
         (folder / f"{part.__name__}.json").write_text(json.dumps(results))
-    disconnect()
+    disconnect(world)
 
 
 def main() -> None:

@@ -144,7 +144,7 @@ def main() -> None:
     results["nan"] = refuse_nan(tiny_config(data), world)
     if world.is_main:
         output.write_text(json.dumps(results))
-    disconnect()
+    disconnect(world)
 
 
 if __name__ == "__main__":

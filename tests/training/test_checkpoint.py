@@ -16,7 +16,7 @@ from training import checkpoint
 from training.checkpoint import RunIdentity, RunState
 from training.distributed import World
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = World.alone()
 IDENTITY = RunIdentity(
     world_size=1,
     zero_stage=1,

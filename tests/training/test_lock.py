@@ -4,12 +4,11 @@ import errno
 import fcntl
 
 import pytest
-import torch
 
 from training.distributed import World
 from training.lock import refuse_second_writer, sole_writer
 
-WORLD = World(rank=0, size=1, device=torch.device("cpu"))
+WORLD = World.alone()
 
 
 def test_a_second_writer_is_told_who_is_there_until_the_first_leaves(tmp_path):

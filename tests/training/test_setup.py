@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shards import ShardWriter
@@ -17,7 +16,7 @@ def refusal(config: RunConfig, folder) -> str:
     """What is said instead of training."""
     with (
         pytest.raises(ValueError) as refused,
-        prepare(config, folder, World(0, 1, torch.device("cpu")), EventLog(folder, 0)),
+        prepare(config, folder, World.alone(), EventLog(folder, 0)),
     ):
         pass
     return str(refused.value)

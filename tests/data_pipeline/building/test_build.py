@@ -23,7 +23,7 @@ from data_pipeline.shards import ShardReader
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.vocabulary import Vocabulary
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 pytestmark = pytest.mark.usefixtures("ray_session")
 
 
@@ -286,7 +286,7 @@ def test_a_full_disk_is_an_oserror_and_room_lets_the_build_go_on(
 
     def on_a_full_disk(job, index, units):
         # what is written to that file meets the kernel's own "no space left"
-        from common import aside
+        from common import files
         from data_pipeline import shards
 
         def temporary_name(path):
@@ -295,12 +295,12 @@ def test_a_full_disk_is_an_oserror_and_room_lets_the_build_go_on(
                 temporary.symlink_to("/dev/full")
             return temporary
 
-        named = aside.temporary_name
-        aside.temporary_name = shards.temporary_name = temporary_name
+        named = files.temporary_name
+        files.temporary_name = shards.temporary_name = temporary_name
         try:
             return real(job, index, units)
         finally:
-            aside.temporary_name = shards.temporary_name = named
+            files.temporary_name = shards.temporary_name = named
 
     config = settings(folder, corpus_file, validation_fraction=0.1)
     with monkeypatch.context() as patch:
