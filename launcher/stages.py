@@ -10,8 +10,11 @@ from training.config import RunConfig
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
+    from model.exchange.convert import ExportSpec
 
 NUM_SAMPLE_TEXTS, SAMPLE_TOKENS = 50, 512
+EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True}
+"""How a run is exported unless something else is asked for."""
 CONTINUES = ("next_token", "prefix_lm")
 """Objectives whose inputs are the beginning of a text and no more; those of others have special tokens in them."""
 
@@ -67,28 +70,41 @@ def train(config: RunConfig, *, fresh: bool = False) -> str:
     return f"step {last['step']}: loss {last['loss']:.3f}{held_out}, {number(float(last['tokens_consumed']))} tokens"
 
 
-def convert(run_dir: Path, out: Path) -> str:
+def convert(
+    run_dir: Path, out: Path, *, special_tokens_in_text: bool | None = None, with_tokenizer: bool = True
+) -> str:
     """Writes the newest sound checkpoint of a run as a Hugging Face folder that has been checked against our own model.
 
+    special_tokens_in_text: whether names such as </s> in a text are to mean the special tokens in plain calls of the
+    folder's tokenizer; None means that they do where the objective hides tokens. Without a tokenizer the sentencepiece
+    model lies in the folder as it is.
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
     from common.files import checksum
-    from model.exchange.convert import exported_from
+    from model.exchange.convert import PLAIN_TOKENIZER, export_hf, exported_from
     from training import checkpoint
 
     config = load_run(run_dir)
     folder = newest_checkpoint(run_dir)
     identity = checkpoint.read_state(folder)["identity"]
     tokenizer = tokenizer_of(config, folder)
-    source = checksum(folder / checkpoint.CHECKSUMS)
+    asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+    chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
+    source = checksum(folder / checkpoint.CHECKSUMS) + chosen
     if exported_from(out) == source:
         return f"reused {out}, made from {folder.name}"
-    texts = _held_out_texts(config, tokenizer)
+    texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
+    spec = _export_spec(config, identity, tokenizer, texts, source, special_tokens_in_text)
+    if not with_tokenizer:
+        spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
     with StageProgress("converting") as progress:
         progress.note(f"converting {folder.name} and comparing it with ours in transformers")
-        _export(config, folder, identity, tokenizer, out, texts, source)
+        export_hf(checkpoint.stream_model_state(folder), spec, out)
+    equal = f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers"
+    if not with_tokenizer:
+        return f"{equal}; no tokenizer of Hugging Face's is in it, {PLAIN_TOKENIZER} gives the ids of the training"
     on = f"on {len(texts)} held-out texts" if texts else f"on awkward strings only, as {config.data.path} is not there"
-    return f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers, token ids {on}"
+    return f"{equal}, token ids {on}"
 
 
 def newest_checkpoint(run_dir: Path) -> Path:
@@ -121,34 +137,33 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def _export(
+def _export_spec(
     config: RunConfig,
-    folder: Path,
     identity: dict[str, Any],
     tokenizer: "Tokenizer",
-    out: Path,
     texts: list[str],
     source: str,
-) -> None:
+    reads_specials: bool | None,
+) -> "ExportSpec":
     from model.config import ModelConfig
-    from model.exchange.convert import export_hf
-    from training import checkpoint
+    from model.exchange.convert import ExportSpec, TokenizerSpec
 
     order = identity["order"]
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
-    export_hf(
-        checkpoint.stream_model_state(folder),
+    hides = any(name not in CONTINUES for name in asked)
+    return ExportSpec(
         ModelConfig(**{**config.model.model_dump(), **identity["model"]}),  # the run's config may have changed since
         identity["model"]["vocab_size"],
-        out,
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id,
-        tokenizer_model=tokenizer.model_path,
-        ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
-        reads_specials=any(name not in CONTINUES for name in asked),
-        sample_texts=texts,
+        tokenizer=TokenizerSpec(
+            tokenizer.model_path,
+            ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
+            reads_specials=hides if reads_specials is None else reads_specials,
+            sample_texts=texts,
+        ),
         source=source,
     )
 
@@ -163,11 +178,40 @@ def import_weights(folder: Path, out: Path) -> str:
     with StageProgress("importing") as progress:
         progress.note(f"importing {folder} and comparing it with transformers")
         found = import_hf(folder, out)
-    tokenizer = f"; its tokenizer is in {out / 'tokenizer'}" if (out / "tokenizer").is_dir() else ""
     return (
-        f"{found.architecture.name} in {out}: logits and greedy tokens equal those of transformers{tokenizer}\n"
-        f"to start from it: training.initial_weights: {out}, with the model section of {out / MODEL_FILE}"
+        f"{found.architecture.name} in {out}: logits and greedy tokens equal those of transformers\n"
+        f"to start from it: training.initial_weights: {out}, with the model section of {out / MODEL_FILE}\n"
+        f"{_use_of_tokenizer(folder, out / 'tokenizer', found.vocab_size)}"
     )
+
+
+def _use_of_tokenizer(source: Path, folder: Path, vocab_size: int) -> str:
+    """Whether `data build` takes the tokenizer that came with imported weights, and what is missing if not."""
+    from data_pipeline.tokenizer import Tokenizer
+
+    if not folder.is_dir():
+        found = "a tokenizer.json only" if (source / "tokenizer.json").is_file() else "none"
+        return f"its tokenizer cannot be used: {source} has {found}; data build takes sentencepiece models"
+    try:
+        tokenizer = Tokenizer.load(folder, fast_encoder="off")
+    except Mistake as error:
+        return f"its tokenizer cannot be used by data build: {error}"
+    if tokenizer.vocab_size > vocab_size:
+        return (
+            f"its tokenizer cannot be used by data build: it has {tokenizer.vocab_size} pieces, the model's vocab_size "
+            f"is {vocab_size}"
+        )
+    return f"its tokenizer: tokenizer.path: {folder}, for data build; {_gaps_of(tokenizer)}"
+
+
+def _gaps_of(tokenizer: "Tokenizer") -> str:
+    """What a tokenizer lacks of those that are trained here."""
+    lacks = [f"<{name}>" for name in ("mask", "cls", "sep") if name not in tokenizer.special_ids]
+    if not tokenizer.sentinel_ids:
+        lacks.append("<extra_id_0>")
+    if not lacks:
+        return "it has the special tokens of every objective"
+    return f"it has no {', '.join(lacks)}, so next_token and prefix_lm are the objectives for it"
 
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:

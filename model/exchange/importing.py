@@ -7,6 +7,7 @@
 What ours has no place for is refused by its name. Memory is that of one layer, whatever the size of the model.
 """
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +15,10 @@ from pathlib import Path
 import torch
 import yaml
 
+from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
-from model.exchange.convert import FILE_BYTES, aside_of, refuse_foreign
+from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
 from model.exchange.in_transformers import quiet_transformers
 from model.exchange.parity import Ours, compare
@@ -42,8 +44,8 @@ def import_hf(folder: Path, out: Path, *, file_bytes: int = FILE_BYTES) -> Impor
     with quiet_transformers():
         theirs = HfFolder.read(folder)
         imported, table = correspondence(theirs)
-        with aside_of(out) as aside:
-            shapes = {name: our_shape(parts) for name, parts in table.items()}
+        shapes = {name: our_shape(parts) for name, parts in table.items()}
+        with folder_aside(out, sum(map(math.prod, shapes.values())) * torch.float32.itemsize) as aside:
             writer = TensorWriter(aside, shapes, torch.float32, file_bytes)
             for name, weight in from_hf(theirs.files.read, table):
                 writer.write(name, weight)

@@ -21,7 +21,7 @@ from model.exchange.architectures import SHIPPED, Architecture
 from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
 from model.exchange.in_transformers import Documents, run_theirs
-from model.exchange.json_objects import read_object
+from model.exchange.json_objects import read_object, shown
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -50,10 +50,14 @@ AWKWARD_TEXTS = (
 """Strings on which conversions of tokenizers went wrong before."""
 
 
+class OtherIds(Exception):
+    """A tokenizer does not give the ids or the texts that sentencepiece gives; the message says for what."""
+
+
 def check_tokenizer(
     path: Path, tokenizer_model: Path, sample_texts: Sequence[str] = (), *, ends_with_eos: bool = False
 ) -> None:
-    """Compares the folder's tokenizer with sentencepiece's, on awkward strings too; RuntimeError if they differ.
+    """Compares the folder's tokenizer with sentencepiece's, on awkward strings too; OtherIds if they differ.
 
     ends_with_eos: whether plain calls are to put the end token behind.
     """
@@ -67,11 +71,9 @@ def check_tokenizer(
         plain = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         opened = theirs.encode(text, split_special_tokens=True)
         if plain != expected or opened != [ours.bos_id(), *expected, *end]:
-            raise RuntimeError(
-                f"{path}: the exported tokenizer gives {opened[:20]} for {text[:40]!r}, not {expected[:20]}"
-            )
+            raise OtherIds(f"it gives {opened[:20]} for {text[:40]!r}, sentencepiece {expected[:20]}")
         if theirs.decode(plain) != ours.decode(expected):
-            raise RuntimeError(f"{path}: the exported tokenizer decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}")
+            raise OtherIds(f"it decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}")
 
 
 def check_export(
@@ -146,7 +148,7 @@ def compare(
     try:
         logits, generated = run_theirs(folder, documents, num_new, start_id)
     except Exception as error:  # whatever their code raises says that the folder is not right
-        raise fault(f"{folder.path}: transformers cannot run it ({error}); {consequence}") from error
+        raise fault(f"{folder.path}: transformers cannot run it ({shown(str(error))}); {consequence}") from error
     if not all(theirs.isfinite().all() for theirs in logits):
         raise Mistake(f"{folder.path}: its weights give logits that are not finite; {consequence}")
     model = ours.make()

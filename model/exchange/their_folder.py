@@ -134,6 +134,9 @@ def load_tokenizer(folder: HfFolder, view: Path) -> Any:
     """The tokenizer of a clean view. ValueError when it has none that can be read."""
     from transformers import AutoTokenizer
 
+    if not any((view / name).exists() for name in TOKENIZER_DATA):
+        allowed = ", ".join(TOKENIZER_DATA)
+        raise Mistake(f"{folder.path}: it holds no tokenizer in a form of Hugging Face's ({allowed}); copy one into it")
     try:
         return AutoTokenizer.from_pretrained(view, config=folder.config.object, local_files_only=True)
     except Exception as error:  # transformers and its readers raise what they please
