@@ -8,7 +8,7 @@ Neither is ever whole in memory: ours reads a matrix when it is used, theirs a l
 tokenizer give sentencepiece's ids?
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,7 +66,7 @@ def check_tokenizer(
         theirs = load_tokenizer(folder, view)
     ours = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
     end = [ours.eos_id()] if ends_with_eos else []
-    for text in (*AWKWARD_TEXTS, *sample_texts):
+    for text in (*AWKWARD_TEXTS, *_texts_of_pieces(ours), *sample_texts):
         expected = ours.encode(text)
         plain = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         opened = theirs.encode(text, split_special_tokens=True)
@@ -74,6 +74,17 @@ def check_tokenizer(
             raise OtherIds(f"it gives {opened[:20]} for {text[:40]!r}, sentencepiece {expected[:20]}")
         if theirs.decode(plain) != ours.decode(expected):
             raise OtherIds(f"it decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}")
+
+
+def _texts_of_pieces(ours: sentencepiece.SentencePieceProcessor) -> Iterator[str]:
+    """Every piece of text once between letters, so that symbols that are cut out first, say, are among them."""
+    pieces = [
+        ours.id_to_piece(index).replace("\u2581", " ")
+        for index in range(ours.vocab_size())
+        if not (ours.is_control(index) or ours.is_unknown(index) or ours.is_byte(index))
+    ]
+    for start in range(0, len(pieces), 200):
+        yield "x".join(("", *pieces[start : start + 200], ""))
 
 
 def check_export(

@@ -201,7 +201,7 @@ def test_a_tokenizer_that_gives_other_ids_never_gets_out(model, tmp_path, tokeni
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_prefix_space": True}))
 
     monkeypatch.setattr(convert, "_write_converted", with_prefix_space)
-    with pytest.raises(Mistake, match=r"no exact form in Hugging Face's format: it gives .*--without-tokenizer"):
+    with pytest.raises(Mistake, match=r"no exact form in Hugging Face's format: it decodes .*--without-tokenizer"):
         export(model, tmp_path / "out", tokenizer_model)
     assert list(tmp_path.iterdir()) == []
 
@@ -225,7 +225,6 @@ def sentencepiece_model(folder, **changes):
 OTHERS = {
     "a blank before each text": {"add_dummy_prefix": True},
     "unigram": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "add_dummy_prefix": True},
-    "symbols of its own": {"user_defined_symbols": ["<|im|>", "return"]},
     "blanks behind words": {"treat_whitespace_as_suffix": True, "add_dummy_prefix": True},
 }
 
@@ -254,6 +253,16 @@ def test_weights_can_leave_whatever_the_tokenizer_is(case, tmp_path):
         generate(folder, ["x"], max_new_tokens=1, temperature=0, seed=0)
 
 
+def test_symbols_that_a_tokenizer_cuts_out_first_are_cut_out_by_the_exported_one(tmp_path):
+    tokenizer = sentencepiece_model(tmp_path, user_defined_symbols=["<|im|>", "return", "  "])
+    folder = export(randomised(ModelConfig(**BASE), vocab_size=420), tmp_path / "out", tokenizer)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    for text in ("a<|im|>b", " return<|im|> returns", "def f1(x):   return  x", "<|im|>"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+
+
 def test_a_tokenizer_without_padding_pads_with_its_end_and_gets_no_new_piece(tmp_path):
     tokenizer = sentencepiece_model(tmp_path, pad_id=-1)
     folder = export(randomised(ModelConfig(**BASE), vocab_size=420), tmp_path / "out", tokenizer, pad_id=2)
@@ -263,9 +272,7 @@ def test_a_tokenizer_without_padding_pads_with_its_end_and_gets_no_new_piece(tmp
 
 
 @pytest.mark.parametrize("reads_specials", [True, False])
-def test_names_of_special_tokens_in_a_text_mean_them_if_that_is_chosen(
-    reads_specials, model, tmp_path, tokenizer_model
-):
+def test_names_of_special_tokens_in_a_text_mean_them_on_choice(reads_specials, model, tmp_path, tokenizer_model):
     folder = export(model, tmp_path / "out", tokenizer_model, reads_specials=reads_specials)
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     ids = theirs("ab" + theirs.eos_token).input_ids
@@ -281,9 +288,7 @@ def test_a_disk_without_room_is_told_before_anything_is_written(model, tmp_path,
         lambda: export(model, tmp_path / "out", tokenizer_model),
         lambda: import_hf(tmp_path / "theirs", tmp_path / "ours"),
     ):
-        with pytest.raises(
-            Mistake, match=r"(out|ours): no room for it on its disk: 0\.03\d+ GB are needed and 5e-06 GB"
-        ):
+        with pytest.raises(Mistake, match=r"ou\w+: no room for it on its disk: 0\.03\d+ GB are needed and 5e-06 GB"):
             use()
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
 
