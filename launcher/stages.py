@@ -181,11 +181,11 @@ def import_weights(folder: Path, out: Path) -> str:
     return (
         f"{found.architecture.name} in {out}: logits and greedy tokens equal those of transformers\n"
         f"to start from it: training.initial_weights: {out}, with the model section of {out / MODEL_FILE}\n"
-        f"{_use_of_tokenizer(folder, out / 'tokenizer', found.vocab_size)}"
+        f"{use_of_tokenizer(folder, out / 'tokenizer', found.vocab_size)}"
     )
 
 
-def _use_of_tokenizer(source: Path, folder: Path, vocab_size: int) -> str:
+def use_of_tokenizer(source: Path, folder: Path, vocab_size: int) -> str:
     """Whether `data build` takes the tokenizer that came with imported weights, and what is missing if not."""
     from data_pipeline.tokenizer import Tokenizer
 
