@@ -21,15 +21,17 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     from data_pipeline.reading.ranking import read_questions
     from data_pipeline.vocabulary import Vocabulary
     from training.scoring import score_questions
+    from training.state.folder import reading
 
     config = load_run(run_dir)
     questions = {str(task): read_questions(task) for task in tasks}
-    folder = newest_checkpoint(run_dir)
-    tokenizer = tokenizer_of(config, folder)
-    vocabulary = Vocabulary.of(Manifest.load(config.data.path))
-    with StageProgress("loading the checkpoint") as progress:
-        progress.note(f"loading {folder.name} of {run_dir}")
-        model = _load_model(folder, config)
+    with reading(run_dir):
+        folder = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, folder)
+        vocabulary = Vocabulary.of(Manifest.load(config.data.path))
+        with StageProgress("loading the checkpoint") as progress:
+            progress.note(f"loading {folder.name} of {run_dir}")
+            model = _load_model(folder, config)
     results = {}
     for task, asked in questions.items():
         with StageProgress(f"asking {task}") as progress:
@@ -50,16 +52,17 @@ def _load_model(folder: Path, config: "RunConfig") -> "Transformer":
 
     from model.config import ModelConfig
     from model.network.transformer import Transformer
-    from training import checkpoint
     from training.scoring import execution
+    from training.state.identity import read_saved
+    from training.state.loading import stream_weights
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    saved = checkpoint.read_state(folder)["identity"]["model"]
+    saved = read_saved(folder).identity.model
     trained = ModelConfig(**{**config.model.model_dump(), **saved})
     model_config, dtype = execution(trained, device)
     with torch.device("meta"):
         model = Transformer(model_config, saved["vocab_size"])
-    state = {name: weight.to(device, dtype) for name, weight in checkpoint.stream_model_state(folder)}
+    state = {name: weight.to(device, dtype) for name, weight in stream_weights(folder)}
     if model_config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from common.json_lines import read_lines
 from common.mistakes import Mistake
-from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
 from launcher import ranks
 from launcher.config import load_config, save_config
 from launcher.console import console
@@ -40,7 +40,9 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     Stopped when a signal ended the run.
     """
     check_batch(config)
-    manifest = Manifest.load(config.data.path)  # the ranks would say so too, but a quarter of a minute later
+    manifest = open_dataset(
+        config.data.path, config.tokenizer.path
+    )  # the ranks would say so too, but a quarter of a minute later
     from training.lock import refuse_second_writer  # imports torch: seconds that other commands need not wait
 
     run_dir, config_file = config.run_dir, config.run_dir / "config.yaml"
@@ -129,7 +131,7 @@ def read_evaluation(run_dir: Path) -> dict[str, Any]:
 
 def latest_step(run_dir: Path) -> int:
     """Step of the newest complete checkpoint, 0 when there is none."""
-    from training.checkpoint import latest_checkpoint, step_of
+    from training.state.folder import latest_checkpoint, step_of
 
     newest = latest_checkpoint(run_dir)
     return step_of(newest) if newest else 0

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
 from launcher.job_script import Job
 from launcher.profiles import ClusterProfile, seconds_of
 from training.config import RunConfig
@@ -79,7 +79,7 @@ def file_system_of(path: str) -> str:
 
 def _data_faults(config: RunConfig, world_size: int) -> Iterator[str]:
     try:
-        Manifest.load(config.data.path)
+        open_dataset(config.data.path, config.tokenizer.path)
     except ValueError as error:
         yield f"{error}, or let --stage data build it on the cluster"
         return

@@ -6,7 +6,7 @@ torch.distributed.run -> launcher.local_rank -> training.worker, once per rank -
 import re
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ import psutil
 from common.json_lines import read_lines
 from common.mistakes import Mistake
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number
-from launcher.local_rank import end_with_parent
+from launcher.local_rank import PYTHON, end_with_parent
 from training.config import RunConfig
 
 POLL_SECONDS = 0.2
@@ -45,9 +45,11 @@ def run(config: RunConfig, last_step: Callable[[], dict[str, Any]]) -> None:
     asked = False
     handlers = {number: signal.signal(number, _ask) for number in SIGNALS}
     try:
-        with (logs / LAUNCH_LOG).open("wb") as log:
+        # torch's launcher leaves a folder behind each start; where it is told to, it goes with ours
+        scratch = tempfile.TemporaryDirectory(prefix="shardline-launch-", ignore_cleanup_errors=True)
+        with scratch as folder, (logs / LAUNCH_LOG).open("wb") as log:
             process = subprocess.Popen(
-                _command(config),
+                _command(config, folder),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -73,14 +75,15 @@ def _ask(*_: int | FrameType | None) -> None:
     raise _Asked
 
 
-def _command(config: RunConfig) -> list[str]:
+def _command(config: RunConfig, folder: str) -> list[str]:
     patience = round(config.training.hang_minutes * 60)
     return [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
+        *(*PYTHON, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
         "--local-addr=127.0.0.1",  # else by the host's name, which not every machine can resolve
         f"--shutdown-timeout={patience}",  # a checkpoint of a large model takes more than the usual half minute
         f"--nproc-per-node={config.training.num_processes}",
-        *("-m", "launcher.local_rank", str(config.run_dir)),
+        f"--log-dir={folder}",
+        *("--no-python", *PYTHON, "-m", "launcher.local_rank", str(config.run_dir)),
     ]
 
 

@@ -82,24 +82,26 @@ def convert(
     """
     from common.files import checksum
     from model.exchange.convert import PLAIN_TOKENIZER, export_hf, exported_from
-    from training import checkpoint
+    from training.state.folder import reading
+    from training.state.loading import stream_weights
+    from training.state.sums import CHECKSUMS
 
     config = load_run(run_dir)
-    folder = newest_checkpoint(run_dir)
-    identity = checkpoint.read_state(folder)["identity"]
-    tokenizer = tokenizer_of(config, folder)
     asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
     chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
-    source = checksum(folder / checkpoint.CHECKSUMS) + chosen
-    if exported_from(out) == source:
-        return f"reused {out}, made from {folder.name}"
-    texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
-    spec = _export_spec(config, identity, tokenizer, texts, source, special_tokens_in_text)
-    if not with_tokenizer:
-        spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
-    with StageProgress("converting") as progress:
-        progress.note(f"converting {folder.name} and comparing it with ours in transformers")
-        export_hf(checkpoint.stream_model_state(folder), spec, out)
+    with reading(run_dir):
+        folder = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, folder)
+        source = checksum(folder / CHECKSUMS) + chosen
+        if exported_from(out) == source:
+            return f"reused {out}, made from {folder.name}"
+        texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
+        spec = _export_spec(config, folder, tokenizer, texts, source, special_tokens_in_text)
+        if not with_tokenizer:
+            spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
+        with StageProgress("converting") as progress:
+            progress.note(f"converting {folder.name} and comparing it with ours in transformers")
+            export_hf(stream_weights(folder), spec, out)
     equal = f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers"
     if not with_tokenizer:
         return f"{equal}; no tokenizer of Hugging Face's is in it, {PLAIN_TOKENIZER} gives the ids of the training"
@@ -112,24 +114,26 @@ def newest_checkpoint(run_dir: Path) -> Path:
 
     Raises ValueError when there is none.
     """
-    from training import checkpoint
     from training.distributed import World
+    from training.state.choosing import choose
 
-    choice = checkpoint.choose(run_dir, World.alone())
+    choice = choose(run_dir, World.alone())
     for name, faults in choice.damaged.items():
         console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
-    if choice.folder is None:
+    if choice.checkpoint is None:
         raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
-    return choice.folder
+    for name in choice.checkpoint.unlisted:
+        console.print(f"  {choice.checkpoint.folder / name} is none of the checkpoint's files and is not read")
+    return choice.checkpoint.folder
 
 
 def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     """The tokenizer of a run. Raises ValueError when it is not the one that a checkpoint was trained with."""
     from data_pipeline.tokenizer import Tokenizer
-    from training import checkpoint
+    from training.state.identity import read_saved
 
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
-    if tokenizer.fingerprint != checkpoint.read_state(folder)["identity"]["tokenizer"]:
+    if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; "
             "put that one back or set tokenizer.path in the run's config.yaml"
@@ -139,7 +143,7 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
 
 def _export_spec(
     config: RunConfig,
-    identity: dict[str, Any],
+    folder: Path,
     tokenizer: "Tokenizer",
     texts: list[str],
     source: str,
@@ -147,13 +151,15 @@ def _export_spec(
 ) -> "ExportSpec":
     from model.config import ModelConfig
     from model.exchange.convert import ExportSpec, TokenizerSpec
+    from training.state.identity import read_saved
 
-    order = identity["order"]
+    identity = read_saved(folder).identity
+    order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
     hides = any(name not in CONTINUES for name in asked)
     return ExportSpec(
-        ModelConfig(**{**config.model.model_dump(), **identity["model"]}),  # the run's config may have changed since
-        identity["model"]["vocab_size"],
+        ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
+        identity.model["vocab_size"],
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
@@ -216,12 +222,13 @@ def _gaps_of(tokenizer: "Tokenizer") -> str:
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
-    split = TokenDataset(config.data.path, "validation", SAMPLE_TOKENS, keep_tail=True)
+    manifest = Manifest.load(config.data.path)
+    split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]
 

@@ -22,6 +22,8 @@ from common.mistakes import Mistake
 from training.mesh import Mesh
 from training.plane import Pending, Plane
 
+DEVICE_NUMBERS = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"}
+"""Variables that DeepSpeed takes for the number of the device; under mpirun it insists that they agree."""
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -39,6 +41,8 @@ class World:
     """Key-value store that all ranks reach; None for one that is alone."""
     attempt: str = ""
     """Which start of the run these ranks are (see fence.py); empty outside of a run."""
+    local_rank: int = 0
+    """Number of this process among those of its machine."""
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu", attempt: str = "") -> "World":
@@ -123,13 +127,8 @@ def connect(timeout: timedelta) -> World:
         numbers[name] = int(os.environ[name])
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
         raise Mistake(f"RANK: {numbers['RANK']} in the environment; it must be below WORLD_SIZE")
-    if torch.cuda.is_available():
-        told = os.environ.get("LOCAL_WORLD_SIZE", "")
-        local_size = int(told) if told.isdecimal() else numbers["LOCAL_RANK"] + 1
-        device = torch.device("cuda", choose_gpu(numbers["LOCAL_RANK"], local_size, torch.cuda.device_count()))
-        torch.cuda.set_device(device)
-    else:
-        device = torch.device("cpu")
+    local_rank = numbers["LOCAL_RANK"]
+    device = take_gpu(local_rank) if torch.cuda.is_available() else torch.device("cpu")
     rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
     store, *_ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
@@ -138,10 +137,26 @@ def connect(timeout: timedelta) -> World:
     tensors = dist.PrefixStore("tensors", store)
     dist.init_process_group(backend, store=tensors, rank=rank, world_size=size, timeout=timeout)
     plane = Plane.connect(rank, size, store, timeout)
-    world = World(Mesh.of(rank, size).with_groups(), plane, device, dist.PrefixStore("count", store))
+    counter = dist.PrefixStore("count", store)
+    world = World(Mesh.of(rank, size).with_groups(), plane, device, counter, local_rank=local_rank)
     if device.type == "cuda":
         refuse_shared_gpus(world, str(torch.cuda.get_device_properties(device).uuid))
     return world
+
+
+def take_gpu(local_rank: int) -> torch.device:
+    """Makes the GPU of the rank with this number on its machine the one that torch and DeepSpeed compute on.
+
+    From here on LOCAL_RANK in the environment is the number of that GPU, for that is how DeepSpeed looks it up: where
+    a scheduler shows each rank one GPU, all of them have number 0.
+    """
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    local_size = int(told) if told.isdecimal() else local_rank + 1
+    index = choose_gpu(local_rank, local_size, torch.cuda.device_count())
+    torch.cuda.set_device(index)
+    for name in DEVICE_NUMBERS & os.environ.keys():
+        os.environ[name] = str(index)
+    return torch.device("cuda", index)
 
 
 def choose_gpu(local_rank: int, local_size: int, num_gpus: int) -> int:

@@ -5,10 +5,13 @@
 Importing this module imports DeepSpeed (seconds); nothing at start-up of the command line does.
 """
 
+import contextlib
+import copy
 import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,33 +19,62 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from common.files import HashingWriter
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
+from training.first_weights import Fill, give_memory, put_weights
 from training.optimizer import build_optimizer
-from training.reshard import KEYS, WEIGHT, Layout, Parameter, SavedState, gather, sharded, whole_parameters
+from training.state.boxes import Box
+from training.state.index import Index, written_slices
+from training.state.loading import fill
+from training.state.parts import Parts
+from training.state.saving import Snapshot
+from training.state.together import everywhere
+from training.zero import PREFIX, Holdings, ZeroState
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
-# A folder of its own: a lock left in a shared one by a killed process would hang every later start.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/shardline-extensions-{os.getpid()}")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from common.mistakes import Mistake
+
+
+class _Engine(DeepSpeedEngine):
+    """DeepSpeed's engine with one ZeRO optimizer for stages 1 and 2, whatever the precision.
+
+    For stage 1 in bf16 with gradients summed in fp32 DeepSpeed would take another, BF16_Optimizer, which reduces all
+    gradients of a step at once behind the last backward pass and knows neither buckets nor overlap.
+    """
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+        wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
+        return ZERO_OPTIMIZATION if self.zero_optimization() else wrapper
+
+    def _broadcast_model(self) -> None:
+        """Nothing: every rank puts its own weights in, so that rank 0 need not send all of its own at start."""
+
+
+deepspeed.DeepSpeedEngine = _Engine  # what deepspeed.initialize makes
+
+OPTIMIZERS: dict[int, type] = {
+    0: torch.optim.AdamW,
+    1: DeepSpeedZeroOptimizer,
+    2: DeepSpeedZeroOptimizer,
+    3: DeepSpeedZeroOptimizer_Stage3,
+}
+"""What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does."""
 
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
 # DeepSpeed calls torch by names that torch is about to give up; nothing a user could do about it.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-
-SHARDS = "deepspeed"
-"""Folder inside a checkpoint that holds DeepSpeed's files."""
 
 
 def check_zero_section(zero: dict[str, Any]) -> None:
@@ -55,41 +87,40 @@ def check_zero_section(zero: dict[str, Any]) -> None:
         raise Mistake(f"training.deepspeed.{where}: {first['msg']}, says DeepSpeed") from None
 
 
-class _FileWriter(TorchCheckpointEngine):
-    """Writes DeepSpeed's files checksummed and synced; an error is kept for all ranks to learn of, not raised.
+@contextlib.contextmanager
+def private_extensions() -> Iterator[None]:
+    """Has torch compile extensions, should DeepSpeed ask for one, in a folder of this process's own, removed behind it.
 
-    A rank that raised in the middle of DeepSpeed's save would leave the others waiting in its barriers.
+    In a shared one, a lock left by a killed process would hang every later start, and others could leave code there.
     """
-
-    def __init__(self, root: Path):
-        super().__init__(None)
-        self.root = root
-        self.checksums: dict[str, str] = {}
-        self.error: OSError | None = None
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="shardline-extensions-", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder
         try:
-            super().makedirs(path, exist_ok=exist_ok)
-        except OSError as error:
-            self.error = self.error or error
+            yield
+        finally:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
 
-    def save(self, state_dict: Any, path: str) -> None:
-        try:
-            with HashingWriter(Path(path)) as file:
-                torch.save(state_dict, file)  # type: ignore[arg-type]
-            self.checksums[str(Path(path).relative_to(self.root))] = file.digest
-        except OSError as error:
-            self.error = self.error or error
+
+class _Partition(deepspeed.zero.Init):
+    """Cuts a model on the meta device into parts of empty memory, a parameter at a time."""
+
+    def _convert_to_zero_parameters(self, param_list: Any) -> None:
+        for parameter in param_list:
+            give_memory(parameter, self.dtype, self.local_device)
+            self._convert_to_deepspeed_param(parameter)
+            parameter.partition()
 
 
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, step, save and load, the same for every stage."""
 
     def __init__(self, model: nn.Module, run: RunConfig, world: World):
-        """Takes the model over: partitions, casts and moves it as stage, precision and device ask for.
+        """Takes a model on the meta device over: partitions, casts and places it as stage, precision, device ask for.
 
-        The whole model comes in, on the host, the same on every rank: built so, its first weights depend on
-        nothing but the seed. ZeRO 3 moves and splits it one parameter at a time, so no device ever holds it all.
+        Its weights are memory that nothing has been written to until `put_weights` or `load` is called.
         """
         self.world = world
         self.stage = run.training.zero_stage
@@ -98,14 +129,28 @@ class Engine:
         config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
-        self._parameters = _in_optimizer_order(model, optimizer)
-        self._settings = [{key: v for key, v in group.items() if key != "params"} for group in optimizer.param_groups]
+        boxes = _in_optimizer_order(model, optimizer)
+        if self.stage == 3:
+            _Partition(module=model, config_dict_or_path=copy.deepcopy(config))
+        else:
+            dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
+            for parameter in model.parameters():
+                give_memory(parameter, dtype, world.device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-        self._engine._copy_recovery_script = lambda folder: None  # it would lie unsummed in every checkpoint
+        assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
         if world.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
+        self._state = ZeroState(self._engine, self._optimizer, boxes)
+
+    def holdings(self) -> Holdings:
+        """What this rank holds of the training state, now that it is cut."""
+        return self._state.holdings(list(self.module.parameters()))
+
+    def put_weights(self, fill: Fill) -> None:
+        """Gives the model its first weights, which `fill` writes by name; every rank must call it."""
+        put_weights(self.module, self._optimizer, self.stage, fill, self.world)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""
@@ -132,108 +177,37 @@ class Engine:
             norm = self._engine.get_global_grad_norm()
         return float(norm)
 
-    def save(self, folder: Path) -> tuple[dict[str, str], OSError | None]:
-        """Writes this rank's part of the state under `folder`; every rank must call it.
+    def snapshot(self) -> Snapshot:
+        """Copies of what this rank will write, on the host."""
+        layout, vectors = self._state.layout(), self._state.vectors()
+        slices = list(written_slices(layout, self.world.rank, self.world.size))
+        size = sum(piece.length for piece in slices)
+        kinds = {}
+        for kind, of in vectors.items():
+            kinds[kind], at = torch.empty(size), 0
+            for piece in slices:
+                kinds[kind][at : at + piece.length] = of[piece.vector].narrow(0, piece.offset, piece.length)
+                at += piece.length
+        return Snapshot(kinds, layout, self._state.updates)
 
-        Returns the xxh3_128 of each file this rank wrote, by its path inside `folder`, and what went wrong if
-        something did.
-        """
-        before = self._engine.checkpoint_engine
-        writer = self._engine.checkpoint_engine = _FileWriter(folder)
-        try:
-            self._engine.save_checkpoint(str(folder), tag=SHARDS, save_latest=False)
-        finally:
-            self._engine.checkpoint_engine = before
-        return writer.checksums, writer.error
+    def load(self, folder: Path, index: Index) -> None:
+        """Restores what ranks of any number and stage have saved, bit for bit; every rank must call it."""
 
-    def load(self, folder: Path, stage: int, num_ranks: int) -> None:
-        """Restores what `save` wrote at `stage` on `num_ranks` ranks; every rank must call it.
+        def read() -> None:
+            self._state.before_filling()
+            self._state.make_moments(list(index.kinds[1:]), index.updates)
+            with Parts(folder, index) as parts:
+                fill(parts, self._state.layout(), self.world.rank if self.stage else 0, self._state.vectors())
 
-        Raises ValueError when stage or number of ranks are others now and the state cannot be cut anew (NVMe).
-        """
-        if not self._is_cut_alike(folder, stage, num_ranks):
-            self.load_resharded(folder, stage, num_ranks)
-            return
-        path, _ = self._engine.load_checkpoint(str(folder), tag=SHARDS, load_lr_scheduler_states=False)
-        assert path is not None, f"DeepSpeed found no checkpoint in {folder}"
-        # The run's config decides, not what it was when the checkpoint was written.
-        for group, settings in zip(self._optimizer.param_groups, self._settings, strict=True):
-            group.update(settings)
-        if self.stage > 0:
-            self._optimizer.clip_grad = self.clipping
-
-    def _is_cut_alike(self, folder: Path, stage: int, num_ranks: int) -> bool:
-        if (stage, num_ranks) != (self.stage, self.world.size):
-            return False
-        # DeepSpeed keys such as round_robin_gradients move parameters about, which its own loading would not notice.
-        if self._engine.zero_nvme_offload_optimizer() or self._engine.zero_elastic_checkpoint():
-            return True  # forms that only DeepSpeed reads
-        return SavedState(folder / SHARDS, stage, num_ranks, self._parameters).layout == self._layout()
-
-    def load_resharded(self, folder: Path, stage: int, num_ranks: int) -> None:
-        """`load` for any stage and number of ranks: each rank picks its part of weights and moments, bit for bit."""
-        engine = self._engine
-        if engine.zero_nvme_offload_optimizer():
-            raise Mistake(
-                f"{folder}: written at ZeRO {stage} by {num_ranks} ranks, which training.deepspeed.zero_optimization."
-                "offload_optimizer to NVMe cannot take over; start the same ranks or leave that key out"
-            )
-        saved = SavedState(folder / SHARDS, stage, num_ranks, self._parameters)
-        state = gather(saved, self._layout(), self.world.rank if self.stage else 0)
-        self._put(state, saved.steps)
-        for name in ("global_steps", "global_samples", "skipped_steps"):
-            setattr(engine, name, saved.facts[name])
-
-    def _layout(self) -> Layout:
-        """How the live engine shares its state."""
-        if self.stage == 0:
-            return whole_parameters(self._parameters)
-        shapes = self._engine._get_zero_param_shapes()
-        if self.stage == 3:
-            flat, gaps = self._optimizer.fp32_partitioned_groups_flat, None
-        else:
-            flat = [group["params"][0] for group in self._optimizer.optimizer.param_groups]
-            gaps = getattr(self._optimizer, "round_robin_bit16_padding", None)
-        return sharded(self.stage, self.world.size, shapes, [vector.numel() for vector in flat], gaps)
-
-    def _put(self, vectors: dict[str, list[torch.Tensor]], steps: torch.Tensor) -> None:
-        """Hands weights and moments to the optimizer, in the form that it saves them in itself."""
-        weights = vectors.pop(WEIGHT)
-        states: dict[int, dict[str, torch.Tensor]] = {}
-        for number in range(len(weights)):
-            states[number] = {"step": steps.clone(), **{kind: of[number] for kind, of in vectors.items()}}
-        if self.stage == 0:
-            self._put_whole(weights, states)
-            return
-        optimizer_key, weights_key = KEYS[self.stage]
-        own = self._optimizer.state_dict()
-        own[optimizer_key] = {"state": states, "param_groups": own[optimizer_key]["param_groups"]}
-        own[weights_key] = weights
-        if self.stage == 3:
-            self._optimizer.checkpoint_event_prologue()
-        of_ranks = [own if rank == self.world.rank else None for rank in range(self.world.size)]
-        self._optimizer.load_state_dict(of_ranks, load_optimizer_states=True, load_from_fp32_weights=True)
-        if self.stage == 3:
-            self._optimizer.checkpoint_event_epilogue()
-        else:
-            self._optimizer.update_lp_params()  # what the model computes with is a copy
-
-    @torch.no_grad()
-    def _put_whole(self, weights: list[torch.Tensor], states: dict[int, dict[str, torch.Tensor]]) -> None:
-        by_name = dict(self.module.named_parameters())
-        for number, state in states.items():
-            live = by_name[self._parameters[number].name]
-            live.copy_(weights[number].view_as(live))
-            states[number] = {kind: v if kind == "step" else v.view_as(live) for kind, v in state.items()}
-        groups = self._optimizer.state_dict()["param_groups"]
-        self._optimizer.load_state_dict({"state": states, "param_groups": groups})
+        everywhere(self.world, read)
+        self._state.after_filling(index.updates)
 
     def close(self) -> None:
         """Removes DeepSpeed's hooks from the model and forgets its state."""
         self._engine.destroy()
 
 
-def _in_optimizer_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Parameter]:
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+def _in_optimizer_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Box]:
+    names = {id(parameter): name.removeprefix(PREFIX) for name, parameter in model.named_parameters()}
     ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [Parameter(names[id(parameter)], parameter.numel()) for parameter in ordered]
+    return [Box.whole(names[id(parameter)], parameter.shape) for parameter in ordered]

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from data_pipeline.reading.packing import PackedBatch
 from model.flops import train_flops
-from training import checkpoint
-from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
 from training.distributed import World
 from training.engine import Engine
@@ -22,6 +20,9 @@ from training.guards import HangWatch, StopRequest
 from training.hardware import memory_gb
 from training.metrics import Meter, MetricsWriter
 from training.schedule import learning_rate
+from training.state.folder import delete_superseded
+from training.state.identity import RunIdentity, RunState
+from training.state.saving import save
 from training.step import StepResult, train_step
 
 
@@ -139,12 +140,12 @@ class Trainer:
         run, started = self.run, time.perf_counter()
         if self.metrics:
             self.metrics.flush()
-        folder = checkpoint.save(self.engine, run.folder, self.state, run.identity, run.world)
+        folder = save(self.engine, run.folder, self.state, run.identity, run.world)
         seconds = time.perf_counter() - started
         run.events.write("save", step=self.state.step, path=os.path.relpath(folder, run.folder), seconds=seconds)
         if run.world.is_main:
             keep = run.config.checkpoint
-            for gone in checkpoint.delete_superseded(run.folder, keep.keep, keep.keep_every_steps):
+            for gone in delete_superseded(run.folder, keep.keep, keep.keep_every_steps):
                 run.events.write("delete", path=os.path.relpath(gone, run.folder))
 
 

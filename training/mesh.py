@@ -74,13 +74,15 @@ class Mesh:
         return cls(rank, size, **axes)
 
     def with_groups(self) -> "Mesh":
-        """The same with a process group for every axis that does not span the world; all ranks call it together."""
-        if self.data.size == self.size:
-            return self
-        groups = dist.device_mesh.init_device_mesh(
-            "cuda" if dist.get_backend() == "nccl" else "cpu",
-            tuple(getattr(self, name).size for name in AXES),
-            mesh_dim_names=AXES,
-        )
-        axes = {name: dataclasses.replace(getattr(self, name), group=groups.get_group(name)) for name in AXES}
-        return dataclasses.replace(self, **axes)
+        """The same with a process group for every axis that neither spans the world nor is one rank alone.
+
+        All ranks call it together. Each makes only the groups that it is in, so there are at most three.
+        """
+        data, context, tensor = map(self._grouped, (self.data, self.context, self.tensor))
+        return dataclasses.replace(self, data=data, context=context, tensor=tensor)
+
+    def _grouped(self, axis: Axis) -> Axis:
+        if axis.size in (1, self.size):
+            return axis
+        group = dist.new_group(list(axis.members), use_local_synchronization=True, group_desc=axis.name)
+        return dataclasses.replace(axis, group=group)

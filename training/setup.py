@@ -10,25 +10,31 @@ import torch
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
-from model.exchange.importing import MODEL_FILE, imported_config, load_imported
+from model.exchange.importing import MODEL_FILE, imported_config
+from model.exchange.tensor_files import TensorReader
+from model.network.layers import first_values
 from model.network.transformer import Transformer
-from training import checkpoint
-from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
+from training.first_weights import Fill
 from training.hardware import peak_flops
 from training.loop import Run, Trainer
+from training.state.choosing import Checkpoint, Choice, choose
+from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
+from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
+from training.state.loading import load
+from training.state.together import on_main
 from training.step import LossModel
-
-EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "compile", "vocab_size"}
-"""Keys of the model section that change how it runs, not what it is (the vocabulary's size is compared resolved)."""
+from training.zero import PREFIX
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -48,7 +54,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
         world_size=world_size,
         zero_stage=config.training.zero_stage,
         precision=config.training.precision,
-        data=manifest.fingerprint,
+        data=manifest.fingerprints,
         tokenizer=manifest.tokenizer_fingerprint,
         order={
             "seed": config.seed,
@@ -63,16 +69,32 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
 def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: bool = False) -> Engine:
     """Model and engine of a run, with the weights it starts from: imported ones, else drawn from the seed.
 
-    A run that resumes gets its weights from the checkpoint, so imported ones are not read then.
+    A run that resumes gets its weights from the checkpoint: none are made or read, `Engine.load` must follow.
     """
-    model = Transformer(config.model, vocab_size, config.seed)
-    if config.training.initial_weights and not resuming:
-        _load_initial(model, Path(config.training.initial_weights))
-    return Engine(LossModel(model, config.training.z_loss), config, world)
+    with torch.device("meta"):
+        model = Transformer(config.model, vocab_size, config.seed)
+    fill = None if resuming else _first_weights(model, config.training.initial_weights)
+    engine = Engine(LossModel(model, config.training.z_loss), config, world)
+    if fill is not None:
+        engine.put_weights(fill)
+    return engine
 
 
-def _load_initial(model: Transformer, folder: Path) -> None:
-    """Copies imported weights into the model. ValueError when they are another model's."""
+def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
+    """Where the weights of a new run come from; names are those in `LossModel`."""
+    if not initial_weights:
+        drawn = first_values(model)
+        return lambda name, out, start: drawn[name.removeprefix(PREFIX)].fill(out, start)
+    files = _initial_files(model, Path(initial_weights))
+
+    def read(name: str, out: torch.Tensor, start: int) -> None:
+        out.copy_(files.read_part(name.removeprefix(PREFIX), start, start + out.numel()))
+
+    return read
+
+
+def _initial_files(model: Transformer, folder: Path) -> TensorReader:
+    """Imported weights of this very model. ValueError when they are another model's."""
     found, vocab_size = imported_config(folder)
     theirs, ours = _spelled_out(found), _spelled_out(model.config)
     differing = [key for key in ours if ours[key] != theirs[key]]
@@ -87,9 +109,7 @@ def _load_initial(model: Transformer, folder: Path) -> None:
             f"training.initial_weights: {folder} has {vocab_size} rows of embedding and this run {model.vocab_size}; "
             "use the tokenizer it was imported with, and its model.vocab_size"
         )
-    with torch.no_grad():
-        for name, weight in load_imported(folder):
-            model.get_parameter(name).copy_(weight)
+    return TensorReader(folder)
 
 
 def _spelled_out(config: ModelConfig) -> dict[str, Any]:
@@ -107,7 +127,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
-    manifest = Manifest.load(config.data.path)
+    manifest = on_main(world, lambda: open_dataset(config.data.path, config.tokenizer.path))
     run = Run(
         config=config,
         folder=folder,
@@ -116,14 +136,14 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         vocab_size=vocabulary_size(config.model, manifest),
         events=events,
     )
-    choice = checkpoint.choose(folder, world)
-    if choice.folder is not None:
-        checkpoint.check_identity(choice.folder, run.identity)
+    choice = choose(folder, world)
+    if choice.checkpoint is not None:
+        check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
-    engine = build_engine(config, run.vocab_size, world, resuming=choice.folder is not None)
+    engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
-    loader = _loader(run, state)
+    loader = _loader(run, manifest, state)
     try:
         yield trainer, loader
     finally:
@@ -132,39 +152,47 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
-    manifest = Manifest.load(config.data.path)
+    manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
-    newest = checkpoint.latest_checkpoint(config.run_dir)
+    newest = latest_checkpoint(config.run_dir)
     if newest is not None:
-        checkpoint.check_identity(newest, identity)
+        check_identity(read_saved(newest).identity, identity, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
-    _loader(run, RunState()).close()
+    _loader(run, manifest, RunState()).close()
 
 
-def _resume(run: Run, engine: Engine, choice: checkpoint.Choice) -> RunState:
+def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     for name, faults in choice.damaged.items():
-        print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
         run.events.write("damaged", checkpoint=name, faults=faults)
-    if choice.folder is None:
+        if run.world.is_main:
+            print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
+            mark_damaged(checkpoints_dir(run.folder) / name, faults)
+    found = choice.checkpoint
+    if found is None:
         return RunState()
-    _note_resharding(run, choice.folder)
-    state = checkpoint.load(engine, choice.folder, run.world)
-    run.events.write("resume", step=state.step, checkpoint=choice.folder.name)
+    if found.unlisted:
+        run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted)
+    if run.world.is_main:
+        unmark_damaged(found.folder)
+        for name in found.unlisted:
+            print(f"checkpoint {found.folder.name}: {name} is none of its files and is not read", flush=True)
+    _note_resharding(run, found)
+    state = load(engine, found)
+    run.events.write("resume", step=state.step, checkpoint=found.folder.name)
     return state
 
 
-def _note_resharding(run: Run, folder: Path) -> None:
-    identity = checkpoint.read_identity(folder)
-    then, now = ({key: getattr(of, key) for key in checkpoint.CUT} for of in (identity, run.identity))
+def _note_resharding(run: Run, found: Checkpoint) -> None:
+    then, now = ({key: getattr(of, key) for key in CUT} for of in (found.identity, run.identity))
     if then == now:
         return
-    run.events.write("resharded", checkpoint=folder.name, **{"from": then, "to": now})
+    run.events.write("resharded", checkpoint=found.folder.name, **{"from": then, "to": now})
     if run.world.is_main:
         ways = [f"{cut['world_size']} rank(s) at ZeRO {cut['zero_stage']}" for cut in (then, now)]
-        print(f"checkpoint {folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
+        print(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
@@ -175,14 +203,12 @@ def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
         return {}
     parts = [ObjectiveConfig(**part.model_dump(exclude={"weight"})) for part in config.objective.parts or ()]
     objectives = [config.objective, *parts, *config.evaluation.objectives]
-    return {name: _evaluator(run, objective) for name, objective in _named(objectives)}
+    return {name: _evaluator(run, manifest, objective) for name, objective in _named(objectives)}
 
 
-def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
+def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Evaluator:
     config = run.config
-    batches = evaluation_batches(
-        config.data.path, num_samples=config.evaluation.num_samples, **_reading(run, objective)
-    )
+    batches = evaluation_batches(_reading(run, manifest, objective), num_samples=config.evaluation.num_samples)
     _check_positions(config.model, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
@@ -193,19 +219,21 @@ def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
     return evaluator
 
 
-def _reading(run: Run, objective: ObjectiveConfig) -> dict[str, Any]:
-    """What training and evaluation batches of this rank have in common, as keywords of both."""
+def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Reading:
+    """What training and evaluation batches of this rank have in common."""
     config, world = run.config, run.world
-    return {
-        "objective": objective,
-        "shape": config.model.shape,
-        "sequence_length": config.training.sequence_length,
-        "target_length": config.training.target_length,
-        "micro_batch_size": config.training.micro_batch_size,
-        "rank": world.mesh.data.rank,
-        "world_size": world.mesh.data.size,
-        "seed": config.seed,
-    }
+    return Reading(
+        config.data.path,
+        manifest,
+        objective,
+        config.model.shape,
+        config.training.sequence_length,
+        config.training.micro_batch_size,
+        config.seed,
+        rank=world.mesh.data.rank,
+        world_size=world.mesh.data.size,
+        target_length=config.training.target_length,
+    )
 
 
 def _check_positions(model: ModelConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
@@ -228,16 +256,14 @@ def _named(objectives: Sequence[ObjectiveConfig]) -> Iterator[tuple[str, Objecti
             yield (objective.name if count == 1 else f"{objective.name}-{count}"), objective
 
 
-def _loader(run: Run, state: RunState) -> Loader:
+def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:
     config = run.config
     loader = Loader(
-        config.data.path,
-        "train",
+        _reading(run, manifest, config.objective),
         global_batch_size=config.training.global_batch_size,
         samples_consumed=state.samples_consumed,
         prefetch=config.training.prefetch,
         pin=run.world.device.type == "cuda",
-        **_reading(run, config.objective),
     )
     _check_positions(config.model, config.objective, loader.lengths)
     return loader

@@ -77,10 +77,6 @@ class LossModel(nn.Module):
         return output.loss_sum, output.cross_entropy_sum
 
 
-PREFIX = "model."
-"""What `LossModel` puts in front of the names of weights."""
-
-
 @dataclasses.dataclass(frozen=True)
 class StepCounts:
     """What a step held over all ranks."""

@@ -10,6 +10,7 @@ The last line on stderr says what went wrong. With SHARDLINE_DEBUG set in the en
 mistake is printed above its sentence.
 """
 
+import dataclasses
 import os
 import sys
 import time
@@ -67,7 +68,7 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
 
 def watch(folder: Path, world: World) -> AbstractContextManager:
     """The watch for another start of the run: on one rank of each node, for all of them would tire a file system."""
-    return fence.watched(folder, world.attempt) if os.environ["LOCAL_RANK"] == "0" else nullcontext()
+    return fence.watched(folder, world.attempt) if world.local_rank == 0 else nullcontext()
 
 
 def scheduler_facts() -> dict[str, Any]:
@@ -134,10 +135,16 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
         print(f"{world.size} rank(s): " + ", ".join(f"{name} {value}" for name, value in ways.items()), flush=True)
-    from training.setup import prepare  # imports DeepSpeed: seconds, so only once the config is known to be good
+    # imports DeepSpeed: seconds, so only once the config is known to be good
+    from training.engine import private_extensions
+    from training.setup import prepare
 
-    with prepare(config, folder, world, events) as (trainer, loader):
-        events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started)
+    with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
+        holdings = trainer.engine.holdings()
+        if world.is_main:
+            print(f"each rank holds {holdings}", flush=True)
+        holds = dataclasses.asdict(holdings)
+        events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
         finished = trainer.train(loader, stop)
     if finished:
         events.write("finish", step=trainer.state.step, seconds=time.perf_counter() - started)

@@ -99,7 +99,7 @@ def build_dataset(
     folder = Path(config.path).absolute()
     config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
     if (folder / FILE_NAME).exists():
-        return BuildReport(build_folder.reuse(config, settings), True, time.monotonic() - started)
+        return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
     say(BuildProgress("listing files", 0, 1))

@@ -22,10 +22,9 @@ from common.mistakes import Mistake
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo
-from data_pipeline.shards import token_dtype
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
+from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.vocabulary import packed_flags
 
 SETTINGS_NAME = "build.json"
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
@@ -56,22 +55,22 @@ def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any
 # ---- a dataset that is there
 
 
-def reuse(config: DataConfig, wanted: dict[str, Any]) -> Manifest:
+def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> Manifest:
     """The manifest of the dataset that is there, if it is what these settings would build.
 
     Sources that are gone since do not matter. Raises ValueError naming what differs.
     """
     folder = Path(config.path)
     manifest = Manifest.load(folder)
-    if not config.sources:
-        wanted = {"tokenizer": wanted["tokenizer"]}
-    elif manifest.config_fingerprint != fingerprint(wanted):
+    if config.sources and manifest.config_fingerprint != fingerprint(wanted):
         _refuse(folder, wanted)
     if manifest.tokenizer_fingerprint != wanted["tokenizer"]:
         raise Mistake(
             f"data.path: {folder} was built with another tokenizer; choose another data.path or delete that folder"
         )
-    _check_files(config, folder, manifest)
+    check_tokenizer(folder, manifest, tokenizer)
+    check_files(folder, manifest, sizes=True)
+    _check_sources_still(config, folder, manifest)
     clear_leftovers(folder, manifest)
     return manifest
 
@@ -100,7 +99,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check_files(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+def _check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
     try:
         files = list_files(config.sources)
     except (ValueError, OSError):
@@ -135,7 +134,7 @@ def clear_leftovers(folder: Path, manifest: Manifest) -> None:
     work = folder / WORK_NAME
     if _read_plan(work) is None:
         return
-    _delete_shards(folder, {shard.name for split in manifest.splits.values() for shard in split})
+    _delete_shards(folder, {name.decode() for table in manifest.splits.values() for name in table.names.tolist()})
     # the plan says that the rest is ours, so it goes last
     _delete_work(work, keep={PLAN_NAME})
     (work / PLAN_NAME).unlink(missing_ok=True)
@@ -228,16 +227,7 @@ def finish(
     """
     _check_sources(job.data, results)
     manifest = Manifest(
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        dtype=token_dtype(tokenizer.vocab_size).name,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        special_ids=tokenizer.special_ids,
-        num_sentinels=len(tokenizer.sentinel_ids),
-        first_sentinel_id=next(iter(tokenizer.sentinel_ids), None),
-        word_starts=packed_flags(tokenizer.word_borders[0]),
-        word_ends=packed_flags(tokenizer.word_borders[1]),
+        **tokenizer.record(),
         config_fingerprint=fingerprint(settings),
         splits={split: _shards_of(results, split) for split in SPLITS},
         counts={**file_counts(files), **_document_counts(results)},
@@ -269,8 +259,8 @@ def _described(counts: dict[str, int]) -> str:
     return ", ".join(f"{key} {count}" for key, count in counts.items() if count) or "its files are empty"
 
 
-def _shards_of(results: list[dict[str, Any]], split: str) -> list[ShardInfo]:
-    return [ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]]
+def _shards_of(results: list[dict[str, Any]], split: str) -> ShardTable:
+    return ShardTable.of([ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]])
 
 
 def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:

@@ -31,7 +31,7 @@ MAX_EXAMPLES = 3
 EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
 
-Document = tuple[int, str]
+Record = tuple[int, str]
 """Number of the record in its unit, from 1, and its text."""
 
 
@@ -141,7 +141,7 @@ def group_tasks(units: Sequence[Unit], task_bytes: int) -> list[list[Unit]]:
 # ---- reading
 
 
-def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Document]:
+def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
     """Texts of a unit in the order of its records, memory bounded by a block and the longest record.
 
     Raises ValueError when the file as a whole cannot be read (truncated, no parquet, no such column).
@@ -158,7 +158,7 @@ def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterat
             yield from _read_whole(file, unit, rejects)
 
 
-def _read_whole(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Document]:
+def _read_whole(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
     blocks: list[bytes] = []
     size = 0
     for block in read_blocks(file, unit.url, unit.compression):
@@ -170,7 +170,7 @@ def _read_whole(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Docum
     yield from _decode(1, b"".join(blocks).removeprefix(codecs.BOM_UTF8), rejects)
 
 
-def _read_text_lines(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Document]:
+def _read_text_lines(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
     for number, line in enumerate(_read_lines(file, unit), start=1):
         if line is None:
             rejects.add("too_large", number)
@@ -179,7 +179,7 @@ def _read_text_lines(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[
             yield from _decode(number, line.removesuffix(b"\r"), rejects)
 
 
-def _decode(number: int, raw: bytes, rejects: Rejects) -> Iterator[Document]:
+def _decode(number: int, raw: bytes, rejects: Rejects) -> Iterator[Record]:
     try:
         text = raw.decode()
     except UnicodeDecodeError:
@@ -191,7 +191,7 @@ def _decode(number: int, raw: bytes, rejects: Rejects) -> Iterator[Document]:
         rejects.add("empty", number)
 
 
-def _read_json_lines(file: IO[bytes], unit: Unit, text_key: str, rejects: Rejects) -> Iterator[Document]:
+def _read_json_lines(file: IO[bytes], unit: Unit, text_key: str, rejects: Rejects) -> Iterator[Record]:
     # control characters within a string, NUL among them, are against the letter of JSON and common in corpora
     parse = json.JSONDecoder(strict=False).decode
     for number, line in enumerate(_read_lines(file, unit), start=1):
@@ -296,7 +296,7 @@ def _text_bytes(parquet: pq.ParquetFile, group: int, column: int) -> int:
     return row_group.total_byte_size
 
 
-def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Document]:
+def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
     parquet = _open_parquet(file, unit, source)
     stop = parquet.num_row_groups if unit.stop is None else unit.stop
     number = 0

@@ -11,13 +11,17 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from tests.training.runs import VOCAB_SIZE, free_port, tiny_config
-from training import checkpoint
-from training.checkpoint import RunIdentity, RunState
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect
 from training.setup import build_engine
+from training.state.choosing import choose
+from training.state.identity import RunIdentity, RunState
+from training.state.loading import load
+from training.state.saving import save
 from training.step import train_step
 
 FIRST, SECOND, LAST = 3, 6, 9
@@ -35,7 +39,11 @@ WAYS = {
 }
 """Stage and precision by name."""
 CROSSINGS = [("1", "1"), ("3", "3"), ("1 bf16", "1 bf16"), ("0", "2"), ("2", "3"), ("3", "0"), ("3 encdec", "1 encdec")]
-"""From which way of running to which a checkpoint goes."""
+"""From which way of running to which a checkpoint goes, from two ranks to one and back."""
+SPREAD = [("1", "2"), ("3", "3"), ("0", "3"), ("1 bf16", "1 bf16")]
+"""The same from two ranks to four and back."""
+STAGES = ("0", "1", "2", "3")
+"""Ways whose checkpoints every other of them takes over and saves as they came."""
 
 
 def config_of(data: Path, way: str, **optimizer: float) -> RunConfig:
@@ -69,10 +77,11 @@ class Ranks:
         """Losses of the steps up to `last`."""
         training, losses = self.config.training, []
         size = {"sequence_length": training.sequence_length, "micro_batch_size": training.micro_batch_size}
-        size |= {"global_batch_size": training.global_batch_size, "samples_consumed": self.state.samples_consumed}
+        batches = {"global_batch_size": training.global_batch_size, "samples_consumed": self.state.samples_consumed}
         place = {"rank": self.world.rank, "world_size": self.world.size, "seed": 5, "pad_id": 2}
         data = {"objective": self.config.objective, "shape": self.config.model.shape}
-        with Loader(self.config.data.path, "train", **data, **size, **place) as loader:
+        path = self.config.data.path
+        with Loader(Reading(path, Manifest.load(path), **data, **size, **place), **batches) as loader:
             while self.state.step < last:
                 losses.append(train_step(self.engine, next(loader), LR, self.world).loss)
                 self.state = RunState(self.state.step + 1, loader.samples_consumed)
@@ -82,11 +91,11 @@ class Ranks:
         """Writes a checkpoint of where this run stands."""
         training = self.config.training
         identity = RunIdentity(self.world.size, training.zero_stage, training.precision, "", "", {}, {})
-        checkpoint.save(self.engine, folder, self.state, identity, self.world)
+        save(self.engine, folder, self.state, identity, self.world)
 
     def load(self, folder: Path) -> "Ranks":
         """Goes on from the checkpoint of a run."""
-        self.state = checkpoint.load(self.engine, checkpoint.latest_checkpoint(folder), self.world)
+        self.state = load(self.engine, choose(folder, self.world).checkpoint)
         return self
 
 
@@ -110,11 +119,26 @@ def go_on(data: Path, folder: Path, world: World) -> dict:
             losses = run.train(SECOND)
             run.save(folder / f"later {old} {new}")
             results[f"{old} {new}"] = losses + run.train(LAST)
+    for new in STAGES:
+        for old in STAGES:
+            if (old, new) not in CROSSINGS:
+                with Ranks(data, new, world).load(folder / f"begin {old}") as run:
+                    run.save(folder / f"same {old} {new}")
     with Ranks(data, "1", world).load(folder / "begin 1") as run:
         for state in run.engine._optimizer.state.values():
             state["exp_avg"].zero_()
             state["exp_avg_sq"].zero_()
         results["without moments"] = run.train(LAST)
+    return results
+
+
+def spread(data: Path, folder: Path, world: World) -> dict:
+    """On four ranks from what two saved: saves it again as it came, then trains to the end."""
+    results = {}
+    for old, new in SPREAD:
+        with Ranks(data, new, world).load(folder / f"begin {old}") as run:
+            run.save(folder / f"four {old} {new}")
+            results[f"{old} {new}"] = run.train(LAST)
     return results
 
 
@@ -125,6 +149,9 @@ def come_back(data: Path, folder: Path, world: World) -> dict:
         for kind in ("same", "later") if old == new else ("same",):
             with Ranks(data, old, world).load(folder / f"{kind} {old} {new}") as run:
                 results[f"{kind} {old} {new}"] = run.train(LAST)
+    for old, new in SPREAD:
+        with Ranks(data, old, world).load(folder / f"four {old} {new}") as run:
+            results[f"four {old} {new}"] = run.train(LAST)
     with Ranks(data, "2 plain", world).load(folder / "begin 2") as run:
         results["other order"] = run.train(LAST)
     for name, written in (("same ranks", "begin 1"), ("other ranks", "same 1 1")):
@@ -135,7 +162,7 @@ def come_back(data: Path, folder: Path, world: World) -> dict:
     return results
 
 
-PARTS = ((begin, 2), (go_on, 1), (come_back, 2))
+PARTS = ((begin, 2), (go_on, 1), (spread, 4), (come_back, 2))
 """What is done, and by how many ranks."""
 
 

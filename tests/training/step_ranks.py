@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from data_pipeline.reading.packing import PackedBatch
 from tests.training.runs import VOCAB_SIZE, tiny_config
@@ -58,19 +60,19 @@ def config_of(data: Path, shape: str, **training) -> RunConfig:
 def batches_of(config: RunConfig, rank: int, world_size: int) -> Loader:
     """Loader of one rank."""
     training = config.training
-    return Loader(
+    reading = Reading(
         config.data.path,
-        "train",
+        Manifest.load(config.data.path),
         objective=config.objective,
         shape=config.model.shape,
         sequence_length=training.sequence_length,
         micro_batch_size=training.micro_batch_size,
-        global_batch_size=training.global_batch_size,
         rank=rank,
         world_size=world_size,
         seed=config.seed,
         pad_id=2,
     )
+    return Loader(reading, global_batch_size=training.global_batch_size)
 
 
 def without_targets(batch: PackedBatch) -> PackedBatch:

@@ -1,5 +1,6 @@
 """Places of ranks on the axes."""
 
+import json
 from itertools import product
 
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.planes import in_threads
+from tests.training.runs import torchrun
 from training.mesh import Mesh
 
 
@@ -36,3 +38,11 @@ def test_ranks_that_the_axes_cannot_share_are_refused():
 def test_ranks_that_read_the_same_samples_count_once():
     sums = in_threads(8, lambda world: world.sum([10**world.mesh.data.rank]), tensor=2)
     assert sums == [[1111.0]] * 8
+
+
+def test_tensors_are_summed_along_the_axis_that_is_meant(tmp_path):
+    done = torchrun(4, "-m", "tests.training.mesh_ranks", str(tmp_path))
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(4):
+        heard = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert heard == {"data": [[2, 4][rank % 2]] * 2, "context": [rank, rank], "tensor": [[1, 5][rank // 2]] * 2}

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from common.mistakes import is_mistake
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import evaluation_batches
 from model.network.transformer import Transformer
 from tests.training.runs import (
@@ -144,10 +146,9 @@ def held_out_loss(config, state) -> float:
     model = Transformer(config.model, VOCAB_SIZE)
     tied = {"head.weight": state["embedding.weight"]} if config.model.tie_embeddings else {}
     model.load_state_dict(state | tied)
-    shape = {"shape": "causal", "sequence_length": 32, "micro_batch_size": 2, "rank": 0, "world_size": 1}
-    batches = evaluation_batches(
-        config.data.path, objective=config.objective, **shape, pad_id=2, num_samples=16, seed=config.seed
-    )
+    manifest = Manifest.load(config.data.path)
+    reading = Reading(config.data.path, manifest, config.objective, "causal", 32, 2, config.seed, pad_id=2)
+    batches = evaluation_batches(reading, num_samples=16)
     total, targets = 0.0, 0
     with torch.no_grad():
         for batch in batches:

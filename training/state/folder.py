@@ -1,0 +1,155 @@
+"""What lies in RUN_DIR/checkpoints: names, which is the latest, what retention gives up, and who is reading.
+
+step-00000020/ ...  complete checkpoints        .tmp-*   half-written or given up; swept by the next save
+latest              names the one to go on from
+"""
+
+import contextlib
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.files import write_whole
+from training.lock import WITHOUT_LOCKS
+
+LATEST, DAMAGED, READERS = "latest", "damaged.txt", "readers"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+def checkpoints_dir(run_dir: Path) -> Path:
+    """Folder of a run's checkpoints."""
+    return run_dir / "checkpoints"
+
+
+def step_name(step: int) -> str:
+    """Name of the checkpoint of a step."""
+    return f"step-{step:08d}"
+
+
+def step_of(folder: Path) -> int:
+    """Step of a checkpoint's folder, by its name."""
+    match = _NAME.fullmatch(folder.name)
+    assert match, f"{folder} is not the name of a checkpoint"
+    return int(match[1])
+
+
+def complete_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of complete checkpoints, oldest step first; what was left half-written has another name."""
+    if not checkpoints_dir(run_dir).is_dir():
+        return []
+    folders = [path for path in checkpoints_dir(run_dir).iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(folders, key=step_of)
+
+
+def latest_checkpoint(run_dir: Path) -> Path | None:
+    """The checkpoint to go on from: the one `latest` names, else the newest complete one, else None."""
+    folders = complete_checkpoints(run_dir)
+    pointer = checkpoints_dir(run_dir) / LATEST
+    if pointer.is_file():
+        named = checkpoints_dir(run_dir) / pointer.read_text(errors="replace").strip()
+        if named in folders:
+            return named
+    return folders[-1] if folders else None
+
+
+def point_to(folder: Path) -> None:
+    """Makes `latest` name a checkpoint; a folder of that name, which no run makes, is moved out of the way."""
+    pointer = folder.parent / LATEST
+    if pointer.is_dir() and not pointer.is_symlink():
+        moved = pointer.with_name(f"{LATEST}-{secrets.token_hex(4)}")
+        pointer.rename(moved)
+        print(f"{pointer}: it was a folder, which is now called {moved.name}", flush=True)
+    write_whole(pointer, f"{folder.name}\n".encode())
+
+
+def sweep(run_dir: Path) -> None:
+    """Deletes what half-written and replaced checkpoints have left, and names what cannot be deleted yet."""
+    for leftover in checkpoints_dir(run_dir).glob(".tmp-*"):
+        if not discard(leftover):
+            print(f"{leftover}: some of it is in use and cannot be deleted yet", flush=True)
+
+
+def discard(path: Path) -> bool:
+    """Deletes a file or folder as far as it can be; whether nothing is left (open files on NFS stay for a while)."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # said by what is returned
+            path.unlink()
+    return not os.path.lexists(path)
+
+
+def mark_damaged(folder: Path, faults: list[str]) -> None:
+    """Leaves word in a damaged checkpoint, so that retention does not count it among the sound ones."""
+    write_whole(folder / DAMAGED, ("\n".join(faults) + "\n").encode())
+
+
+def unmark_damaged(folder: Path) -> None:
+    """Takes that word back, for a checkpoint that was mended."""
+    (folder / DAMAGED).unlink(missing_ok=True)
+
+
+def superseded(folders: list[Path], keep: int, keep_every_steps: int | None) -> list[Path]:
+    """Of checkpoints, those that retention gives up: what is older than the newest `keep` sound ones.
+
+    Multiples of `keep_every_steps` stay, and so do all while there are fewer sound ones.
+    """
+    sound = sorted((path for path in folders if not (path / DAMAGED).exists()), key=step_of)
+    if len(sound) < keep:
+        return []
+    oldest = step_of(sound[-keep])
+    old = [path for path in sorted(folders, key=step_of) if step_of(path) < oldest]
+    return [path for path in old if not (keep_every_steps and step_of(path) % keep_every_steps == 0)]
+
+
+def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) -> list[Path]:
+    """Deletes what retention gives up and returns it; a kill in the middle leaves nothing that looks complete.
+
+    While somebody is reading a checkpoint of the run, all stay until a later save.
+    """
+    latest = latest_checkpoint(run_dir)
+    gone = [path for path in superseded(complete_checkpoints(run_dir), keep, keep_every_steps) if path != latest]
+    with without_readers(run_dir) as free:
+        if not free:
+            return []
+        aside = [path.rename(path.with_name(f".tmp-old-{path.name}-{secrets.token_hex(4)}")) for path in gone]
+    for path in aside:
+        discard(path)
+    return gone
+
+
+@contextlib.contextmanager
+def reading(run_dir: Path) -> Iterator[None]:
+    """Keeps the run, which may be training, from deleting checkpoints while the block reads one."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(FileNotFoundError):  # no save has been here, so no run that would delete one
+            descriptor = os.open(run_dir / READERS, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            _lock(run_dir / READERS, descriptor, fcntl.LOCK_SH)
+        yield
+
+
+@contextlib.contextmanager
+def without_readers(run_dir: Path) -> Iterator[bool]:
+    """Whether nobody reads a checkpoint of the run; who wants to waits until the block ends."""
+    descriptor = os.open(run_dir / READERS, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        yield _lock(run_dir / READERS, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path, descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        print(f"{path}: this file system has no locks, so a checkpoint may be deleted while it is read", flush=True)
+    return True

@@ -1,0 +1,118 @@
+"""Writing a checkpoint, in two halves: the step waits for the first only.
+
+engine.snapshot() -> copies on the host -> commit(): part files, index, state, checksums -> renamed -> `latest`
+
+.tmp-ATTEMPT-step-00000020-TOKEN/   written aside, every file synced, `checksums.json` when all of them are
+  -> step-00000020/  by renaming    -> `latest` names it
+"""
+
+import dataclasses
+import errno
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from common.files import sync_folder, write_whole
+from training import fence
+from training.distributed import World
+from training.state.choosing import INDEX
+from training.state.folder import checkpoints_dir, discard, point_to, step_name, sweep, without_readers
+from training.state.identity import STATE, RunIdentity, RunState, dump_state
+from training.state.index import Index, index_of
+from training.state.layout import Layout
+from training.state.parts import part_name, write_part
+from training.state.sums import CHECKSUMS, dump_sums
+from training.state.together import everywhere, on_main
+
+if TYPE_CHECKING:
+    from training.engine import Engine
+
+
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """What a rank will write, in memory of its own: training may go on while it is written."""
+
+    kinds: dict[str, torch.Tensor]
+    """fp32 elements on the host by kind of state, those of padding left out."""
+    layout: Layout
+    """How the ranks share the state."""
+    updates: int
+    """Steps that the optimizer has done."""
+
+
+def save(engine: "Engine", run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
+    """Both halves, one after the other; see `commit`."""
+    return commit(engine.snapshot(), run_dir, state, identity, world)
+
+
+def commit(snapshot: Snapshot, run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
+    """Writes a checkpoint and returns its folder; all ranks call it together.
+
+    Raises OSError on every rank when one could not write: nothing half-written is left, and the checkpoints from
+    before stay as they are. Raises Superseded when another start of the run has taken it over.
+    """
+    aside: Path | None = None
+    try:
+        aside = on_main(world, lambda: make_room(run_dir, state.step, world.attempt))
+        path = aside / part_name(world.rank)
+        digest = everywhere(world, lambda: write_part(path, {kind: [part] for kind, part in snapshot.kinds.items()}))
+        digests = world.gather_to_main(digest)
+        return on_main(world, lambda: _complete(aside, digests or [], snapshot, state, identity, world.attempt))
+    except OSError as error:
+        home = checkpoints_dir(run_dir)
+        reason = f"the checkpoint could not be written ({error.strerror}); the ones before it are untouched"
+        raise OSError(error.errno, f"{home}: {reason}") from error
+    finally:
+        if aside is not None and world.is_main:
+            discard(aside)
+
+
+def make_room(run_dir: Path, step: int, attempt: str) -> Path:
+    """A new folder to write the checkpoint of a step aside."""
+    fence.check(run_dir, attempt)
+    home = checkpoints_dir(run_dir)
+    home.mkdir(parents=True, exist_ok=True)
+    sweep(run_dir)
+    aside = home / f".tmp-{attempt or 'lone'}-{step_name(step)}-{secrets.token_hex(4)}"
+    aside.mkdir()
+    return aside
+
+
+def _complete(
+    aside: Path, digests: list[str], snapshot: Snapshot, state: RunState, identity: RunIdentity, attempt: str
+) -> Path:
+    index = index_of(snapshot.layout, list(snapshot.kinds), snapshot.updates, len(digests))
+    final = aside.with_name(step_name(state.step))
+    seal(aside, {part_name(part): digest for part, digest in enumerate(digests)}, index, dump_state(state, identity))
+    put_in_place(aside, final, attempt)
+    point_to(final)
+    return final
+
+
+def seal(aside: Path, parts: Mapping[str, str], index: Index, state: bytes) -> None:
+    """Adds the small files to the parts of a checkpoint, given their digests by name, the list of all last."""
+    sums = {**parts, INDEX: write_whole(aside / INDEX, index.dumps()), STATE: write_whole(aside / STATE, state)}
+    write_whole(aside / CHECKSUMS, dump_sums(sums))
+
+
+def put_in_place(aside: Path, final: Path, attempt: str) -> None:
+    """Gives a complete checkpoint its name; a rename that comes after another start of the run finds nothing."""
+    run_dir = final.parent.parent
+    # Later attempts move `aside` away when they begin, so this rename succeeds before they look or not at all.
+    fence.check(run_dir, attempt)
+    try:
+        aside.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        replaced = aside.with_name(f".tmp-old-{aside.name.removeprefix('.tmp-')}")
+        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again
+        aside.rename(final)
+        with without_readers(run_dir) as free:
+            if free:
+                discard(replaced)
+    sync_folder(final.parent)
+    fence.check(run_dir, attempt)

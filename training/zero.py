@@ -1,0 +1,139 @@
+"""What is private of DeepSpeed about the training state: where an engine of any ZeRO stage keeps it, in one place.
+
+engine -> layout, flat vectors of this rank -> copied out (snapshot) or filled (loading) -> what it computes with
+"""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from common.mistakes import Mistake
+from training.state.boxes import Box
+from training.state.index import WEIGHT
+from training.state.layout import Layout, replicated, sharded
+
+PREFIX = "model."
+"""What `LossModel` puts in front of the names of weights."""
+
+
+FP32 = 4
+"""Bytes of a number of the training state, whatever the model computes in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdings:
+    """Bytes of the training state that one rank holds from step to step, on its device or offloaded to its host."""
+
+    optimizer: str
+    """Class that keeps it."""
+    weights: int
+    """What the model computes with: a part at stage 3, which keeps small ones whole and gathers layers as it goes."""
+    gradients: int
+    """Their sum over the micro-batches of a step."""
+    master_weights: int
+    """fp32 weights; 0 at stage 0, where the model computes with them."""
+    moments: int
+    """AdamW's two."""
+
+    def __str__(self) -> str:
+        parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "optimizer"}
+        listed = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g} GB" for name, size in parts.items())
+        return f"{listed}; {sum(parts.values()) / 1e9:.3g} GB in all ({self.optimizer})"
+
+
+class ZeroState:
+    """Weights and moments of this rank, as they lie in DeepSpeed's engine and optimizer."""
+
+    def __init__(self, engine: Any, optimizer: Any, boxes: list[Box]):
+        """`boxes` are the parameters in the optimizer's order.
+
+        Raises ValueError for state on NVMe, where nothing but DeepSpeed finds it.
+        """
+        self._engine, self._optimizer, self._boxes = engine, optimizer, boxes
+        self._stage: int = engine.zero_optimization_stage()
+        offloaded = engine.zero_offload_param()
+        if engine.zero_nvme_offload_optimizer() or (offloaded is not None and offloaded.device == "nvme"):
+            raise Mistake(
+                "training.deepspeed.zero_optimization: checkpoints hold no state that was offloaded to nvme; "
+                "set device to cpu in offload_optimizer and offload_param, or use more ranks"
+            )
+
+    def layout(self) -> Layout:
+        """How the ranks share the state."""
+        if self._stage == 0:
+            return replicated(self._boxes)
+        named = self._engine._get_zero_param_shapes()
+        boxes = [[Box.whole(name.removeprefix(PREFIX), shape) for name, shape in group.items()] for group in named]
+        lengths = [vector.numel() for vector in self._flat()]
+        gaps = getattr(self._optimizer, "round_robin_bit16_padding", None) if self._stage < 3 else None
+        return sharded(self._stage, self._engine.dp_world_size, boxes, lengths, gaps)
+
+    def vectors(self) -> dict[str, list[torch.Tensor]]:
+        """Flat fp32 vectors of this rank by kind of state, the live ones; weights alone before the first step."""
+        flat = self._flat()
+        moments = [kind for kind in self._state_of(flat[0]) if kind != "step"]
+        kinds = {kind: [self._state_of(vector)[kind].view(-1) for vector in flat] for kind in moments}
+        return {WEIGHT: [vector.detach().view(-1) for vector in flat], **kinds}
+
+    def holdings(self, parameters: list[Any]) -> Holdings:
+        """Bytes of it, given the parameters that the model computes with."""
+        whole = sum(parameter.numel() for parameter in parameters)
+        width = parameters[0].element_size()
+        weights = width * whole
+        if self._stage == 3:
+            kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
+            weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
+        own = sum(vector.numel() for vector in self._flat())
+        return Holdings(
+            optimizer=type(self._optimizer).__name__,
+            weights=weights,
+            gradients=FP32 * (own if self._stage > 1 else whole),
+            master_weights=FP32 * own if self._stage else 0,
+            moments=2 * FP32 * own,
+        )
+
+    @property
+    def updates(self) -> int:
+        """Steps that the optimizer has done."""
+        return int(self._state_of(self._flat()[0]).get("step", 0))
+
+    def make_moments(self, kinds: list[str], updates: int) -> None:
+        """Sets the number of steps, and makes the moments that the optimizer would make at its first step."""
+        group = self._inner.param_groups[0]
+        for vector in self._flat() if kinds else []:
+            device = vector.device if group["fused"] or group["capturable"] else "cpu"
+            state = self._inner.state[vector]
+            state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
+            for kind in kinds:
+                if kind not in state:
+                    state[kind] = torch.zeros_like(vector, memory_format=torch.preserve_format)
+
+    def before_filling(self) -> None:
+        """Makes the live vectors the ones that count."""
+        if self._stage == 3:
+            self._optimizer.checkpoint_event_prologue()
+
+    def after_filling(self, updates: int) -> None:
+        """Takes what the vectors hold over into what the model computes with; every rank must call it."""
+        if self._stage == 3:
+            for number in range(len(self._flat())):
+                self._optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            self._optimizer.checkpoint_event_epilogue()
+        elif self._stage > 0:
+            self._optimizer.update_lp_params()
+        self._engine.global_steps = updates
+        self._engine.global_samples = updates * self._engine.train_batch_size()
+
+    @property
+    def _inner(self) -> torch.optim.Optimizer:
+        """The optimizer that we gave to DeepSpeed."""
+        return self._optimizer if self._stage == 0 else self._optimizer.optimizer
+
+    def _flat(self) -> list[torch.Tensor]:
+        if self._stage == 3:
+            return self._optimizer.fp32_partitioned_groups_flat
+        return [parameter for group in self._inner.param_groups for parameter in group["params"]]
+
+    def _state_of(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
+        return self._inner.state.get(vector, {})
