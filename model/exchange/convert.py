@@ -157,6 +157,7 @@ def _write_converted(folder: Path, spec: ExportSpec) -> None:
     ids = {"bos_token": spec.bos_id, "eos_token": spec.eos_id, "pad_token": spec.pad_id}
     if pieces.is_control(pieces.piece_to_id("<mask>")):
         ids["mask_token"] = pieces.piece_to_id("<mask>")
+    names: dict[str, Any] = {key: pieces.id_to_piece(index) for key, index in ids.items()}
     try:
         tokenizer = LlamaTokenizer.from_pretrained(
             folder,
@@ -165,7 +166,7 @@ def _write_converted(folder: Path, spec: ExportSpec) -> None:
             add_bos_token=True,
             add_eos_token=spec.tokenizer.ends_with_eos,
             split_special_tokens=not spec.tokenizer.reads_specials,
-            **{key: pieces.id_to_piece(index) for key, index in ids.items()},
+            **names,
         )
     except Exception as error:  # its converter raises what it pleases
         raise OtherIds(f"transformers cannot read it ({shown(str(error))})") from error

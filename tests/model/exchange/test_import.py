@@ -9,6 +9,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange import their_folder
 from model.exchange.importing import import_hf, imported_config, load_imported
@@ -197,6 +198,18 @@ def test_folders_that_are_none_are_refused(tmp_path):
         import_hf(tmp_path, tmp_path / "ours")
     with pytest.raises(ValueError, match=r"no model\.yaml in it; make it with 'shardline import"):
         list(load_imported(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "model: 5", "model: {num_layers: x}", "model: [", "model: {num_layers: 1}", "[1]"]
+)
+def test_an_imported_folder_whose_model_file_was_damaged_says_so(text, tmp_path):
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(
+        Mistake, match=r"model\.yaml: it holds no model section .*; import the weights again"
+    ) as refusal:
+        imported_config(tmp_path)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
