@@ -5,10 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from common.json_lines import append_line, read_lines
+from training.lines import EVENT
+
+RECENT = 64
+"""Last events among which an error of another rank is looked for."""
 
 
 class EventLog:
-    """Writes events; ordinary ones on rank 0 only, errors on any rank. `facts` stand in each of them."""
+    """Writes events; ordinary ones on rank 0 only, errors on any rank.
+
+    `facts`, such as the name of this start, stand in each of them.
+    """
 
     def __init__(self, run_dir: Path, rank: int, facts: dict[str, Any] | None = None):
         self.path = run_dir / "events.jsonl"
@@ -21,9 +28,11 @@ class EventLog:
             append_line(self.path, {"time": time.time(), "event": event, **facts, **self.facts})
 
     def error(self, message: str, exit_code: int) -> None:
-        """Adds an error of this rank, unless another rank has just said the same."""
+        """Adds an error of this rank, unless another rank of the same start has just said the same."""
         now = time.time()
-        recent = [record for record in read_lines(self.path)[-64:] if record.get("time", 0) > now - 60]
-        if not any(record.get("event") == "error" and record.get("message") == message for record in recent):
-            facts = {"rank": self.rank, "message": message, "exit_code": exit_code}
-            append_line(self.path, {"time": now, "event": "error", **facts, **self.facts})
+        same = {"event": "error", "message": message, **self.facts}
+        for record in read_lines(self.path, EVENT)[-RECENT:]:
+            if record.get("time", 0) > now - 60 and all(record.get(key) == value for key, value in same.items()):
+                return
+        facts = {"rank": self.rank, "message": message, "exit_code": exit_code}
+        append_line(self.path, {"time": now, "event": "error", **facts, **self.facts})

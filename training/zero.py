@@ -119,6 +119,7 @@ class ZeroState:
         if self._stage == 3:
             for number in range(len(self._flat())):
                 self._optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            self._optimizer.invalidate_secondary_tensor()  # copies inside a node (hpZ) would be those of before
             self._optimizer.checkpoint_event_epilogue()
         elif self._stage > 0:
             self._optimizer.update_lp_params()

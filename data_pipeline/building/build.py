@@ -265,8 +265,12 @@ def ray_session(config: DataConfig, say: Callable[[BuildProgress], None]) -> Ite
 @contextlib.contextmanager
 def _connected(config: DataConfig) -> Iterator[None]:
     import ray
+    from ray.job_config import JobConfig
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    # a job of Ray's client is the one kind whose workers do not import from the working folder, where users have files
+    # of any name
+    common["job_config"] = JobConfig(_client_job=True)
     if config.ray_address != "local":
         _join_cluster(config.ray_address, common)
         try:

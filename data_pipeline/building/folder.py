@@ -76,14 +76,27 @@ def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> M
 
 
 def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
     found = _read_settings(folder)
+    if {key: _located(found.get(key, ...)) for key in wanted} == {key: _located(wanted[key]) for key in wanted}:
+        return
     try:
         key = next(key for key in wanted if found[key] != wanted[key])
     except (KeyError, StopIteration):
         raise Mistake(f"data.path: {folder} was built with other settings; {advice}") from None
     values = "another tokenizer" if key == "tokenizer" else f"{key} {_shown(found[key])}, not {_shown(wanted[key])}"
     raise Mistake(f"data.path: {folder} was built with {values}; {advice}")
+
+
+def _located(setting: Any) -> Any:
+    """A setting; sources with their paths as they are called from anywhere."""
+    if not isinstance(setting, list):
+        return setting
+    return [
+        {**source, "path": str(Path(source["path"]).expanduser().absolute())} if "://" not in source["path"] else source
+        for source in setting
+    ]
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

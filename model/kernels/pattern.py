@@ -136,6 +136,12 @@ class AttentionPattern:
         keys = queries if same else self.cu_seqlens_k.to(device, non_blocking=non_blocking)
         return dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
 
+    def pin(self) -> "AttentionPattern":
+        """The same pattern in page-locked memory, from which a GPU copies in the background."""
+        queries = self.cu_seqlens_q.pin_memory()
+        keys = queries if self.cu_seqlens_k is self.cu_seqlens_q else self.cu_seqlens_k.pin_memory()
+        return dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
+
     @functools.cached_property
     def num_queries(self) -> int:
         """Queries of the pack, Tq."""

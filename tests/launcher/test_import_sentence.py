@@ -3,8 +3,13 @@
 import pytest
 import sentencepiece
 
-from launcher.stages import use_of_tokenizer
+from launcher.stages import examine_tokenizer
+from launcher.views import imported_tokenizer
 from tests.model.conftest import SPECIALS
+
+
+def use_of_tokenizer(source, folder, vocab_size) -> str:
+    return imported_tokenizer(examine_tokenizer(source, folder, vocab_size))
 
 
 @pytest.fixture
@@ -47,11 +52,11 @@ def test_one_without_an_opening_token_as_t5s_cannot_be_used(imported, tmp_path):
 
 
 def test_one_with_more_pieces_than_the_model_has_rows_cannot_be_used(imported, tmp_path):
-    assert "pieces, the model's vocab_size is 100" in use_of_tokenizer(tmp_path, imported(), 100)
+    assert "pieces and the model's vocab_size is 100" in use_of_tokenizer(tmp_path, imported(), 100)
 
 
 def test_a_folder_without_a_sentencepiece_model_is_told_what_it_has(tmp_path):
-    assert "has none; data build takes sentencepiece" in use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
+    assert "has none, and sentencepiece models" in use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
     (tmp_path / "tokenizer.json").write_text("{}")
     assert "has a tokenizer.json only" in use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
 

@@ -18,7 +18,7 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect
 from training.engine import Engine
 from training.setup import build_engine
-from training.step import PREFIX
+from training.zero import PREFIX
 
 SHAPES = {
     "causal": {"model": {"qk_norm": True}},
@@ -154,7 +154,7 @@ def main() -> None:
             starts[name] = measure(large(data, stage, precision), world, resuming)
     if world.is_main:
         (folder / f"start-{world.size}.json").write_text(json.dumps({"wrong": wrong, "starts": starts}))
-    disconnect()
+    disconnect(world)
 
 
 if __name__ == "__main__":

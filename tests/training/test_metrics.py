@@ -1,11 +1,11 @@
 """Figures of steps and the files they go to."""
 
-import dataclasses
 import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.training.stand_ins import result_of
 from training.evaluation import EvaluationResult
 from training.metrics import TAGS, Meter, MetricsWriter, forget_after
 from training.step import StepCounts, StepResult
@@ -13,8 +13,7 @@ from training.step import StepCounts, StepResult
 
 def result(step_seconds: float = 1.0, tokens: int = 900, padding: int = 100, loss: float = 5.0) -> StepResult:
     counts = StepCounts(targets=tokens, tokens=tokens, padding=padding, documents_cut=3, pairs=5000, stops=0)
-    seconds = {"forward": 0.2, "backward": 0.5, "optimizer": 0.1, "step": step_seconds}
-    return StepResult(loss, 1.5, counts, seconds)
+    return result_of(loss, counts=counts, step=step_seconds)
 
 
 def test_mfu_is_operations_over_what_all_ranks_could_have_done():
@@ -40,7 +39,7 @@ def test_a_line_means_over_its_steps_and_then_starts_anew():
 def test_tokens_of_an_encoder_count_and_what_is_only_read_is_no_target():
     meter = Meter(num_ranks=1, peak_flops=None)
     counts = StepCounts(targets=30, tokens=40, encoder_tokens=100, padding=60)
-    meter.add(dataclasses.replace(result(2.0), counts=counts), 0.0, 1.0)
+    meter.add(result_of(counts=counts, step=2.0), 0.0, 1.0)
     line = meter.line()
     assert (line["tokens"], line["targets"], line["tokens_per_second"], line["padding"]) == (140, 30, 70, 0.3)
 

@@ -25,9 +25,9 @@ def starts(tmp_path_factory):
 
 def held(numel, stage, precision, num_ranks):
     """Bytes a rank holds in training: weights, gradients, master weights, moments."""
-    size = 4 if precision == "fp32" else 2
-    weights, gradients = (part / (num_ranks if stage == 3 else 1) for part in (size, 4))
-    return numel * (weights + gradients + (0 if stage == 0 else 4 / num_ranks) + 8 / (num_ranks if stage else 1))
+    weights = (4 if precision == "fp32" else 2) / (num_ranks if stage == 3 else 1)
+    gradients = 4 / (num_ranks if stage > 1 else 1)
+    return numel * (weights + gradients + ((4 + 8) / num_ranks if stage else 8))
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2])

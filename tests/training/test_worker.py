@@ -139,6 +139,9 @@ def test_a_finished_run_has_what_it_promises(straight):
     assert list((straight / "tensorboard").iterdir())
     (start,) = events_of(straight, "start")
     assert {"device", "collectives", "attention", "world_size", "zero_stage", "steps"} <= start.keys()
+    (ready,) = events_of(straight, "ready")
+    assert ready["holds"]["optimizer"] == "DeepSpeedZeroOptimizer"
+    assert ready["holds"]["weights"] == 2 * ready["holds"]["gradients"] == ready["holds"]["moments"] > 0
 
 
 def held_out_loss(config, state) -> float:
@@ -250,7 +253,7 @@ def test_another_number_of_ranks_and_zero_stage_goes_on_with_the_same_samples_an
     results = finish(start_ranks(folder, 1))
     assert [code for code, _ in results] == [EXIT_DONE], results
     (event,) = events_of(folder, "resharded")
-    assert event["from"] == {"world_size": 2, "zero_stage": 1} and event["to"] == {"world_size": 1, "zero_stage": 3}
+    assert event["from"] == {"world_size": 2, "zero_stage": 2} and event["to"] == {"world_size": 1, "zero_stage": 3}
     same = ("step", "lr", "samples_consumed", "tokens_consumed", "documents_cut", "padding")
     for line, expected in zip(steps_of(folder), steps_of(straight), strict=True):
         assert [line[name] for name in same] == [expected[name] for name in same]
