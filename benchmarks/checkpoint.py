@@ -27,29 +27,41 @@ import torch
 
 from benchmarks.loader import write_documents
 from benchmarks.table import Row, parser, show
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect
 
 NUM_RANKS, NUM_ROUNDS = 2, 3
 D_MODEL, VOCAB_SIZE, SEQUENCE_LENGTH = 768, 32000, 64
-SAVE_GOAL, LOAD_GOAL = 0.5, 0.25
+SAVE_GOAL, LOAD_GOAL = 0.4, 0.1
 
 
 def config_of(data: Path, millions: float, stage: int) -> RunConfig:
     """A decoder of about that many million parameters, embeddings tied."""
     per_layer = 12 * D_MODEL**2
     layers = max(1, round((millions * 1e6 - VOCAB_SIZE * D_MODEL) / per_layer))
-    model = {
+    model: dict[str, Any] = {
         "num_layers": layers,
         "d_model": D_MODEL,
         "num_heads": 12,
         "d_ff": 8 * D_MODEL // 3,
         "tie_embeddings": True,
     }
-    training = {"steps": 1, "sequence_length": SEQUENCE_LENGTH, "global_batch_size": NUM_RANKS, "micro_batch_size": 1}
+    training: dict[str, Any] = {
+        "steps": 1,
+        "sequence_length": SEQUENCE_LENGTH,
+        "global_batch_size": NUM_RANKS,
+        "micro_batch_size": 1,
+    }
     training |= {"precision": "fp32", "zero_stage": stage}
-    tree = {"name": "checkpoint", "tokenizer": {"path": "none"}, "data": {"path": str(data)}, "model": model}
+    tree: dict[str, Any] = {
+        "name": "checkpoint",
+        "tokenizer": {"path": "none"},
+        "data": {"path": str(data)},
+        "model": model,
+    }
     return RunConfig.model_validate(tree | {"training": training})
 
 
@@ -81,9 +93,9 @@ def measure(data: Path, folder: Path, millions: float, stage: int, world: World)
 
     config = config_of(data, millions, stage)
     engine = build_engine(config, VOCAB_SIZE, world)
-    reading = {"sequence_length": SEQUENCE_LENGTH, "micro_batch_size": 1, "global_batch_size": NUM_RANKS, "seed": 1}
-    place = {"rank": world.rank, "world_size": world.size, "shape": "causal", "objective": config.objective}
-    with Loader(data, "train", **reading, **place) as loader:
+    place = {"rank": world.rank, "world_size": world.size}
+    reading = Reading(str(data), Manifest.load(data), config.objective, "causal", SEQUENCE_LENGTH, 1, 1, **place)
+    with Loader(reading, global_batch_size=NUM_RANKS) as loader:
         train_step(engine, next(loader), 1e-3, world)
     identity = RunIdentity(world.size, stage, "fp32", "", "", {}, {})
     seconds: dict[str, list[float]] = {
@@ -118,7 +130,7 @@ def as_rank(rank: int, port: int, data: Path, folder: Path, millions: float, sta
     figures = measure(data, folder, millions, stage, world)
     if world.is_main:
         (folder / "figures.json").write_text(json.dumps(figures))
-    disconnect()
+    disconnect(world)
 
 
 def rows_of(figures: dict[str, Any]) -> list[Row]:

@@ -29,7 +29,8 @@ from torch.utils.data import default_collate
 
 from benchmarks.table import Row, parser, show
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.manifest import Manifest, ShardInfo
+from data_pipeline.manifest import Manifest, ShardInfo, ShardTable
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from data_pipeline.shards import ShardWriter
 
@@ -67,26 +68,24 @@ def write_documents(folder: Path, num_tokens: int) -> Path:
         bos_id=BOS_ID,
         eos_id=EOS_ID,
         config_fingerprint="synthetic",
-        splits={"train": [shard]},
+        splits={"train": ShardTable.of([shard])},
     ).save(folder)
     return folder
 
 
 def our_loader(folder: Path) -> Loader:
     """Our loader as one rank would use it."""
-    return Loader(
+    reading = Reading(
         folder,
-        "train",
+        Manifest.load(folder),
         objective=ObjectiveConfig(),
         shape="causal",
         sequence_length=SEQUENCE_LENGTH,
         micro_batch_size=MICRO_BATCH_SIZE,
-        global_batch_size=GLOBAL_BATCH_SIZE,
-        rank=0,
-        world_size=1,
         seed=1,
         pad_id=PAD_ID,
     )
+    return Loader(reading, global_batch_size=GLOBAL_BATCH_SIZE)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:

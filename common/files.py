@@ -62,9 +62,19 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
+def sync_file(path: Path) -> None:
+    """Makes what was appended to a file survive a power cut."""
+    with naming(path):
+        _sync(path)
+
+
 def sync_folder(folder: Path) -> None:
     """Makes names given inside a folder survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,45 +1,30 @@
 """What a dataset is: the shards of its splits with their counts and checksums, and what they were made with.
 
-`manifest.json` is written last, so a folder without one is no dataset, however many shards lie in it.
+    manifest.json -> Manifest.load -> opening.check_files -> handed on to every rank -> TokenDataset
+
+`manifest.json` is written last, so a folder without one is no dataset, however many shards lie in it. Loading it
+looks at no shard: see `opening` for that.
 """
 
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from common.files import written_aside
 from common.mistakes import Mistake
-from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes, token_dtype
+from data_pipeline.flags import unpacked_flags
+from data_pipeline.shard_table import ManifestPart, ShardInfo, ShardTable
+from data_pipeline.shards import ADVICE, token_dtype
+
+__all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable"]
 
 FILE_NAME = "manifest.json"
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-
-class ShardInfo(_Record):
-    """One shard of a split."""
-
-    name: str
-    """Prefix of its files inside the dataset's folder, such as `train-00000`."""
-    num_documents: int = Field(ge=0)
-    """Documents in it."""
-    num_tokens: int = Field(ge=0)
-    """Tokens in it, those at the borders of documents included."""
-    checksums: dict[str, str]
-    """xxh3_128 of each of its files, by file name."""
-    source_bytes: int = Field(ge=0)
-    """UTF-8 bytes of the text its documents were made from."""
-
-
-class Manifest(_Record):
+class Manifest(ManifestPart):
     """All there is to know about a dataset without opening a shard."""
 
     version: int = Field(default=1, ge=1, le=1)
@@ -61,33 +46,79 @@ class Manifest(_Record):
     first_sentinel_id: int | None = None
     """Id of the first of them; the others follow it."""
     word_starts: str | None = None
-    """Which ids begin a word wherever they stand, as `vocabulary.packed_flags`; empty in datasets of old."""
+    """Which ids begin a word wherever they stand, as `flags.packed_flags`; empty in datasets of old."""
     word_ends: str | None = None
     """Which ids end one, so that what follows begins another."""
     config_fingerprint: str
     """Hash of the configuration the dataset was built from."""
-    splits: dict[str, list[ShardInfo]]
+    splits: dict[str, ShardTable]
     """Shards of each split, in the order that numbers their tokens."""
     counts: dict[str, int] = Field(default_factory=dict)
     """What became of the documents read: kept, and dropped by reason."""
 
+    @model_validator(mode="after")
+    def _holds_together(self):
+        if self.dtype != token_dtype(self.vocab_size).name:
+            raise Mistake(f"dtype {self.dtype} does not go with vocab_size {self.vocab_size}")
+        ids = {"bos_id": self.bos_id, "eos_id": self.eos_id}
+        ids |= {f"special_ids.{name}": index for name, index in self.special_ids.items()}
+        if (self.first_sentinel_id is None) != (self.num_sentinels == 0):
+            raise Mistake(f"first_sentinel_id {self.first_sentinel_id} does not go with {self.num_sentinels} sentinels")
+        if self.first_sentinel_id is not None:
+            ids |= {"first_sentinel_id": self.first_sentinel_id}
+            ids |= {"the last sentinel": self.first_sentinel_id + self.num_sentinels - 1}
+        for name, index in ids.items():
+            if not 0 <= index < self.vocab_size:
+                raise Mistake(f"{name}: {index} is not in a vocabulary of {self.vocab_size} ids")
+        for name in ("word_starts", "word_ends"):
+            if (flags := getattr(self, name)) is not None:
+                _check_flags(name, flags, self.vocab_size)
+        _check_names(self.splits)
+        return self
+
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides which tokens training sees, xxh3_128 hex; names of shards do not."""
-        files = [
-            [digest for name, digest in sorted(shard.checksums.items()) if not name.endswith(".sums")]
-            for shard in self.splits.get("train", [])
-        ]
+        """Hash of all that decides what training sees, xxh3_128 hex: tokens, special ids, words; not names of files."""
+        return self.fingerprints["training"]
+
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes by what they cover, xxh3_128 hex each: what a checkpoint keeps of its data, see `comparable`.
+
+        `tokens` covers the tokens of training and is the only one that checkpoints of old have; `training` covers
+        the special ids and word borders too; `evaluation` the same of all other splits.
+        """
+        others = sorted(self.splits.keys() - {"train"})
+        return {
+            "tokens": self._tokens_fingerprint(),
+            "training": self._fingerprint(["train"]),
+            "evaluation": self._fingerprint(others),
+        }
+
+    def _fingerprint(self, splits: list[str]) -> str:
+        facts = self.model_dump(exclude={"splits", "counts", "config_fingerprint"})
+        tables = [self.splits[split] for split in splits if split in self.splits]
+        digest = xxhash.xxh3_128(json.dumps([facts, splits, [len(table) for table in tables]], sort_keys=True).encode())
+        for table in tables:
+            digest.update(table.content)
+        return digest.hexdigest()
+
+    def _tokens_fingerprint(self) -> str:
+        digests = self._table("train").digests[:, :2].tobytes().hex()
+        files = [[digests[at : at + 32], digests[at + 32 : at + 64]] for at in range(0, len(digests), 64)]
         facts = [self.version, self.tokenizer_fingerprint, self.vocab_size, self.dtype, files]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
 
+    def _table(self, split: str) -> ShardTable:
+        return self.splits[split] if split in self.splits else ShardTable.of([])
+
     def num_tokens(self, split: str) -> int:
         """Tokens of all shards of a split."""
-        return sum(shard.num_tokens for shard in self.splits.get(split, []))
+        return int(self._table(split).num_tokens.sum())
 
     def num_documents(self, split: str) -> int:
         """Documents of all shards of a split."""
-        return sum(shard.num_documents for shard in self.splits.get(split, []))
+        return int(self._table(split).num_documents.sum())
 
     @property
     def mean_document_length(self) -> float:
@@ -102,9 +133,9 @@ class Manifest(_Record):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Manifest":
-        """Reads a dataset's manifest and sees that its shards are there, each file with its proper size.
+        """Reads a dataset's manifest and nothing else.
 
-        Raises ValueError, one sentence, when it is not there or broken, or when a shard is missing or truncated.
+        Raises ValueError, one sentence, when it is not there or broken.
         """
         path = Path(folder) / FILE_NAME
         try:
@@ -114,38 +145,32 @@ class Manifest(_Record):
                 f"data.path: {folder} holds no {FILE_NAME}; run 'shardline data build CONFIG' first"
             ) from None
         try:
-            manifest = cls.model_validate_json(body)
+            return cls.model_validate_json(body)
         except ValidationError as error:
-            fault = error.errors()[0]
+            fault = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, fault["loc"])) or "the file"
-            raise Mistake(f"{path}: {where}: {fault['msg']}; {ADVICE}") from None
-        _check_files(Path(folder), manifest)
-        return manifest
+            reason = fault["msg"].removeprefix("Value error, ")
+            raise Mistake(f"{path}: {where}: {reason}; {ADVICE}") from None
 
 
-def _check_files(folder: Path, manifest: Manifest) -> None:
-    if token_dtype(manifest.vocab_size).name != manifest.dtype:
-        raise Mistake(
-            f"{folder / FILE_NAME}: dtype {manifest.dtype} does not go with vocab_size {manifest.vocab_size}; {ADVICE}"
-        )
-    found = _sizes_below(folder)
-    for name, size in _expected_files(manifest):
-        if name not in found:
-            raise Mistake(f"{folder / name}: no such file, though {FILE_NAME} names it; {ADVICE}")
-        if found[name]() != size:
-            raise Mistake(f"{folder / name}: {found[name]()} bytes where {size} were written; {ADVICE}")
+def _check_flags(name: str, flags: str, count: int) -> None:
+    try:
+        unpacked_flags(flags, count)
+    except ValueError as error:
+        raise Mistake(f"{name}: {error}") from None
 
 
-def _expected_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
-    dtype = np.dtype(manifest.dtype)
-    for shards in manifest.splits.values():
-        for shard in shards:
-            sizes = shard_sizes(shard.num_documents, shard.num_tokens, dtype)
-            for suffix in SUFFIXES:
-                yield shard.name + suffix, sizes[suffix]
+def _check_names(splits: dict[str, ShardTable]) -> None:
+    """ValueError when a shard stands twice, as where a run would be evaluated on what it is trained on."""
+    seen: set[bytes] = set()
+    for split, table in splits.items():
+        for name in table.names.tolist():
+            if name in seen:
+                raise Mistake(f"splits.{split}: shard {name.decode()} is there already")
+            seen.add(name)
 
 
-def _sizes_below(folder: Path) -> dict[str, Callable[[], int]]:
-    """Name of each file in the folder, with a function that looks its size up: one listing for any number of shards."""
-    with os.scandir(folder) as entries:
-        return {entry.name: lambda entry=entry: entry.stat().st_size for entry in entries}  # type: ignore[misc]
+def comparable(then: dict[str, str] | str, now: dict[str, str] | str) -> tuple[dict[str, str], dict[str, str]]:
+    """Of two datasets' `fingerprints` what both tell; where they were one string, it covers the tokens of training."""
+    old, new = ({"tokens": prints} if isinstance(prints, str) else prints for prints in (then, now))
+    return {key: old[key] for key in old if key in new}, {key: new[key] for key in old if key in new}

@@ -29,6 +29,11 @@ SUFFIXES = (".bin", ".idx", ".sums")
 """Files of a shard, in the order they are put in place."""
 ADVICE = "the shard is damaged: delete its dataset and run 'shardline data build CONFIG' again"
 
+_ADVICE_ON = {
+    ".bin": ADVICE,
+    ".idx": ADVICE,
+    ".sums": "copy it from where the shard was built, or build the dataset again with 'shardline data build CONFIG'",
+}
 _MAGIC = b"MMIDIDX\x00\x00"
 _IDX_HEADER = struct.Struct("<9sQBQQ")
 _SUMS_MAGIC = b"SHRDSUMS"
@@ -197,8 +202,8 @@ def _documents_before(pointers: np.ndarray, bin_size: int) -> np.ndarray:
     return np.searchsorted(pointers, np.arange(_num_blocks(bin_size) + 2, dtype=np.int64) * BLOCK)
 
 
-class Sums(NamedTuple):
-    """A parsed .sums file, and which of the blocks have been found right: all that is costly to open a shard again."""
+class _Sums(NamedTuple):
+    """A parsed .sums file: views of the mapped file, so that a shard takes no memory for them."""
 
     bin_sums: np.ndarray
     """Checksum of each block of .bin, uint64."""
@@ -208,8 +213,6 @@ class Sums(NamedTuple):
     """Bytes of .bin and .idx."""
     documents_before: np.ndarray
     """Documents that start before each block of .bin, its end and one block on, int64."""
-    verified: tuple[bytearray, bytearray]
-    """One byte per block of .bin and of .idx, 1 where it has been checked."""
 
 
 class _CheckedFile:
@@ -222,39 +225,39 @@ class _CheckedFile:
             # an empty file cannot be mapped
             self.bytes = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if self.size else b"")
         self._sums: np.ndarray | None = None
-        self.verified = bytearray()
+        self._verified = bytearray()
 
-    def expect(self, sums: np.ndarray, verified: bytearray) -> None:
-        """Sets the checksums, and which blocks were found right before (a byte each)."""
+    def expect(self, sums: np.ndarray) -> None:
+        """Sets the checksums of the blocks, uint64; none has been checked yet."""
         self._sums = sums
-        self.verified = verified
+        self._verified = bytearray(len(sums))
 
     def check(self, start: int, stop: int) -> None:
         """Raises ValueError if a block of bytes [start, stop) is not as it was written."""
         if self._sums is None or start >= stop:
             return
         end = (stop - 1) // BLOCK + 1
-        block = self.verified.find(0, start // BLOCK, end)
+        block = self._verified.find(0, start // BLOCK, end)
         while block >= 0:
             offset = block * BLOCK
             if xxhash.xxh3_64_intdigest(self.bytes[offset : offset + BLOCK]) != self._sums[block]:
                 until = min(offset + BLOCK, self.size)
                 raise Mistake(f"{self.path}: checksum mismatch in bytes {offset} to {until - 1}; {ADVICE}")
-            self.verified[block] = 1
-            block = self.verified.find(0, block + 1, end)
+            self._verified[block] = 1
+            block = self._verified.find(0, block + 1, end)
 
     def check_ranges(self, starts: np.ndarray, stops: np.ndarray) -> None:
         """The same for many ranges of bytes at once, int64 [B], all within the file."""
         if self._sums is None:
             return
-        known = np.frombuffer(self.verified, bool)
+        known = np.frombuffer(self._verified, bool)
         first, last = starts // BLOCK, (stops - 1) // BLOCK
         unknown = ~(known[first] & known[last]) | (last - first > 1)
         for index in np.flatnonzero(unknown).tolist():
             self.check(int(starts[index]), int(stops[index]))
 
 
-class Pieces(NamedTuple):
+class Division(NamedTuple):
     """How documents divide B ranges of a shard's tokens."""
 
     starts: np.ndarray
@@ -270,8 +273,8 @@ class Pieces(NamedTuple):
 class ShardReader:
     """Reads a shard through the page cache, in time and memory that do not depend on its size.
 
-    `sums` hands on what an earlier reader of the shard has parsed and checked (its `.sums`).
-    Raises ValueError naming the file when one is missing, truncated, damaged or of another format.
+    `sizes` are the bytes that each file should have, by suffix, and `sums_digest` the xxh3_128 of .sums, both where a
+    manifest tells. Raises ValueError naming the file when one is missing, truncated, damaged or of another format.
     """
 
     def __init__(
@@ -279,16 +282,15 @@ class ShardReader:
         prefix: Path,
         *,
         checked: bool = True,
-        sums: Sums | None = None,
-        sums_digest: str | None = None,
+        sizes: dict[str, int] | None = None,
+        sums_digest: bytes | None = None,
     ):
         self.prefix = Path(prefix)
+        self._sizes = sizes or {}
         self._bin, self._idx = (self._map(suffix) for suffix in (".bin", ".idx"))
         self._documents_before: np.ndarray | None = None
-        self.sums: Sums | None = None
         if checked:
-            self.sums = sums or self._read_sums(sums_digest)
-            self._expect(self.sums)
+            self._expect(self._read_sums(sums_digest))
         self._read_header()
         self._map_arrays()
 
@@ -305,7 +307,7 @@ class ShardReader:
         self._check_documents(np.array([first]), np.array([last]))
         return self._pointers[first:last] // self._itemsize
 
-    def pieces(self, starts: np.ndarray, stops: np.ndarray) -> "Pieces":
+    def divide(self, starts: np.ndarray, stops: np.ndarray) -> Division:
         """How documents divide the ranges of tokens [starts, stops), int64 [B], none of them empty."""
         documents, borders = self._find(np.concatenate([starts, stops]))
         begins, ends = borders.reshape(2, -1)
@@ -315,7 +317,7 @@ class ShardReader:
         counts = last - first
         before = np.cumsum(counts) - counts
         chosen = np.repeat(first - before, counts) + np.arange(counts.sum())
-        return Pieces(self._pointers[chosen] // self._itemsize, counts, begins, ends)
+        return Division(self._pointers[chosen] // self._itemsize, counts, begins, ends)
 
     def check_all(self) -> None:
         """Reads and checks both files to the end; raises ValueError naming the first damaged block."""
@@ -360,27 +362,24 @@ class ShardReader:
     def _map(self, suffix: str) -> _CheckedFile:
         path = with_suffix(self.prefix, suffix)
         try:
-            return _CheckedFile(path)
+            file = _CheckedFile(path)
         except FileNotFoundError:
-            raise Mistake(f"{path}: no such file; {ADVICE}") from None
+            reason = "no such file, so the shard cannot be checked" if suffix == ".sums" else "no such file"
+            raise Mistake(f"{path}: {reason}; {_ADVICE_ON[suffix]}") from None
+        if self._sizes.get(suffix, file.size) != file.size:
+            raise Mistake(f"{path}: {file.size} bytes where {self._sizes[suffix]} were written; {ADVICE}")
+        return file
 
-    def _read_sums(self, digest: str | None) -> Sums:
-        path = with_suffix(self.prefix, ".sums")
-        try:
-            body = path.read_bytes()
-        except FileNotFoundError:
-            raise Mistake(
-                f"{path}: no such file, so the shard cannot be checked; "
-                "copy it from where the shard was built, or build the dataset again with 'shardline data build CONFIG'"
-            ) from None
-        return _parse_sums(path, body, digest)
+    def _read_sums(self, digest: bytes | None) -> _Sums:
+        file = self._map(".sums")
+        return _parse_sums(file.path, file.bytes, digest)
 
-    def _expect(self, sums: Sums) -> None:
+    def _expect(self, sums: _Sums) -> None:
         for file, size in zip((self._bin, self._idx), sums.sizes, strict=True):
             if file.size != size:
                 raise Mistake(f"{file.path}: {file.size} bytes where {size} were written; {ADVICE}")
-        self._bin.expect(sums.bin_sums, sums.verified[0])
-        self._idx.expect(sums.idx_sums, sums.verified[1])
+        self._bin.expect(sums.bin_sums)
+        self._idx.expect(sums.idx_sums)
         self._documents_before = sums.documents_before
 
     def _read_header(self) -> None:
@@ -415,9 +414,9 @@ class ShardReader:
             self._documents_before = _documents_before(self._pointers, self._bin.size)
 
 
-def _parse_sums(path: Path, body: bytes, digest: str | None) -> Sums:
-    """Content of a .sums file; no block has been checked yet."""
-    if digest is not None and xxhash.xxh3_128_hexdigest(body) != digest:
+def _parse_sums(path: Path, body: memoryview, digest: bytes | None) -> _Sums:
+    """Content of a .sums file, proved by its own checksum and the one its manifest tells."""
+    if digest is not None and xxhash.xxh3_128_digest(body) != digest:
         raise Mistake(f"{path}: not the file its manifest describes; {ADVICE}")
     whole = len(body) >= _SUMS_HEADER.size + 8 and len(body) % 8 == 0
     if not whole or xxhash.xxh3_64_intdigest(body[:-8]) != struct.unpack("<Q", body[-8:])[0]:
@@ -428,8 +427,7 @@ def _parse_sums(path: Path, body: bytes, digest: str | None) -> Sums:
     if magic != _SUMS_MAGIC or block != BLOCK or len(numbers) != 2 * num_bin + 2 + num_idx:
         raise Mistake(f"{path}: not checksums of {BLOCK}-byte blocks; {ADVICE}")
     bin_sums, idx_sums, documents_before = np.split(numbers, [num_bin, num_bin + num_idx])
-    verified = bytearray(num_bin), bytearray(num_idx)
-    return Sums(bin_sums, idx_sums, (bin_size, idx_size), documents_before.astype(np.int64), verified)
+    return _Sums(bin_sums, idx_sums, (bin_size, idx_size), documents_before.view(np.int64))
 
 
 def write_sums(prefix: Path) -> None:

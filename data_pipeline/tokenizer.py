@@ -11,17 +11,28 @@ import itertools
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import sentencepiece
 import xxhash
 
 from common.mistakes import Mistake
-from data_pipeline.building.tokenizer_training import MODEL_NAME, SPECIAL, TokenizerReport, train_tokenizer
-from data_pipeline.fast_encoder import FastEncoder
+from data_pipeline.building.tokenizer_training import (
+    MODEL_NAME,
+    SPECIAL,
+    TokenizerReport,
+    refuse_other_tokenizers,
+    train_tokenizer,
+)
+from data_pipeline.flags import packed_flags
 from data_pipeline.model_file import ModelFacts
+from data_pipeline.shards import token_dtype
 
-__all__ = ["AWKWARD_STRINGS", "Tokenizer", "TokenizerReport", "train_tokenizer"]
+if TYPE_CHECKING:
+    from data_pipeline.fast_encoder import FastEncoder
+
+__all__ = ["AWKWARD_STRINGS", "MODEL_NAME", "Tokenizer", "TokenizerReport", "train_tokenizer"]
 
 LONG_TEXT = 1 << 20
 """Characters above which a text is encoded in pieces, so that memory does not grow with the longest document."""
@@ -88,6 +99,14 @@ class Tokenizer:
         elif fast_encoder == "auto":
             self._use_fast_encoder()
 
+    def refuse_peculiar(self) -> None:
+        """ValueError when the model is of another kind than those trained here, which exports have to reproduce."""
+        if self._facts.peculiarity:
+            raise Mistake(
+                f"tokenizer.path: {self.model_path} is of a kind that no export reproduces exactly "
+                f"({self._facts.peculiarity}); train another with 'shardline tokenizer train CONFIG'"
+            )
+
     @classmethod
     def load(cls, path: str | Path, fast_encoder: str = "auto") -> "Tokenizer":
         """Loads the tokenizer of a folder (TokenizerConfig.path) or a .model file.
@@ -97,6 +116,7 @@ class Tokenizer:
         path = Path(path)
         model = path / MODEL_NAME if path.is_dir() else path
         if not model.is_file():
+            refuse_other_tokenizers(path)
             raise Mistake(f"tokenizer.path: {path} holds no {MODEL_NAME}; run 'shardline tokenizer train CONFIG' first")
         return cls(model, fast_encoder)
 
@@ -124,6 +144,22 @@ class Tokenizer:
         """Ids of `<extra_id_0>`, `<extra_id_1>` ..., as many as there are."""
         found = (self._control_id(f"<extra_id_{number}>") for number in range(self.vocab_size))
         return list(itertools.takewhile(lambda index: index >= 0, found))
+
+    def record(self) -> dict[str, Any]:
+        """What a dataset's manifest keeps of its tokenizer, by key."""
+        starts, ends = self.word_borders
+        return {
+            "tokenizer_fingerprint": self.fingerprint,
+            "vocab_size": self.vocab_size,
+            "dtype": token_dtype(self.vocab_size).name,
+            "bos_id": self.bos_id,
+            "eos_id": self.eos_id,
+            "special_ids": self.special_ids,
+            "num_sentinels": len(self.sentinel_ids),
+            "first_sentinel_id": next(iter(self.sentinel_ids), None),
+            "word_starts": packed_flags(starts),
+            "word_ends": packed_flags(ends),
+        }
 
     @functools.cached_property
     def word_borders(self) -> tuple[np.ndarray, np.ndarray]:
@@ -207,6 +243,11 @@ class Tokenizer:
         self.encoder_note = reason
 
     def _use_fast_encoder(self) -> None:
+        try:
+            from data_pipeline.fast_encoder import FastEncoder
+        except ModuleNotFoundError as error:
+            self.use_reference(f"sentencepiece encodes because {error.name} is not installed; pip install '.[fast]'")
+            return
         self._fast = FastEncoder(self._model)
         self.encoder_note = f"gigatoken encodes, equal to sentencepiece on {len(AWKWARD_STRINGS)} awkward strings"
         if not self.matches_reference(AWKWARD_STRINGS):

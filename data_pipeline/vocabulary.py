@@ -1,13 +1,12 @@
 """The ids that objectives put into examples, from the manifest of a dataset."""
 
-import base64
 import dataclasses
-import zlib
 from functools import cached_property
 
 import numpy as np
 
 from common.mistakes import Mistake
+from data_pipeline.flags import unpacked_flags
 from data_pipeline.manifest import Manifest
 
 MODES = ("R", "S", "X")
@@ -98,14 +97,3 @@ class Vocabulary:
                 f"objective.whole_words: {objective} must know which pieces begin a word, which this dataset was "
                 "built too early to say; build it anew with 'shardline data build CONFIG'"
             )
-
-
-def packed_flags(flags: np.ndarray) -> str:
-    """Flags, bool [V], as a short text."""
-    return base64.b85encode(zlib.compress(np.packbits(flags).tobytes(), 9)).decode()
-
-
-def unpacked_flags(text: str, count: int) -> np.ndarray:
-    """What `packed_flags` packed, bool [count]."""
-    packed = np.frombuffer(zlib.decompress(base64.b85decode(text)), np.uint8)
-    return np.unpackbits(packed, count=count).astype(bool)

@@ -22,11 +22,11 @@ def upgrade(
 
     Example: [bold]shardline checkpoint upgrade runs/books --trust[/]
     """
-    from launcher.stages import load_run
+    from launcher.run_folder import existing
     from training.state.legacy import kept_checkpoints, old_checkpoints
     from training.state.legacy import upgrade as convert
 
-    load_run(run)
+    existing(run)
     old = old_checkpoints(run)
     if not old:
         console.print(f"{run}: no checkpoint of it needs converting", soft_wrap=True)

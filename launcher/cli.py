@@ -10,10 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from launcher import cluster_cli
 from launcher.checkpoint_cli import checkpoint_app
-from launcher.console import console, mistakes_as_sentences
+from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
     help="Distributed pretraining of language models: from raw text to a servable model.",
@@ -65,10 +65,13 @@ def tokenizer_train(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: [bold]shardline tokenizer train configs/quickstart.yaml[/]
     """
-    from launcher import stages
+    from launcher import stages, views
     from launcher.config import load_config
 
-    console.print(stages.train_tokenizer(load_config(config, overrides or [])), soft_wrap=True)
+    loaded = load_config(config, overrides or [])
+    with StageProgress("looking at the sources") as progress:
+        made = stages.train_tokenizer(loaded, progress)
+    say(views.tokenizer(made))
 
 
 @data_app.command("build")
@@ -77,10 +80,13 @@ def data_build(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: [bold]shardline data build configs/quickstart.yaml --set data.num_cpus=2[/]
     """
-    from launcher import stages
+    from launcher import stages, views
     from launcher.config import load_config
 
-    console.print(stages.build_data(load_config(config, overrides or [])), soft_wrap=True)
+    loaded = load_config(config, overrides or [])
+    with StageProgress("starting Ray") as progress:
+        built = stages.build_data(loaded, progress)
+    say(views.data(built))
 
 
 @data_app.command("inspect")
@@ -115,11 +121,10 @@ def data_verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data
     Example: [bold]shardline data verify data/quickstart/dataset[/]
     """
     from data_pipeline.reading.inspect import verify_dataset
-    from launcher.console import StageProgress, number
 
     with StageProgress("verifying bytes") as progress:
         size = verify_dataset(folder, progress.update)
-    console.print(f"{folder}: {number(float(size))} bytes read, every block as it was written", soft_wrap=True)
+    say(f"{folder}: {number(float(size))} bytes read, every block as it was written")
 
 
 @app.command()
@@ -133,15 +138,14 @@ def train(
 
     Example: [bold]shardline train configs/quickstart.yaml --nproc 2 --set training.steps=100[/]
     """
-    from launcher import stages
-    from launcher.config import load_config
+    from launcher import views
+    from launcher.config import load_to_start
+    from launcher.local import train_locally
 
     changes = [*(overrides or []), *([f"training.num_processes={nproc}"] if nproc is not None else [])]
-    loaded = load_config(config, changes)
-    console.print(stages.train(loaded, fresh=fresh), soft_wrap=True)
-    console.print(
-        f"run folder: {loaded.run_dir}; next: shardline convert {loaded.run_dir} --to hf --out DIR", soft_wrap=True
-    )
+    result = train_locally(load_to_start(config, changes), fresh=fresh)
+    say(views.training(result))
+    say(f"run folder: {result.run_dir}; next: shardline convert {result.run_dir} --to hf --out DIR")
 
 
 @app.command()
@@ -154,11 +158,15 @@ def convert(
 
     Example: [bold]shardline convert runs/quickstart --to hf --out served/quickstart[/]
     """
-    from launcher import stages
+    from launcher import stages, views
 
     if to != "hf":
-        raise Mistake(f"--to {to}: not a format that can be written; allowed: hf")
-    console.print(stages.convert(run, out), soft_wrap=True)
+        raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
+    with StageProgress("converting") as progress:
+        made = stages.convert(run, out, progress)
+    for line in views.passed_over(made.checkpoint):
+        say(f"  {line}")
+    say(views.conversion(made))
 
 
 @app.command("import")
@@ -170,9 +178,11 @@ def import_weights(
 
     Example: [bold]shardline import downloads/some-llama --out imported/some-llama[/]
     """
-    from launcher import stages
+    from launcher import stages, views
 
-    console.print(stages.import_weights(folder, out), soft_wrap=True)
+    with StageProgress("importing") as progress:
+        made = stages.import_weights(folder, out, progress)
+    say(views.imported(made))
 
 
 @app.command()

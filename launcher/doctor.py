@@ -10,8 +10,11 @@ import tempfile
 from pathlib import Path
 from typing import Literal
 
-REQUIRED = ("torch", "deepspeed", "megatron-core", "ray", "sentencepiece", "gigatoken", "transformers")
-FLASH_ADVICE = "on a CUDA machine, in the clone: .venv/bin/pip install --no-build-isolation -e '.[gpu]'"
+REQUIRED = ("torch", "deepspeed", "ray", "sentencepiece", "transformers")
+OPTIONAL = {
+    "gigatoken": "to encode several times faster, in the clone: .venv/bin/pip install -c constraints.txt -e '.[fast]'",
+    "flash-attn": "on a CUDA machine, in the clone: .venv/bin/pip install --no-build-isolation -e '.[gpu]'",
+}
 LEAST_FREE_GB = 5.0
 LEAST_SHARED_MEMORY_GB = 0.5
 
@@ -44,7 +47,7 @@ def _python() -> Finding:
 
 def _packages() -> list[Finding]:
     required = [_package(name, "bad", f"pip install -c constraints.txt {name}") for name in REQUIRED]
-    return [*required, _package("flash-attn", "optional", FLASH_ADVICE)]
+    return [*required, *(_package(name, "optional", advice) for name, advice in OPTIONAL.items())]
 
 
 def _package(name: str, state: Literal["optional", "bad"], advice: str) -> Finding:
@@ -74,10 +77,11 @@ def _kernels() -> list[Finding]:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     findings = [Finding("attention backend auto", resolve_backend("auto", device))]
-    try:
-        findings.append(Finding("attention backend flash", resolve_backend("flash", device)))
-    except ValueError as error:
-        findings.append(Finding("attention backend flash", "does not run here", "optional", str(error)))
+    for name in ("flash", "varlen"):
+        try:
+            findings.append(Finding(f"attention backend {name}", resolve_backend(name, device)))
+        except ValueError as error:
+            findings.append(Finding(f"attention backend {name}", "does not run here", "optional", str(error)))
     return findings
 
 

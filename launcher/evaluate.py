@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.console import StageProgress, console
-from launcher.stages import load_run, newest_checkpoint, tokenizer_of
+from launcher import views
+from launcher.console import StageProgress, console, say
+from launcher.run_folder import existing
+from launcher.stages import newest_checkpoint, tokenizer_of
 
 if TYPE_CHECKING:
     from model.network.transformer import Transformer
@@ -23,10 +25,13 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     from training.scoring import score_questions
     from training.state.folder import reading
 
-    config = load_run(run_dir)
+    _, config = existing(run_dir)
     questions = {str(task): read_questions(task) for task in tasks}
     with reading(run_dir):
-        folder = newest_checkpoint(run_dir)
+        newest = newest_checkpoint(run_dir)
+        folder = newest.folder
+        for line in views.passed_over(newest):
+            say(f"  {line}")
         tokenizer = tokenizer_of(config, folder)
         vocabulary = Vocabulary.of(Manifest.load(config.data.path))
         with StageProgress("loading the checkpoint") as progress:

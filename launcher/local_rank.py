@@ -6,6 +6,10 @@ import signal
 import sys
 from pathlib import Path
 
+from common.limits import open_all_files_allowed
+
+PYTHON = (sys.executable, "-P")
+"""How to start Python so that it does not import from the working folder: users keep a `model.py` there."""
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal a process gets when its parent dies; it stays set across exec."""
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)  # looked up now: after a fork, looking things up can deadlock
@@ -28,7 +32,9 @@ def main() -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    os.execv(sys.executable, [sys.executable, "-m", "training.worker", run_dir])
+    if warning := open_all_files_allowed(int(os.environ["WORLD_SIZE"])):
+        print(warning, file=sys.stderr, flush=True)
+    os.execv(sys.executable, [*PYTHON, "-m", "training.worker", run_dir])
 
 
 if __name__ == "__main__":

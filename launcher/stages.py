@@ -1,11 +1,16 @@
-"""The stages of the main job, each run with progress and summed up in one line for people."""
+"""The stages of the main job; each says what came of it as a value (views.py puts it in words).
 
+tokenizer -> dataset -> training (local.py) -> Hugging Face folder; or a Hugging Face folder -> weights to start from
+"""
+
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.files import naming
 from common.mistakes import Mistake
-from launcher.config import load_config
-from launcher.console import StageProgress, console, number
+from launcher.console import StageProgress, number
+from launcher.run_folder import existing
 from training.config import RunConfig
 
 if TYPE_CHECKING:
@@ -16,58 +21,97 @@ CONTINUES = ("next_token", "prefix_lm")
 """Objectives whose inputs are the beginning of a text and no more; those of others have special tokens in them."""
 
 
-def train_tokenizer(config: RunConfig) -> str:
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer that is there now."""
+
+    path: Path
+    vocab_size: int
+    training_bytes: int
+    """Text it was trained on; 0 when it was there already."""
+    reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltData:
+    """A dataset that is there now."""
+
+    path: Path
+    num_documents: int
+    num_train_tokens: int
+    num_validation_tokens: int
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class NewestCheckpoint:
+    """The newest sound checkpoint of a run."""
+
+    folder: Path
+    damaged: dict[str, list[str]]
+    """Newer ones that were passed over, by name, and why."""
+    unlisted: tuple[str, ...] = ()
+    """Files in its folder that are none of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A Hugging Face folder that has been checked against our own model."""
+
+    out: Path
+    checkpoint: NewestCheckpoint
+    num_texts: int
+    """Held-out texts that token ids were compared on; 0 where the dataset is not there any more."""
+    data: Path
+    reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedWeights:
+    """Weights that a run can start from."""
+
+    out: Path
+    architecture: str
+    """Their class in transformers."""
+    model_file: Path
+    """The model section of a config that fits them."""
+    tokenizer: Path | None
+    """The tokenizer that came with them, where there was one."""
+
+
+def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokenizer:
     """Trains the tokenizer, or finds it trained."""
     from data_pipeline.tokenizer import train_tokenizer as run
 
-    with StageProgress("looking at the sources") as progress:
+    with naming(Path(config.tokenizer.path)):
         report = run(config.tokenizer, config.data.sources, progress.note)
-    if report.reused:
-        return f"reused {config.tokenizer.path}, {report.vocab_size:,} pieces"
-    return f"{report.vocab_size:,} pieces from {report.training_bytes / 1e6:.1f} MB of text in {config.tokenizer.path}"
+    return TrainedTokenizer(Path(config.tokenizer.path), report.vocab_size, report.training_bytes, report.reused)
 
 
-def build_data(config: RunConfig) -> str:
+def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
     """Builds the dataset with Ray, or finds it built."""
     from data_pipeline.building.build import BuildProgress, build_dataset
 
-    with StageProgress("starting Ray") as progress:
+    def show(state: BuildProgress) -> None:
+        detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
+        progress.update(state.done, state.total, detail, title=state.stage)
 
-        def show(state: BuildProgress) -> None:
-            detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
-            progress.update(state.done, state.total, detail, title=state.stage)
-
+    with naming(Path(config.data.path)):
         report = build_dataset(config.data, config.tokenizer, show)
-    splits = report.manifest.splits
-    tokens = {name: sum(shard.num_tokens for shard in shards) for name, shards in splits.items()}
-    documents = sum(shard.num_documents for shards in splits.values() for shard in shards)
-    kept = f"{documents:,} documents, {tokens['train']:,} training and {tokens['validation']:,} held-out tokens"
-    if report.reused:
-        return f"reused {config.data.path}: {kept}"
-    dropped = [f"{count:,} {name.replace('_', ' ')}" for name, count in report.dropped.items() if count]
-    return f"{kept} in {config.data.path}" + (f"; dropped: {', '.join(dropped)}" if dropped else "")
+    manifest = report.manifest
+    return BuiltData(
+        path=Path(config.data.path),
+        num_documents=sum(manifest.num_documents(split) for split in manifest.splits),
+        num_train_tokens=manifest.num_tokens("train"),
+        num_validation_tokens=manifest.num_tokens("validation"),
+        dropped={} if report.reused else {name: count for name, count in report.dropped.items() if count},
+        reused=report.reused,
+    )
 
 
-def held_out_loss(evaluation: dict[str, Any]) -> str:
-    """The loss of an evaluation, and how it stands to the best loss without context."""
-    gain = evaluation["unigram_entropy"] - evaluation["loss"]
-    side = "below" if gain >= 0 else "above"
-    return f"{evaluation['loss']:.3f} nats, {abs(gain):.2f} {side} the unigram entropy of the same tokens"
-
-
-def train(config: RunConfig, *, fresh: bool = False) -> str:
-    """Trains to the last step, going on from the newest checkpoint when there is one."""
-    from launcher.local import train_locally
-
-    result = train_locally(config, fresh=fresh)
-    last, evaluation = result.last, result.evaluation
-    if result.already_finished:
-        return f"reused {result.run_dir}: it had reached step {config.training.steps} already"
-    held_out = f", held-out loss {held_out_loss(evaluation)}" if evaluation else ""
-    return f"step {last['step']}: loss {last['loss']:.3f}{held_out}, {number(float(last['tokens_consumed']))} tokens"
-
-
-def convert(run_dir: Path, out: Path) -> str:
+def convert(run_dir: Path, out: Path, progress: StageProgress) -> Converted:
     """Writes the newest sound checkpoint of a run as a Hugging Face folder that has been checked against our own model.
 
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
@@ -77,39 +121,29 @@ def convert(run_dir: Path, out: Path) -> str:
     from training.state.folder import reading
     from training.state.sums import CHECKSUMS
 
-    config = load_run(run_dir)
+    _, config = existing(run_dir)
     with reading(run_dir):
-        folder = newest_checkpoint(run_dir)
-        tokenizer = tokenizer_of(config, folder)
-        source = checksum(folder / CHECKSUMS)
+        newest = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, newest.folder)
+        source, data = checksum(newest.folder / CHECKSUMS), Path(config.data.path)
         if exported_from(out) == source:
-            return f"reused {out}, made from {folder.name}"
+            return Converted(out, newest, 0, data, reused=True)
         texts = _held_out_texts(config, tokenizer)
-        with StageProgress("converting") as progress:
-            progress.note(f"converting {folder.name} and comparing it with ours in transformers")
-            _export(config, folder, tokenizer, out, texts, source)
-    on = f"on {len(texts)} held-out texts" if texts else f"on awkward strings only, as {config.data.path} is not there"
-    return f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers, token ids {on}"
+        progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
+        with naming(out):
+            _export(config, newest.folder, tokenizer, out, texts, source)
+    return Converted(out, newest, len(texts), data, reused=False)
 
 
-def newest_checkpoint(run_dir: Path) -> Path:
-    """Folder of the newest sound checkpoint of a run; says which damaged ones were passed over.
-
-    Raises ValueError when there is none.
-    """
-    import torch
-
+def newest_checkpoint(run_dir: Path) -> NewestCheckpoint:
+    """The newest sound checkpoint of a run. Raises ValueError when there is none."""
     from training.distributed import World
     from training.state.choosing import choose
 
-    choice = choose(run_dir, World(rank=0, size=1, device=torch.device("cpu")))
-    for name, faults in choice.damaged.items():
-        console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
+    choice = choose(run_dir, World.alone())
     if choice.checkpoint is None:
         raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
-    for name in choice.checkpoint.unlisted:
-        console.print(f"  {choice.checkpoint.folder / name} is none of the checkpoint's files and is not read")
-    return choice.checkpoint.folder
+    return NewestCheckpoint(choice.checkpoint.folder, choice.damaged, choice.checkpoint.unlisted)
 
 
 def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
@@ -117,11 +151,13 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     from data_pipeline.tokenizer import Tokenizer
     from training.state.identity import read_saved
 
+    remedy = "put it back, or say in the run's config.yaml where it is now"
+    if not Path(config.tokenizer.path).exists():
+        raise Mistake(f"tokenizer.path: {config.tokenizer.path}, which {folder} was trained with, is gone; {remedy}")
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
     if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
-            f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; "
-            "put that one back or set tokenizer.path in the run's config.yaml"
+            f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; {remedy}"
         )
     return tokenizer
 
@@ -159,38 +195,28 @@ def _export(
     )
 
 
-def import_weights(folder: Path, out: Path) -> str:
+def import_weights(folder: Path, out: Path, progress: StageProgress) -> ImportedWeights:
     """Writes the weights of a Hugging Face folder by our names, checked against transformers, for a run to start from.
 
     Raises ValueError when the model has no place in ours.
     """
     from model.exchange.importing import MODEL_FILE, import_hf
 
-    with StageProgress("importing") as progress:
-        progress.note(f"importing {folder} and comparing it with transformers")
+    progress.note(f"importing {folder} and comparing it with transformers")
+    with naming(out):
         found = import_hf(folder, out)
-    tokenizer = f"; its tokenizer is in {out / 'tokenizer'}" if (out / "tokenizer").is_dir() else ""
-    return (
-        f"{found.architecture.name} in {out}: logits and greedy tokens equal those of transformers{tokenizer}\n"
-        f"to start from it: training.initial_weights: {out}, with the model section of {out / MODEL_FILE}"
-    )
+    tokenizer = out / "tokenizer"
+    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer if tokenizer.is_dir() else None)
 
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
-    from data_pipeline.manifest import FILE_NAME
+    from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset
 
     if not (Path(config.data.path) / FILE_NAME).exists():
         return []
-    split = TokenDataset(config.data.path, "validation", SAMPLE_TOKENS, keep_tail=True)
+    manifest = Manifest.load(config.data.path)
+    split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]
-
-
-def load_run(run_dir: Path) -> RunConfig:
-    """The resolved config of a run folder."""
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
-    return load_config(path)

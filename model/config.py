@@ -7,6 +7,13 @@ from pydantic import Field, model_validator
 from common.mistakes import Mistake
 from common.section import Section
 
+MOST_TOKENS = 2**24
+"""Tokens of a document or a sample: ten times the longest that anybody has trained on."""
+WIDEST = 2**20
+"""Most columns of a matrix; those of published models have up to 73,728."""
+DEEPEST = 2**12
+"""Most layers; published models have up to 126."""
+
 GATED = ("swiglu", "geglu")
 """Activations that multiply two projections, gate and up."""
 
@@ -16,13 +23,13 @@ class RopeScaling(Section):
 
     kind: Literal["linear", "llama3"]
     """`linear` divides every frequency by `factor` (arXiv 2306.15595); `llama3` only the slow ones, as Llama 3.1."""
-    factor: float = Field(ge=1)
+    factor: float = Field(ge=1, le=1e6)
     """How many times longer."""
-    low_freq_factor: float = Field(default=1.0, gt=0)
+    low_freq_factor: float = Field(default=1.0, gt=0, le=1e6)
     """llama3: waves longer than original_max_positions / this are divided by `factor`."""
-    high_freq_factor: float = Field(default=4.0, gt=0)
+    high_freq_factor: float = Field(default=4.0, gt=0, le=1e6)
     """llama3: waves shorter than original_max_positions / this stay as they are; in between is interpolated."""
-    original_max_positions: int = Field(default=8192, ge=1)
+    original_max_positions: int = Field(default=8192, ge=1, le=MOST_TOKENS)
     """llama3: length of the first training, in tokens."""
 
     @model_validator(mode="after")
@@ -39,27 +46,27 @@ class ModelConfig(Section):
 
     shape: Literal["causal", "prefix", "encoder", "encdec"] = "causal"
     """Attention pattern of the network: `causal` and `prefix` are decoders, `encdec` has an encoder beside its own."""
-    vocab_size: int | None = Field(default=None, ge=2)
+    vocab_size: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
     """Rows of the embedding; empty means the tokenizer's own size."""
-    num_layers: int = Field(ge=1)
+    num_layers: int = Field(ge=1, le=DEEPEST)
     """Number of transformer blocks; in an encoder-decoder, of the decoder."""
-    num_encoder_layers: int | None = Field(default=None, ge=1)
+    num_encoder_layers: int | None = Field(default=None, ge=1, le=DEEPEST)
     """Number of blocks of the encoder of an encoder-decoder; empty means `num_layers`."""
-    d_model: int = Field(ge=1)
+    d_model: int = Field(ge=1, le=WIDEST)
     """Width of the residual stream."""
-    num_heads: int = Field(ge=1)
+    num_heads: int = Field(ge=1, le=WIDEST)
     """Number of query heads."""
-    num_kv_heads: int | None = Field(default=None, ge=1)
+    num_kv_heads: int | None = Field(default=None, ge=1, le=WIDEST)
     """Number of key/value heads (grouped-query attention; 1 is multi-query); empty means `num_heads`."""
-    head_dim: int | None = Field(default=None, ge=1)
+    head_dim: int | None = Field(default=None, ge=1, le=WIDEST)
     """Width of one head; empty means `d_model / num_heads`."""
-    d_ff: int = Field(ge=1)
+    d_ff: int = Field(ge=1, le=WIDEST)
     """Inner width of the feed-forward layer."""
     activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
     """Of the feed-forward layer; swiglu and geglu (with tanh, as T5 v1.1) are gated by a third matrix."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Kind of all norms but those of queries and keys."""
-    norm_eps: float = Field(default=1e-5, gt=0)
+    norm_eps: float = Field(default=1e-5, gt=0, le=1)
     """Added to the mean square or the variance inside norms."""
     qk_norm: bool = False
     """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442)."""
@@ -73,24 +80,24 @@ class ModelConfig(Section):
     """Attention and feed-forward both read one norm and are added together (GPT-J, PaLM)."""
     positions: Literal["rope", "t5_bias", "learned", "alibi", "none"] = "rope"
     """How the model knows where a token stands in its document."""
-    rope_theta: float = Field(default=10000.0, gt=0)
+    rope_theta: float = Field(default=10000.0, gt=0, le=1e12)
     """Base of the rotary position frequencies."""
     rope_fraction: float = Field(default=1.0, gt=0, le=1)
     """Share of each head that is rotated, its first dims (GPT-J, ChatGLM)."""
     rope_scaling: RopeScaling | None = None
     """How frequencies are stretched; empty means they are not."""
-    max_positions: int | None = Field(default=None, ge=1)
+    max_positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Rows of the table of learned positions: the longest document there can be."""
-    t5_num_buckets: int = Field(default=32, ge=4)
+    t5_num_buckets: int = Field(default=32, ge=4, le=WIDEST)
     """Distances that t5_bias tells apart."""
-    t5_max_distance: int = Field(default=128, ge=2)
+    t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
     """Distance in tokens from which on t5_bias tells none apart."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection too."""
-    init_std: float = Field(default=0.02, gt=0)
+    init_std: float = Field(default=0.02, gt=0, le=1e3)
     """Standard deviation of initial weights; residual outputs get it divided by sqrt(2 num_layers)."""
     attention_backend: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
-    """Attention kernel; `auto` is flash where it runs, else sdpa; `varlen` is torch's own build of flash-attn."""
+    """Attention kernel; `varlen` is torch's own build of flash-attn; `auto` is what runs of flash, varlen, sdpa."""
     activation_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
     compile: bool = False

@@ -6,11 +6,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from common.mistakes import Mistake
-from common.section import Section
+from common.mistakes import Mistake, shown
+from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
-from model.config import ModelConfig
+from model.config import MOST_TOKENS, ModelConfig
+
+MOST_STEPS = 10**9
+"""Steps or samples of a run, and distances between them: 30 years of one a second."""
+MOST_SAMPLES = 2**24
+"""Samples of a step; at 2,048 tokens each they would be 34 billion tokens a step."""
+INT32 = 2**31 - 1
+"""Borders of documents inside a pack are int32, for so the attention kernels take them."""
+WEEK = 7 * 24 * 60.0
+"""Minutes in a week: no cluster lets a job run much longer, and torch's clocks count nanoseconds."""
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,15 +27,15 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Section):
     """AdamW (arXiv 1711.05101); biases, norms and other vectors get no weight decay."""
 
-    lr: float = Field(default=3e-4, gt=0)
+    lr: float = Field(default=3e-4, gt=0, le=1e3)
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment."""
-    eps: float = Field(default=1e-8, gt=0)
+    eps: float = Field(default=1e-8, gt=0, le=1)
     """Added to the root of the second moment."""
-    weight_decay: float = Field(default=0.1, ge=0)
+    weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     """Decoupled weight decay of matrices."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
+    gradient_clipping: float = Field(default=1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 clips nothing."""
 
 
@@ -35,9 +44,9 @@ class ScheduleConfig(Section):
 
     name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
     """Form of the decay after warmup; `wsd` stays at the peak and falls linearly over the last `decay_steps`."""
-    warmup_steps: int = Field(default=0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     """Steps of linear rise from 0 to the peak."""
-    decay_steps: int | None = Field(default=None, ge=1)
+    decay_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Length of the final fall of `wsd`; empty means a tenth of the run."""
     min_lr_ratio: float | None = Field(default=None, ge=0, le=1)
     """Learning rate at the last step, as a share of the peak; empty means 0.1. `constant` has none."""
@@ -48,41 +57,72 @@ class ScheduleConfig(Section):
         return 0.1 if self.min_lr_ratio is None else self.min_lr_ratio
 
 
+class ProfileConfig(Section):
+    """Steps that torch's profiler records, in RUN_DIR/profile/; they are slower than others."""
+
+    start: int = Field(ge=1, le=MOST_STEPS)
+    """First step; the first one or two of a run are not like the others."""
+    steps: int = Field(default=3, ge=1, le=100)
+    """How many; a file has some 100 MB a step for a large model."""
+    ranks: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
+    """Whose."""
+
+    @property
+    def end(self) -> int:
+        """The last of the steps."""
+        return self.start + self.steps - 1
+
+
 class TrainingConfig(Section):
     """Size and precision of the steps."""
 
-    steps: int = Field(ge=1)
+    steps: int = Field(ge=1, le=MOST_STEPS)
     """Optimizer steps of the whole run."""
-    sequence_length: int = Field(ge=2)
+    sequence_length: int = Field(ge=2, le=MOST_TOKENS)
     """Tokens of one sample, in an encoder-decoder of its encoder; documents in it never see each other."""
-    target_length: int | None = Field(default=None, ge=2)
+    target_length: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
     """Tokens of a sample in the decoder of an encoder-decoder; empty is what the objective makes of a full encoder."""
-    global_batch_size: int = Field(ge=1)
+    global_batch_size: int = Field(ge=1, le=MOST_SAMPLES)
     """Samples per optimizer step over all ranks."""
-    micro_batch_size: int = Field(default=1, ge=1)
+    micro_batch_size: int = Field(default=1, ge=1, le=MOST_SAMPLES)
     """Samples a rank works on at once; what is missing to the global batch is accumulated."""
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too, 0 nothing."""
-    initial_weights: str | None = None
+    initial_weights: Place | None = None
     """Folder made by `shardline import`, whose weights a new run starts from; empty draws them from the seed."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """Arithmetic of the forward and backward pass; master weights are always fp32."""
-    z_loss: float = Field(default=0.0, ge=0)
+    """Arithmetic of the forward and backward pass; master weights are always fp32, as is the sum over micro-batches."""
+    gradient_communication: Literal["fp32", "bf16"] = "fp32"
+    """What ranks sum their gradients in; bf16 halves what they send and rounds the sum, and needs precision bf16."""
+    z_loss: float = Field(default=0.0, ge=0, le=1e3)
     """Weight of the squared log-partition term (PaLM, arXiv 2204.02311, section 5)."""
-    num_processes: int = Field(default=1, ge=1)
+    num_processes: int = Field(default=1, ge=1, le=1024)
     """Ranks `shardline train` starts on this machine; a cluster job sets its own."""
-    threads_per_process: int | None = Field(default=None, ge=1)
+    threads_per_process: int | None = Field(default=None, ge=1, le=4096)
     """CPU threads of a rank; empty shares the machine's cores between the ranks."""
-    log_interval: int = Field(default=1, ge=1)
+    log_interval: int = Field(default=1, ge=1, le=MOST_STEPS)
     """Steps between lines of metrics."""
-    prefetch: int = Field(default=2, ge=0)
+    prefetch: int = Field(default=2, ge=0, le=1024)
     """Global batches prepared ahead in a background thread."""
-    peak_tflops: float | None = Field(default=None, gt=0)
+    peak_tflops: float | None = Field(default=None, gt=0, le=1e6)
     """Arithmetic peak of one rank's device for MFU; empty looks the GPU up, and measures a matmul on CPU."""
-    hang_minutes: float = Field(default=30.0, gt=0)
-    """A rank that gets nowhere for so long, waiting for its peers, ends with an error; longer than any save takes."""
+    start_minutes: float = Field(default=30.0, ge=0.01, le=WEEK)
+    """How long ranks wait for each other until the first step is over: imports, loading and compiling take minutes."""
+    hang_minutes: float = Field(default=10.0, ge=0.01, le=WEEK)
+    """The same from then on; a rank that gets nowhere for so long ends with an error. Longer than any save takes."""
+    gc_interval: int | None = Field(default=50, ge=1, le=MOST_STEPS)
+    """Steps between garbage collections, on all ranks at once, else one is always late; empty leaves it to Python."""
+    profile: ProfileConfig | None = None
+    """Steps to be profiled; empty profiles none."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further DeepSpeed keys, merged into its config; keys that this file sets elsewhere are refused."""
+
+    @model_validator(mode="after")
+    def _profile_fits(self):
+        if self.profile is not None and self.profile.end > self.steps:
+            span = f"{self.profile.start} to {self.profile.end}"
+            raise Mistake(f"profile: steps {span} are not all among the {self.steps} of the run; change start or steps")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits(self):
@@ -90,9 +130,17 @@ class TrainingConfig(Section):
             raise Mistake(
                 "zero_stage: 0 keeps no fp32 master weights under bf16; use zero_stage 1 or more, or precision fp32"
             )
+        if self.gradient_communication == "bf16" and self.precision == "fp32":
+            raise Mistake("gradient_communication: bf16 would round the gradients of precision fp32; use fp32")
         if self.global_batch_size % self.micro_batch_size:
             raise Mistake(
                 f"micro_batch_size: {self.micro_batch_size} does not divide global_batch_size {self.global_batch_size}"
+            )
+        longest = max(self.sequence_length, self.target_length or 0)
+        if self.micro_batch_size * longest > INT32:
+            raise Mistake(
+                f"micro_batch_size: {self.micro_batch_size} samples of {longest} tokens are more than the {INT32} "
+                "tokens that attention kernels can number; lower it"
             )
         return self
 
@@ -100,9 +148,9 @@ class TrainingConfig(Section):
 class EvaluationConfig(Section):
     """Loss on held-out documents."""
 
-    interval_steps: int | None = Field(default=None, ge=1)
+    interval_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Steps between evaluations; empty evaluates only after the last step."""
-    num_samples: int = Field(default=256, ge=1)
+    num_samples: int = Field(default=256, ge=1, le=MOST_STEPS)
     """Held-out samples of one evaluation (all of them when there are fewer)."""
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
     """Objectives to evaluate beside the run's own, each by its loss; those of a mixture are added by themselves."""
@@ -111,11 +159,11 @@ class EvaluationConfig(Section):
 class CheckpointConfig(Section):
     """What is saved, and how much of it is kept."""
 
-    interval_steps: int | None = Field(default=None, ge=1)
+    interval_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Steps between checkpoints; empty saves only after the last step."""
-    keep: int = Field(default=2, ge=1)
+    keep: int = Field(default=2, ge=1, le=MOST_STEPS)
     """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
-    keep_every_steps: int | None = Field(default=None, ge=1)
+    keep_every_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Checkpoints at multiples of this many steps are never deleted."""
 
 
@@ -124,7 +172,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
-    runs_dir: str = "runs"
+    runs_dir: Place = "runs"
     """Folder that holds the folders of runs."""
     seed: int = Field(default=1234, ge=0, lt=2**63)
     """Seed of weights, data order and everything else drawn at random."""
@@ -198,7 +246,7 @@ def _refuse_truth_values(section: type[BaseModel], tree: Any, prefix: str = "") 
         kinds = _types_in(field.annotation)
         values = value if isinstance(value, list | tuple) else [value]
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in values):
-            raise Mistake(f"{prefix}{name}: found {value!r}; expected a number")
+            raise Mistake(f"{prefix}{name}: found {shown(value)}; expected a number")
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 continue

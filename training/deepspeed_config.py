@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from common.mistakes import Mistake
-from training.config import RunConfig
+from common.mistakes import Mistake, shown
+from training.config import RunConfig, TrainingConfig
 
 OWNED = {
     "train_batch_size": "training.global_batch_size",
@@ -12,9 +12,12 @@ OWNED = {
     "managed_gradient_accumulation": "training.global_batch_size and micro_batch_size",
     "gradient_clipping": "optimizer.gradient_clipping",
     "gradient_allreduce_op": "the loss, which is divided by the targets of the global batch",
+    "gradient_predivide_factor": "the loss, which is divided by the targets of the global batch",
+    "prescale_gradients": "the loss, which is divided by the targets of the global batch",
+    "communication_data_type": "training.gradient_communication",
     "optimizer": "optimizer",
     "scheduler": "schedule",
-    "bf16.enabled": "training.precision",
+    "bf16": "training.precision",
     "fp16": "training.precision",
     "amp": "training.precision",
     "torch_autocast": "training.precision",
@@ -27,17 +30,12 @@ OWNED = {
 """DeepSpeed keys that follow from ours, and from which."""
 
 OTHERS = (
-    "aio",
-    "bf16",
     "comms_logger",
-    "communication_data_type",
     "disable_python_gc",
     "dump_state",
     "flops_profiler",
-    "gradient_predivide_factor",
     "log_level",
     "memory_breakdown",
-    "prescale_gradients",
     "timers",
     "wall_clock_breakdown",
     "zero_allow_untested_optimizer",
@@ -46,8 +44,27 @@ OTHERS = (
 )
 """DeepSpeed keys that a run may set itself (DeepSpeed would pass over any other in silence)."""
 
-SECTIONS = {"aio", "bf16", "comms_logger", "flops_profiler", "timers", "zero_optimization"}
+SECTIONS = {"comms_logger", "flops_profiler", "timers", "zero_optimization"}
 """Those of them that hold keys of their own."""
+
+INEXACT = {
+    "compute_grad_norm": "a step reports and checks the norm of the gradient",
+    "cpu_offload": "it is called offload_optimizer now",
+    "cpu_offload_param": "it is called offload_param now",
+    "elastic_checkpoint": "checkpoints go on at any number of ranks without it",
+    "legacy_stage1": "DeepSpeed has no such stage any more",
+    "zenflow": "it updates weights late, which is another optimizer",
+    "zero_quantized_gradients": "it rounds gradients between the ranks",
+    "zero_quantized_nontrainable_weights": "it rounds weights",
+    "zero_quantized_weights": "it rounds weights between the ranks",
+}
+"""Keys of zero_optimization under which training would not be what the config says, and why."""
+
+FROM_STAGE = {"offload_optimizer": 1, "offload_param": 3}
+"""Keys of zero_optimization that DeepSpeed passes over in silence below a stage."""
+
+OFFLOAD_KEYS = ("device", "pin_memory")
+"""Keys of offload_optimizer and offload_param; the others belong to NVMe, or move only a part of the state."""
 
 
 def accumulation_steps(run: RunConfig, world_size: int) -> int:
@@ -64,8 +81,8 @@ def accumulation_steps(run: RunConfig, world_size: int) -> int:
 def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[str, Any]:
     """DeepSpeed's configuration of a run, with the run's own `training.deepspeed` keys merged in.
 
-    Raises ValueError for keys that follow from other sections of the config; those of `zero_optimization` are
-    DeepSpeed's to judge (engine.py asks it).
+    Raises ValueError for keys that follow from other sections of the config, and for those under which ZeRO would not
+    compute what the config says; what else stands in `zero_optimization` is DeepSpeed's to judge (engine.py asks it).
     """
     training, on_cpu = run.training, device_type == "cpu"
     # Stage 0 reports no gradient norm, so `Engine` clips there and has it.
@@ -80,6 +97,7 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(run, world_size),
         "gradient_clipping": clipping,
+        "communication_data_type": training.gradient_communication,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -90,6 +108,7 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     _refuse_foreign_keys(training.deepspeed)
+    _refuse_inexact_keys(training)
     _merge(config, training.deepspeed)
     return config
 
@@ -103,9 +122,36 @@ def _refuse_foreign_keys(keys: dict[str, Any], prefix: str = "") -> None:
             raise Mistake(f"training.deepspeed.{name}: not a key for DeepSpeed here; known are {', '.join(OTHERS)}")
         if not prefix and isinstance(value, dict) != (name in SECTIONS):
             expected = "a section with keys" if name in SECTIONS else "a single value"
-            raise Mistake(f"training.deepspeed.{name}: {value!r}; expected {expected}")
+            raise Mistake(f"training.deepspeed.{name}: {shown(value)}; expected {expected}")
         if not prefix and isinstance(value, dict):
             _refuse_foreign_keys(value, f"{name}.")
+
+
+def _refuse_inexact_keys(training: TrainingConfig) -> None:
+    where = "training.deepspeed.zero_optimization"
+    for name, value in training.deepspeed.get("zero_optimization", {}).items():
+        if name in INEXACT:
+            raise Mistake(f"{where}.{name}: not taken, {INEXACT[name]}; remove this key")
+        if training.zero_stage < FROM_STAGE.get(name, 0):
+            raise Mistake(
+                f"{where}.{name}: DeepSpeed passes over it below stage {FROM_STAGE[name]} and training.zero_stage is "
+                f"{training.zero_stage}; raise that or remove this key"
+            )
+        if name in FROM_STAGE:
+            _refuse_partial_offload(f"{where}.{name}", value)
+
+
+def _refuse_partial_offload(where: str, value: Any) -> None:
+    """What is offloaded goes to host memory whole: only that is proved to train as without."""
+    if not isinstance(value, dict):
+        raise Mistake(f"{where}: {value!r}; expected a section, such as {{device: cpu}}")
+    for name in value:
+        if name not in OFFLOAD_KEYS:
+            raise Mistake(f"{where}.{name}: not taken, known are {', '.join(OFFLOAD_KEYS)}; remove this key")
+    if value.get("device", "none") not in ("none", "cpu"):
+        raise Mistake(
+            f"{where}.device: {value['device']!r}; expected cpu or none (nobody has proved others exact here)"
+        )
 
 
 def _merge(into: dict[str, Any], extra: dict[str, Any]) -> None:

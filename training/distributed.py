@@ -1,8 +1,9 @@
 """Who this process is among its peers, and the few numbers they agree upon.
 
 A worker is told by the standard environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT). Weights and
-gradients travel over nccl or gloo through DeepSpeed; counts, losses and decisions travel over `World`, always from
-host to host, so that they need no work on the GPU (a value that comes from one, like the loss, is waited for).
+gradients travel over nccl or gloo through DeepSpeed; counts, losses and decisions travel over the plane (plane.py),
+always from host to host, so that they need no work on the GPU (a value that comes from one, like the loss, is waited
+for).
 """
 
 import dataclasses
@@ -12,11 +13,17 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from common.mistakes import Mistake
+from training.mesh import Mesh
+from training.plane import Pending, Plane
 
+DEVICE_NUMBERS = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"}
+"""Variables that DeepSpeed takes for the number of the device; under mpirun it insists that they agree."""
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
@@ -24,16 +31,33 @@ ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 class World:
     """One process among the R ranks of the run."""
 
-    rank: int
-    """Number of this process, 0 .. size - 1."""
-    size: int
-    """Number of processes, R."""
+    mesh: Mesh
+    """Where it stands on each axis."""
+    plane: Plane
+    """What it agrees upon with the others, from host to host."""
     device: torch.device
-    """Where this process computes."""
-    group: Any = None
-    """Process group of gloo for host values; None means the default group."""
+    """Where it computes."""
+    store: Any = None
+    """Key-value store that all ranks reach; None for one that is alone."""
     attempt: str = ""
     """Which start of the run these ranks are (see fence.py); empty outside of a run."""
+    local_rank: int = 0
+    """Number of this process among those of its machine."""
+
+    @classmethod
+    def alone(cls, device: torch.device | str = "cpu", attempt: str = "") -> "World":
+        """A process without peers."""
+        return cls(Mesh.of(0, 1), Plane(0, 1), torch.device(device), attempt=attempt)
+
+    @property
+    def rank(self) -> int:
+        """Number of this process among all, 0 .. size - 1: it names files and logs."""
+        return self.mesh.rank
+
+    @property
+    def size(self) -> int:
+        """Number of processes, R."""
+        return self.mesh.size
 
     @property
     def collectives(self) -> str:
@@ -45,50 +69,54 @@ class World:
         """Whether this is rank 0, the one that writes what all share."""
         return self.rank == 0
 
+    @property
+    def speaks(self) -> bool:
+        """Whether this rank counts for those that read the same samples."""
+        return self.mesh.tensor.rank == 0 and self.mesh.context.rank == 0
+
+    def begin_sum(self, values: Sequence[float]) -> Pending:
+        """Begins a sum along the data axis, in float64, and returns at once; ranks alike in it count once."""
+        return self.plane.begin_sum([value if self.speaks else 0.0 for value in values])
+
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums of `values` over the ranks, in float64."""
-        return self._reduce(values, dist.ReduceOp.SUM)
+        """Sums of `values` along the data axis, in float64, on every rank."""
+        return self.begin_sum(values).result()
 
     def max(self, values: Sequence[float]) -> list[float]:
-        """Maxima of `values` over the ranks."""
-        return self._reduce(values, dist.ReduceOp.MAX)
-
-    def _reduce(self, values: Sequence[float], op: Any) -> list[float]:
-        if self.size == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, op=op, group=self.group)
-        return tensor.tolist()
+        """Maxima of `values` over all ranks."""
+        return self.plane.max(values)
 
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a host tensor over the ranks, in place."""
-        if self.size > 1:
-            dist.all_reduce(tensor, group=self.group)
-        return tensor
+        """Sum of a host tensor along the data axis."""
+        mine = tensor if self.speaks else torch.zeros_like(tensor)
+        return torch.from_numpy(self.plane.join(mine.numpy(), np.add))
+
+    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor along the data axis, where it lies; the host does not wait for it."""
+        total = value.clone()
+        if self.mesh.data.size > 1:
+            dist.all_reduce(total, group=self.mesh.data.group)
+        return total
+
+    def from_main(self, value: Any) -> Any:
+        """Rank 0's `value`, on every rank; any object that pickles."""
+        return self.plane.from_main(value)
+
+    def gather_to_main(self, value: Any) -> list[Any] | None:
+        """`value` of every rank in rank order on rank 0, None on the others; any object that pickles."""
+        return self.plane.gather_to_main(value)
 
     def gather(self, value: Any) -> list[Any]:
         """`value` of every rank, in rank order, on every rank; any object that pickles."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
-        return values
+        return self.plane.from_main(self.plane.gather_to_main(value))
 
-    def gather_to_main(self, value: Any) -> list[Any] | None:
-        """`value` of every rank, in rank order, on rank 0; None on the others, which need no memory for them."""
-        if self.size == 1:
-            return [value]
-        values: list[Any] | None = [None] * self.size if self.is_main else None
-        dist.gather_object(value, values, dst=0, group=self.group)
-        return values
-
-    def from_main(self, value: Any) -> Any:
-        """Rank 0's `value`, on every rank."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=self.group)
-        return box[0]
+    def count_alike(self, what: str) -> int:
+        """How many ranks call with the same words; all ranks call it together, once for each kind of words."""
+        if self.store is None:
+            return 1
+        self.store.add(what, 1)
+        self.plane.barrier()
+        return int(self.store.add(what, 0))
 
 
 def connect(timeout: timedelta) -> World:
@@ -106,19 +134,36 @@ def connect(timeout: timedelta) -> World:
         numbers[name] = int(os.environ[name])
     if numbers["RANK"] >= numbers["WORLD_SIZE"]:
         raise Mistake(f"RANK: {numbers['RANK']} in the environment; it must be below WORLD_SIZE")
-    if not torch.cuda.is_available():
-        dist.init_process_group("gloo", timeout=timeout)
-        return World(rank=numbers["RANK"], size=numbers["WORLD_SIZE"], device=torch.device("cpu"))
-    told = os.environ.get("LOCAL_WORLD_SIZE", "")
-    local_size = int(told) if told.isdecimal() else numbers["LOCAL_RANK"] + 1
-    device = torch.device("cuda", choose_gpu(numbers["LOCAL_RANK"], local_size, torch.cuda.device_count()))
-    torch.cuda.set_device(device)
-    dist.init_process_group("nccl", timeout=timeout)  # connects nobody yet: that is left to the first collective
-    group = dist.new_group(backend="gloo", timeout=timeout)
-    world = World(rank=numbers["RANK"], size=numbers["WORLD_SIZE"], device=device, group=group)
-    place = (socket.gethostname(), str(torch.cuda.get_device_properties(device).uuid))
-    refuse_shared_gpus(world.gather(place))
+    local_rank = numbers["LOCAL_RANK"]
+    device = take_gpu(local_rank) if torch.cuda.is_available() else torch.device("cpu")
+    rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
+    store, *_ = next(rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    # nccl connects nobody yet: that is left to the first collective
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    tensors = dist.PrefixStore("tensors", store)
+    dist.init_process_group(backend, store=tensors, rank=rank, world_size=size, timeout=timeout)
+    plane = Plane.connect(rank, size, store, timeout)
+    counter = dist.PrefixStore("count", store)
+    world = World(Mesh.of(rank, size).with_groups(), plane, device, counter, local_rank=local_rank)
+    if device.type == "cuda":
+        refuse_shared_gpus(world, str(torch.cuda.get_device_properties(device).uuid))
     return world
+
+
+def take_gpu(local_rank: int) -> torch.device:
+    """Makes the GPU of the rank with this number on its machine the one that torch and DeepSpeed compute on.
+
+    From here on LOCAL_RANK in the environment is the number of that GPU, for that is how DeepSpeed looks it up: where
+    a scheduler shows each rank one GPU, all of them have number 0.
+    """
+    told = os.environ.get("LOCAL_WORLD_SIZE", "")
+    local_size = int(told) if told.isdecimal() else local_rank + 1
+    index = choose_gpu(local_rank, local_size, torch.cuda.device_count())
+    torch.cuda.set_device(index)
+    for name in DEVICE_NUMBERS & os.environ.keys():
+        os.environ[name] = str(index)
+    return torch.device("cuda", index)
 
 
 def choose_gpu(local_rank: int, local_size: int, num_gpus: int) -> int:
@@ -134,20 +179,32 @@ def choose_gpu(local_rank: int, local_size: int, num_gpus: int) -> int:
     return local_rank
 
 
-def refuse_shared_gpus(places: Sequence[tuple[str, str]]) -> None:
-    """Raises ValueError when two ranks hold the same GPU, given (machine, id of its GPU) of each rank."""
-    for machine, gpu in places:
-        if places.count((machine, gpu)) > 1:
-            on_machine = [other for name, other in places if name == machine]
-            raise Mistake(_too_few(len(on_machine), len(set(on_machine))))
+def refuse_shared_gpus(world: World, gpu: str) -> None:
+    """Raises ValueError on every rank when two ranks hold the same GPU, given the id of this rank's."""
+    machine = socket.gethostname()
+    sharers, neighbours = world.count_alike(f"gpu {gpu} of {machine}"), world.count_alike(f"machine {machine}")
+    most, num_ranks = world.max([sharers, neighbours if sharers > 1 else 0])
+    if most > 1:
+        raise Mistake(
+            f"training.num_processes: {most:.0f} ranks hold the same GPU, {num_ranks:.0f} ranks being on its machine; "
+            "start one rank for each GPU and let each see its own"
+        )
 
 
 def _too_few(num_ranks: int, num_gpus: int) -> str:
     return f"training.num_processes: {num_ranks} ranks on this machine but {num_gpus} GPU(s); use --nproc {num_gpus}"
 
 
-def disconnect() -> None:
+def set_timeout(world: World, timeout: timedelta) -> None:
+    """From now on an exchange or a collective of any group that waits longer than `timeout` fails."""
+    world.plane.set_timeout(timeout)
+    for group in dist.distributed_c10d._world.pg_map if dist.is_initialized() else ():
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
+
+
+def disconnect(world: World) -> None:
     """Leaves the process groups."""
+    world.plane.close()
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -158,8 +215,8 @@ def share_cores(world: World, threads: int | None) -> int:
     Without a wish, the cores this process may use are split evenly between the ranks that may use the same ones.
     """
     if threads is None:
-        cores = tuple(sorted(os.sched_getaffinity(0)))
-        place = (socket.gethostname(), cores)
-        threads = max(1, len(cores) // world.gather(place).count(place))
+        cores = sorted(os.sched_getaffinity(0))
+        sharers = world.count_alike(f"cores {cores} of {socket.gethostname()}")
+        threads = max(1, len(cores) // sharers)
     torch.set_num_threads(threads)
     return threads

@@ -5,10 +5,14 @@
 Importing this module imports DeepSpeed (seconds); nothing at start-up of the command line does.
 """
 
+import contextlib
+import copy
+import functools
 import logging
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,25 +23,53 @@ from torch import nn
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
+from training.first_weights import Fill, give_memory, put_weights
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
-from training.state.index import Index, written_slices
+from training.state.index import WEIGHT, Index, written_slices
 from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot
 from training.state.together import everywhere
-from training.zero import PREFIX, ZeroState
+from training.zero import PREFIX, Holdings, ZeroState
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
-# A folder of its own: a lock left in a shared one by a killed process would hang every later start.
-os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/shardline-extensions-{os.getpid()}")
 
 import deepspeed
 from deepspeed.ops import __compatible_ops__
-from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from common.mistakes import Mistake
+
+
+class _Engine(DeepSpeedEngine):
+    """DeepSpeed's engine with one ZeRO optimizer for stages 1 and 2, whatever the precision.
+
+    For stage 1 in bf16 with gradients summed in fp32 DeepSpeed would take another, BF16_Optimizer, which reduces all
+    gradients of a step at once behind the last backward pass and knows neither buckets nor overlap.
+    """
+
+    def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+        wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
+        return ZERO_OPTIMIZATION if self.zero_optimization() else wrapper
+
+    def _broadcast_model(self) -> None:
+        """Nothing: every rank puts its own weights in, so that rank 0 need not send all of its own at start."""
+
+
+deepspeed.DeepSpeedEngine = _Engine  # what deepspeed.initialize makes
+
+OPTIMIZERS: dict[int, type] = {
+    0: torch.optim.AdamW,
+    1: DeepSpeedZeroOptimizer,
+    2: DeepSpeedZeroOptimizer,
+    3: DeepSpeedZeroOptimizer_Stage3,
+}
+"""What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does."""
 
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -56,29 +88,72 @@ def check_zero_section(zero: dict[str, Any]) -> None:
         raise Mistake(f"training.deepspeed.{where}: {first['msg']}, says DeepSpeed") from None
 
 
+@contextlib.contextmanager
+def private_extensions() -> Iterator[None]:
+    """Has torch compile extensions, should DeepSpeed ask for one, in a folder of this process's own, removed behind it.
+
+    In a shared one, a lock left by a killed process would hang every later start, and others could leave code there.
+    """
+    if "TORCH_EXTENSIONS_DIR" in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="shardline-extensions-", ignore_cleanup_errors=True) as folder:
+        os.environ["TORCH_EXTENSIONS_DIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TORCH_EXTENSIONS_DIR"]
+
+
+class _Partition(deepspeed.zero.Init):
+    """Cuts a model on the meta device into parts of empty memory, a parameter at a time."""
+
+    def _convert_to_zero_parameters(self, param_list: Any) -> None:
+        for parameter in param_list:
+            give_memory(parameter, self.dtype, self.local_device)
+            self._convert_to_deepspeed_param(parameter)
+            parameter.partition()
+
+
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, step, save and load, the same for every stage."""
 
     def __init__(self, model: nn.Module, run: RunConfig, world: World):
-        """Takes the model over: partitions, casts and moves it as stage, precision and device ask for.
+        """Takes a model on the meta device over: partitions, casts and places it as stage, precision, device ask for.
 
-        The whole model comes in, on the host, the same on every rank: built so, its first weights depend on
-        nothing but the seed. ZeRO 3 moves and splits it one parameter at a time, so no device ever holds it all.
+        Its weights are memory that nothing has been written to until `put_weights` or `load` is called.
         """
         self.world = world
         self.stage = run.training.zero_stage
-        self.num_micro_batches = accumulation_steps(run, world.size)
+        self.num_micro_batches = accumulation_steps(run, world.mesh.data.size)
         self.clipping = run.optimizer.gradient_clipping
-        config = deepspeed_config(run, world.size, world.device.type)
+        config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
         boxes = _in_optimizer_order(model, optimizer)
+        if self.stage == 3:
+            _Partition(module=model, config_dict_or_path=copy.deepcopy(config))
+        else:
+            dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
+            for parameter in model.parameters():
+                give_memory(parameter, dtype, world.device)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
         if world.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
         self._state = ZeroState(self._engine, self._optimizer, boxes)
+
+    def holdings(self) -> Holdings:
+        """What this rank holds of the training state, now that it is cut."""
+        return self._state.holdings(list(self.module.parameters()))
+
+    def put_weights(self, write: Fill) -> None:
+        """Gives the model its first weights, which `write` makes by name; every rank must call it."""
+        self._state.before_filling()
+        put_weights(self._state.layout(), self._state.vectors()[WEIGHT], self.world, write)
+        self._state.after_filling(0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The model's forward pass. Its outputs must be a tensor or a plain tuple for ZeRO 3 to see them."""
@@ -88,22 +163,40 @@ class Engine:
         """Adds the gradients of `loss` to those of the step; on the last micro-batch they are averaged over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    @functools.cached_property
+    def can_hold_back(self) -> bool:
+        """Whether `step` can be kept from changing anything by a value that only the device knows.
+
+        DeepSpeed itself waits for the norm in its step, passes over an update whose gradient is not finite, and
+        reports that norm; what it does not see is a loss that is infinite where its gradient is not.
+        """
+        inner = self._torch_optimizer()
+        weights = [weight for group in inner.param_groups for weight in group["params"]]
+        on_device = all(weight.device.type == "cuda" for weight in weights)
+        return on_device and isinstance(inner, torch.optim.AdamW) and bool(inner.defaults["fused"])
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer if self.stage == 0 else self._optimizer.optimizer
+
+    def step(self, lr: float, hold_back: torch.Tensor | None = None) -> torch.Tensor:
         """Clips the gradients, updates the weights at learning rate `lr` and returns the norm before clipping.
 
-        Only the call after the last micro-batch does so; the ones before it return 0.
+        Only the call after the last micro-batch does so; the ones before it return 0. Where `can_hold_back`, a bool []
+        on the device, `hold_back`, keeps weights and moments as they are when it is true.
         """
         last = self._engine.is_gradient_accumulation_boundary()
         norm: Any = 0.0
         if last:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+            if hold_back is not None:
+                self._torch_optimizer().found_inf = hold_back.float()  # type: ignore[attr-defined]
             if self.stage == 0:
                 norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clipping or float("inf"))
         self._engine.step()
         if last and self.stage > 0:
             norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        return torch.as_tensor(norm)
 
     def snapshot(self) -> Snapshot:
         """Copies of what this rank will write, on the host."""

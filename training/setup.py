@@ -1,6 +1,7 @@
 """Puts a run together from its config: identity, model, engine, checkpoint, data, evaluation, trainer."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,14 @@ import torch
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
+from data_pipeline.opening import open_dataset
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
-from model.exchange.importing import MODEL_FILE, imported_config, load_imported
+from model.exchange.importing import MODEL_FILE, imported_config
+from model.exchange.tensor_files import TensorReader
+from model.network.layers import first_values
 from model.network.transformer import Transformer
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
@@ -21,13 +26,18 @@ from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
+from training.first_weights import Fill
 from training.hardware import peak_flops
-from training.loop import Run, Trainer
+from training.loop import Trainer
+from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
-from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
+from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
+from training.state.together import on_main
 from training.step import LossModel
+
+LOG = logging.getLogger("training.setup")
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -47,7 +57,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
         world_size=world_size,
         zero_stage=config.training.zero_stage,
         precision=config.training.precision,
-        data=manifest.fingerprint,
+        data=manifest.fingerprints,
         tokenizer=manifest.tokenizer_fingerprint,
         order={
             "seed": config.seed,
@@ -62,16 +72,32 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
 def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: bool = False) -> Engine:
     """Model and engine of a run, with the weights it starts from: imported ones, else drawn from the seed.
 
-    A run that resumes gets its weights from the checkpoint, so imported ones are not read then.
+    A run that resumes gets its weights from the checkpoint: none are made or read, `Engine.load` must follow.
     """
-    model = Transformer(config.model, vocab_size, config.seed)
-    if config.training.initial_weights and not resuming:
-        _load_initial(model, Path(config.training.initial_weights))
-    return Engine(LossModel(model, config.training.z_loss), config, world)
+    with torch.device("meta"):
+        model = Transformer(config.model, vocab_size, config.seed)
+    fill = None if resuming else _first_weights(model, config.training.initial_weights)
+    engine = Engine(LossModel(model, config.training.z_loss), config, world)
+    if fill is not None:
+        engine.put_weights(fill)
+    return engine
 
 
-def _load_initial(model: Transformer, folder: Path) -> None:
-    """Copies imported weights into the model. ValueError when they are another model's."""
+def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
+    """Where the weights of a new run come from, by the model's own names."""
+    if not initial_weights:
+        drawn = first_values(model)
+        return lambda name, out, start: drawn[name].fill(out, start)
+    files = _initial_files(model, Path(initial_weights))
+
+    def read(name: str, out: torch.Tensor, start: int) -> None:
+        out.copy_(files.read_part(name, start, start + out.numel()))
+
+    return read
+
+
+def _initial_files(model: Transformer, folder: Path) -> TensorReader:
+    """Imported weights of this very model. ValueError when they are another model's."""
     found, vocab_size = imported_config(folder)
     theirs, ours = _spelled_out(found), _spelled_out(model.config)
     differing = [key for key in ours if ours[key] != theirs[key]]
@@ -86,9 +112,7 @@ def _load_initial(model: Transformer, folder: Path) -> None:
             f"training.initial_weights: {folder} has {vocab_size} rows of embedding and this run {model.vocab_size}; "
             "use the tokenizer it was imported with, and its model.vocab_size"
         )
-    with torch.no_grad():
-        for name, weight in load_imported(folder):
-            model.get_parameter(name).copy_(weight)
+    return TensorReader(folder)
 
 
 def _spelled_out(config: ModelConfig) -> dict[str, Any]:
@@ -105,8 +129,8 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 @contextlib.contextmanager
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
-    accumulation_steps(config, world.size)
-    manifest = Manifest.load(config.data.path)
+    accumulation_steps(config, world.mesh.data.size)
+    manifest = on_main(world, lambda: open_dataset(config.data.path, config.tokenizer.path))
     run = Run(
         config=config,
         folder=folder,
@@ -118,11 +142,12 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     choice = choose(folder, world)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
+        _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
-    loader = _loader(run, state)
+    loader = _loader(run, manifest, state)
     try:
         yield trainer, loader
     finally:
@@ -131,23 +156,34 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
-    manifest = Manifest.load(config.data.path)
+    manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
         check_identity(read_saved(newest).identity, identity, newest)
-    world = World(rank=0, size=1, device=torch.device("cpu"))  # sees all samples, talks to nobody
+        _refuse_past(config, newest)
+    world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
     _evaluators(run, manifest)
-    _loader(run, RunState()).close()
+    _loader(run, manifest, RunState()).close()
+
+
+def _refuse_past(config: RunConfig, folder: Path) -> None:
+    """ValueError when a checkpoint lies beyond the run's last step."""
+    step, steps = step_of(folder), config.training.steps
+    if step > steps:
+        raise Mistake(
+            f"training.steps: {steps}, but the run stands at step {step} already ({folder}); "
+            f"set it to more than {step} to go on, or choose another name to train anew"
+        )
 
 
 def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     for name, faults in choice.damaged.items():
         run.events.write("damaged", checkpoint=name, faults=faults)
         if run.world.is_main:
-            print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
+            LOG.warning(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}")
             mark_damaged(checkpoints_dir(run.folder) / name, faults)
     found = choice.checkpoint
     if found is None:
@@ -157,7 +193,7 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     if run.world.is_main:
         unmark_damaged(found.folder)
         for name in found.unlisted:
-            print(f"checkpoint {found.folder.name}: {name} is none of its files and is not read", flush=True)
+            LOG.warning(f"checkpoint {found.folder.name}: {name} is none of its files and is not read")
     _note_resharding(run, found)
     state = load(engine, found)
     run.events.write("resume", step=state.step, checkpoint=found.folder.name)
@@ -171,7 +207,7 @@ def _note_resharding(run: Run, found: Checkpoint) -> None:
     run.events.write("resharded", checkpoint=found.folder.name, **{"from": then, "to": now})
     if run.world.is_main:
         ways = [f"{cut['world_size']} rank(s) at ZeRO {cut['zero_stage']}" for cut in (then, now)]
-        print(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
+        LOG.info(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}")
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
@@ -182,14 +218,12 @@ def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
         return {}
     parts = [ObjectiveConfig(**part.model_dump(exclude={"weight"})) for part in config.objective.parts or ()]
     objectives = [config.objective, *parts, *config.evaluation.objectives]
-    return {name: _evaluator(run, objective) for name, objective in _named(objectives)}
+    return {name: _evaluator(run, manifest, objective) for name, objective in _named(objectives)}
 
 
-def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
+def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Evaluator:
     config = run.config
-    batches = evaluation_batches(
-        config.data.path, num_samples=config.evaluation.num_samples, **_reading(run, objective)
-    )
+    batches = evaluation_batches(_reading(run, manifest, objective), num_samples=config.evaluation.num_samples)
     _check_positions(config.model, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
@@ -200,19 +234,21 @@ def _evaluator(run: Run, objective: ObjectiveConfig) -> Evaluator:
     return evaluator
 
 
-def _reading(run: Run, objective: ObjectiveConfig) -> dict[str, Any]:
-    """What training and evaluation batches of this rank have in common, as keywords of both."""
+def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Reading:
+    """What training and evaluation batches of this rank have in common."""
     config, world = run.config, run.world
-    return {
-        "objective": objective,
-        "shape": config.model.shape,
-        "sequence_length": config.training.sequence_length,
-        "target_length": config.training.target_length,
-        "micro_batch_size": config.training.micro_batch_size,
-        "rank": world.rank,
-        "world_size": world.size,
-        "seed": config.seed,
-    }
+    return Reading(
+        config.data.path,
+        manifest,
+        objective,
+        config.model.shape,
+        config.training.sequence_length,
+        config.training.micro_batch_size,
+        config.seed,
+        rank=world.mesh.data.rank,
+        world_size=world.mesh.data.size,
+        target_length=config.training.target_length,
+    )
 
 
 def _check_positions(model: ModelConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
@@ -235,16 +271,14 @@ def _named(objectives: Sequence[ObjectiveConfig]) -> Iterator[tuple[str, Objecti
             yield (objective.name if count == 1 else f"{objective.name}-{count}"), objective
 
 
-def _loader(run: Run, state: RunState) -> Loader:
+def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:
     config = run.config
     loader = Loader(
-        config.data.path,
-        "train",
+        _reading(run, manifest, config.objective),
         global_batch_size=config.training.global_batch_size,
         samples_consumed=state.samples_consumed,
         prefetch=config.training.prefetch,
         pin=run.world.device.type == "cuda",
-        **_reading(run, config.objective),
     )
     _check_positions(config.model, config.objective, loader.lengths)
     return loader

@@ -3,6 +3,7 @@
 engine -> layout, flat vectors of this rank -> copied out (snapshot) or filled (loading) -> what it computes with
 """
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -14,6 +15,31 @@ from training.state.layout import Layout, replicated, sharded
 
 PREFIX = "model."
 """What `LossModel` puts in front of the names of weights."""
+
+
+FP32 = 4
+"""Bytes of a number of the training state, whatever the model computes in."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Holdings:
+    """Bytes of the training state that one rank holds from step to step, on its device or offloaded to its host."""
+
+    optimizer: str
+    """Class that keeps it."""
+    weights: int
+    """What the model computes with: a part at stage 3, which keeps small ones whole and gathers layers as it goes."""
+    gradients: int
+    """Their sum over the micro-batches of a step."""
+    master_weights: int
+    """fp32 weights; 0 at stage 0, where the model computes with them."""
+    moments: int
+    """AdamW's two."""
+
+    def __str__(self) -> str:
+        parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "optimizer"}
+        listed = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:.3g} GB" for name, size in parts.items())
+        return f"{listed}; {sum(parts.values()) / 1e9:.3g} GB in all ({self.optimizer})"
 
 
 class ZeroState:
@@ -50,6 +76,23 @@ class ZeroState:
         kinds = {kind: [self._state_of(vector)[kind].view(-1) for vector in flat] for kind in moments}
         return {WEIGHT: [vector.detach().view(-1) for vector in flat], **kinds}
 
+    def holdings(self, parameters: list[Any]) -> Holdings:
+        """Bytes of it, given the parameters that the model computes with."""
+        whole = sum(parameter.numel() for parameter in parameters)
+        width = parameters[0].element_size()
+        weights = width * whole
+        if self._stage == 3:
+            kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
+            weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
+        own = sum(vector.numel() for vector in self._flat())
+        return Holdings(
+            optimizer=type(self._optimizer).__name__,
+            weights=weights,
+            gradients=FP32 * (own if self._stage > 1 else whole),
+            master_weights=FP32 * own if self._stage else 0,
+            moments=2 * FP32 * own,
+        )
+
     @property
     def updates(self) -> int:
         """Steps that the optimizer has done."""
@@ -76,6 +119,7 @@ class ZeroState:
         if self._stage == 3:
             for number in range(len(self._flat())):
                 self._optimizer._reassign_or_swap_out_partitioned_parameters(number)
+            self._optimizer.invalidate_secondary_tensor()  # copies inside a node (hpZ) would be those of before
             self._optimizer.checkpoint_event_epilogue()
         elif self._stage > 0:
             self._optimizer.update_lp_params()

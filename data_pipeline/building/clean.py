@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 import xxhash
 
-from data_pipeline.building.sources import Document, Rejects
+from data_pipeline.building.sources import Record, Rejects
 from data_pipeline.config import DataConfig
 
 BATCH_BYTES = 8 << 20
@@ -31,7 +31,7 @@ class CleanBatch:
     """Hash of each, uint64 [2, N]: high and low half."""
 
 
-def clean_batches(documents: Iterable[Document], config: DataConfig, rejects: Rejects) -> Iterator[CleanBatch]:
+def clean_batches(documents: Iterable[Record], config: DataConfig, rejects: Rejects) -> Iterator[CleanBatch]:
     """Normalises and filters; yields batches of about BATCH_BYTES, so that memory is bounded by one long document."""
     texts: list[str] = []
     sizes: list[int] = []

@@ -7,6 +7,7 @@ Only the plan in that folder makes it and the shards beside it ours to delete.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import re
@@ -20,16 +21,18 @@ import xxhash
 from common.files import meant_name, sweep
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import SourceFile, list_files
+from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo
-from data_pipeline.shards import token_dtype
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
+from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
-from data_pipeline.vocabulary import packed_flags
 
 SETTINGS_NAME = "build.json"
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
+UNITS_NAME = "units.json"
+"""What an interrupted build had found out about its files, so that the next one need not open them to plan."""
 DECISIVE_KEYS = {
     "sources",
     "unicode_normalization",
@@ -56,35 +59,48 @@ def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any
 # ---- a dataset that is there
 
 
-def reuse(config: DataConfig, wanted: dict[str, Any]) -> Manifest:
+def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> Manifest:
     """The manifest of the dataset that is there, if it is what these settings would build.
 
     Sources that are gone since do not matter. Raises ValueError naming what differs.
     """
     folder = Path(config.path)
     manifest = Manifest.load(folder)
-    if not config.sources:
-        wanted = {"tokenizer": wanted["tokenizer"]}
-    elif manifest.config_fingerprint != fingerprint(wanted):
+    if config.sources and manifest.config_fingerprint != fingerprint(wanted):
         _refuse(folder, wanted)
     if manifest.tokenizer_fingerprint != wanted["tokenizer"]:
         raise Mistake(
             f"data.path: {folder} was built with another tokenizer; choose another data.path or delete that folder"
         )
-    _check_files(config, folder, manifest)
+    check_tokenizer(folder, manifest, tokenizer)
+    check_files(folder, manifest, sizes=True)
+    _check_sources_still(config, folder, manifest)
     clear_leftovers(folder, manifest)
     return manifest
 
 
 def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
     found = _read_settings(folder)
+    if {key: _located(found.get(key, ...)) for key in wanted} == {key: _located(wanted[key]) for key in wanted}:
+        return
     try:
         key = next(key for key in wanted if found[key] != wanted[key])
     except (KeyError, StopIteration):
         raise Mistake(f"data.path: {folder} was built with other settings; {advice}") from None
     values = "another tokenizer" if key == "tokenizer" else f"{key} {_shown(found[key])}, not {_shown(wanted[key])}"
     raise Mistake(f"data.path: {folder} was built with {values}; {advice}")
+
+
+def _located(setting: Any) -> Any:
+    """A setting; sources with their paths as they are called from anywhere."""
+    if not isinstance(setting, list):
+        return setting
+    return [
+        {**source, "path": str(Path(source["path"]).expanduser().absolute())} if "://" not in source["path"] else source
+        for source in setting
+    ]
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -100,7 +116,7 @@ def _shown(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _check_files(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+def _check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
     try:
         files = list_files(config.sources)
     except (ValueError, OSError):
@@ -135,7 +151,7 @@ def clear_leftovers(folder: Path, manifest: Manifest) -> None:
     work = folder / WORK_NAME
     if _read_plan(work) is None:
         return
-    _delete_shards(folder, {shard.name for split in manifest.splits.values() for shard in split})
+    _delete_shards(folder, {name.decode() for table in manifest.splits.values() for name in table.names.tolist()})
     # the plan says that the rest is ours, so it goes last
     _delete_work(work, keep={PLAN_NAME})
     (work / PLAN_NAME).unlink(missing_ok=True)
@@ -167,6 +183,24 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 
 
 # ---- a dataset in the making
+
+
+def planned_units(folder: Path, plan: str) -> list[Unit] | None:
+    """The units of an interrupted build with this very plan; None where there is none."""
+    work = folder / WORK_NAME
+    found = _read_plan(work)
+    if found is None or found["fingerprint"] != plan:
+        return None
+    try:
+        return [Unit(*values) for values in json.loads((work / UNITS_NAME).read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def remember_units(job: Job, units: Sequence[Unit]) -> None:
+    """Keeps the units of a build for the case that it is interrupted."""
+    if not (job.work / UNITS_NAME).exists():
+        write_json(job.work / UNITS_NAME, [dataclasses.astuple(unit) for unit in units])
 
 
 @contextlib.contextmanager
@@ -228,16 +262,7 @@ def finish(
     """
     _check_sources(job.data, results)
     manifest = Manifest(
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        vocab_size=tokenizer.vocab_size,
-        dtype=token_dtype(tokenizer.vocab_size).name,
-        bos_id=tokenizer.bos_id,
-        eos_id=tokenizer.eos_id,
-        special_ids=tokenizer.special_ids,
-        num_sentinels=len(tokenizer.sentinel_ids),
-        first_sentinel_id=next(iter(tokenizer.sentinel_ids), None),
-        word_starts=packed_flags(tokenizer.word_borders[0]),
-        word_ends=packed_flags(tokenizer.word_borders[1]),
+        **tokenizer.record(),
         config_fingerprint=fingerprint(settings),
         splits={split: _shards_of(results, split) for split in SPLITS},
         counts={**file_counts(files), **_document_counts(results)},
@@ -269,8 +294,8 @@ def _described(counts: dict[str, int]) -> str:
     return ", ".join(f"{key} {count}" for key, count in counts.items() if count) or "its files are empty"
 
 
-def _shards_of(results: list[dict[str, Any]], split: str) -> list[ShardInfo]:
-    return [ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]]
+def _shards_of(results: list[dict[str, Any]], split: str) -> ShardTable:
+    return ShardTable.of([ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]])
 
 
 def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:

@@ -24,7 +24,7 @@ import xxhash
 from common.files import written_aside
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, find_duplicates, is_validation, sort_keys
-from data_pipeline.building.sources import Document, Rejects, Unit, read_documents
+from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -224,7 +224,7 @@ def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[in
         yield batch
 
 
-def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Document]:
+def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Record]:
     for unit in units:
         for document in read_documents(unit, job.data.sources[unit.source], rejects):
             read[unit.source] += 1

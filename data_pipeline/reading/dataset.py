@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from common.mistakes import Mistake
-from data_pipeline.manifest import Manifest
-from data_pipeline.shards import ADVICE, ShardReader, Sums
+from data_pipeline.manifest import Manifest, ShardTable
+from data_pipeline.shards import ADVICE, SUFFIXES, ShardReader, shard_sizes
 
 MAX_OPEN_SHARDS = 4096
-"""Shards mapped at once by one dataset, fewer where the process may open few files."""
+"""Shards mapped at once by one dataset, fewer where the process may open few files: some 8 KB of memory each."""
+FILES_OF_SHARD = len(SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,39 +98,38 @@ class Samples:
 
 
 class TokenDataset:
-    """Samples of `window` tokens and `overlap` more each, 0 or 1, from one split of the dataset in folder `path`.
+    """Samples of `window` tokens and `overlap` more each, 0 or 1, from one split of the dataset in a folder.
 
-    Opening maps nothing; shards are mapped when first read, and their blocks checked when first touched.
+    Opening touches no file; shards are mapped when first read, and their blocks checked when first touched. Those that
+    were not read for longest are let go, with all that is known of them, so that memory does not grow with the dataset.
     With `keep_tail` the tokens left over after the last whole sample make a shorter one; otherwise they are not used.
     """
 
     def __init__(
         self,
-        path: str | Path,
+        folder: str | Path,
+        manifest: Manifest,
         split: str,
         window: int,
         *,
         overlap: int = 1,
         keep_tail: bool = False,
-        manifest: Manifest | None = None,
     ):
-        self.path = Path(path)
+        self.folder = Path(folder)
         self.split = split
         self.window = window
         self.overlap = overlap
-        self.manifest = manifest or Manifest.load(self.path)
-        if split not in self.manifest.splits:
-            raise Mistake(f"{self.path}: no split '{split}'; it has {', '.join(sorted(self.manifest.splits))}")
-        self._shards = self.manifest.splits[split]
-        sizes = [shard.num_tokens for shard in self._shards]
-        self._starts = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+        self.manifest = manifest
+        if split not in manifest.splits:
+            raise Mistake(f"{self.folder}: no split '{split}'; it has {', '.join(sorted(manifest.splits))}")
+        self._shards = manifest.splits[split]
+        self._starts = np.concatenate(([0], np.cumsum(self._shards.num_tokens)))
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
-        self._max_open = min(MAX_OPEN_SHARDS, _open_files() // 4)
-        self._sums: dict[int, Sums | None] = {}
-        self.num_tokens = sum(sizes)
+        self._max_open = min(MAX_OPEN_SHARDS, _open_files() // (FILES_OF_SHARD + 1))
+        self.num_tokens = int(self._starts[-1])
         usable = max(self.num_tokens - overlap, 0)
         self._num_samples = (usable + window - 1 if keep_tail else usable) // window
-        self.dtype = np.dtype(self.manifest.dtype)
+        self.dtype = np.dtype(manifest.dtype)
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -158,9 +158,9 @@ class TokenDataset:
         places, begins, ends = [parts.at], np.empty(len(parts.at), bool), np.empty(len(parts.at), bool)
         for shard in np.unique(parts.shard).tolist():
             here = np.flatnonzero(parts.shard == shard)
-            pieces = self._reader(shard).pieces(parts.start[here], parts.stop[here])
-            places.append(pieces.starts + np.repeat(parts.at[here] - parts.start[here], pieces.counts))
-            begins[here], ends[here] = pieces.begins, pieces.ends
+            division = self._reader(shard).divide(parts.start[here], parts.stop[here])
+            places.append(division.starts + np.repeat(parts.at[here] - parts.start[here], division.counts))
+            begins[here], ends[here] = division.begins, division.ends
         piece_starts = np.sort(np.concatenate(places))
         first = np.searchsorted(piece_starts, parts.at)
         last = np.searchsorted(piece_starts, parts.at + parts.stop - parts.start) - 1
@@ -195,32 +195,30 @@ class TokenDataset:
     def _reader(self, shard: int) -> ShardReader:
         reader = self._open.get(shard)
         if reader is None:
-            reader = self._open[shard] = self._open_shard(shard)
+            reader = self._open[shard] = open_shard(self.folder, self._shards, shard, self.dtype)
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         elif len(self._shards) > self._max_open:
             self._open.move_to_end(shard)
         return reader
 
-    def _open_shard(self, shard: int) -> ShardReader:
-        info = self._shards[shard]
-        reader = ShardReader(
-            self.path / info.name,
-            sums=self._sums.get(shard),
-            sums_digest=info.checksums.get(f"{info.name}.sums"),
-        )
-        found = (reader.num_documents, reader.num_tokens, reader.dtype)
-        if found != (info.num_documents, info.num_tokens, self.dtype):
-            raise Mistake(f"{self.path / info.name}.idx: not the shard its manifest describes; {ADVICE}")
-        self._sums[shard] = reader.sums
-        return reader
+
+def open_shard(folder: Path, shards: ShardTable, number: int, dtype: np.dtype) -> ShardReader:
+    """Opens a shard of a table. ValueError naming the file when it is not the one that was written."""
+    name = shards.name(number)
+    counts = int(shards.num_documents[number]), int(shards.num_tokens[number])
+    digest = shards.digests[number, SUFFIXES.index(".sums")].tobytes()
+    reader = ShardReader(folder / name, sizes=shard_sizes(*counts, dtype), sums_digest=digest)
+    if (reader.num_documents, reader.num_tokens, reader.dtype) != (*counts, dtype):
+        raise Mistake(f"{folder / name}.idx: not the shard its manifest describes; {ADVICE}")
+    return reader
 
 
 @functools.cache
 def _open_files() -> int:
     """How many files this process may open, once it has asked for as many as are of use here."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = 4 * MAX_OPEN_SHARDS
+    enough = (FILES_OF_SHARD + 1) * MAX_OPEN_SHARDS
     wanted = enough if hard == resource.RLIM_INFINITY else min(enough, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -130,7 +130,7 @@ def scattered(values: np.ndarray, rows: np.ndarray, num_rows: int) -> np.ndarray
     return result
 
 
-def gathered(ragged: Ragged, order: np.ndarray) -> Ragged:
+def reordered(ragged: Ragged, order: np.ndarray) -> Ragged:
     """The rows in another order."""
     lengths = ragged.lengths[order]
     return Ragged(ragged.tokens[ranges(before(ragged.lengths)[order], lengths)], lengths)

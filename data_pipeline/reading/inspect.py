@@ -9,10 +9,12 @@ import numpy as np
 
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.manifest import Manifest
-from data_pipeline.reading.loader import BatchMaker
+from data_pipeline.manifest import Manifest, ShardTable
+from data_pipeline.opening import check_files
+from data_pipeline.reading.batches import BatchMaker, Reading
+from data_pipeline.reading.dataset import open_shard
 from data_pipeline.reading.packing import IGNORED, PackedBatch
-from data_pipeline.shards import SUFFIXES, ShardReader, with_suffix
+from data_pipeline.shards import shard_sizes
 
 MAX_EXAMINED = 1024
 """Samples made into batches for averages; all of them when there are fewer."""
@@ -138,28 +140,15 @@ def inspect_dataset(
     made with another tokenizer, or when the objective does not go with the shape or with the dataset.
     """
     manifest = Manifest.load(path)
+    check_files(path, manifest, sizes=True)
     if tokenizer and tokenizer.fingerprint != manifest.tokenizer_fingerprint:
         raise Mistake(
             f"{path}: built with the tokenizer {manifest.tokenizer_fingerprint}, "
             f"but this one is {tokenizer.fingerprint}; give the tokenizer it was built with"
         )
     objective = objective or ObjectiveConfig()
-
-    def maker(name: str, keep_tail: bool = False) -> BatchMaker:
-        return BatchMaker(
-            path,
-            name,
-            objective=objective,
-            shape=shape,
-            sequence_length=sequence_length,
-            target_length=target_length,
-            micro_batch_size=1,
-            pad_id=None,
-            seed=seed,
-            keep_tail=keep_tail,
-        )
-
-    shown = maker(split, keep_tail=True)
+    reading = Reading(path, manifest, objective, shape, sequence_length, 1, seed, target_length=target_length)
+    shown = BatchMaker(reading, split, keep_tail=True)
     return DatasetFacts(
         path=str(path),
         fingerprint=manifest.fingerprint,
@@ -172,7 +161,7 @@ def inspect_dataset(
         sequence_length=sequence_length,
         target_length=shown.lengths.target_row,
         window=shown.lengths.window,
-        splits=[_split_facts(name, maker(name)) for name in manifest.splits],
+        splits=[_split_facts(name, BatchMaker(reading, name)) for name in manifest.splits],
         samples=_views(shown, tokenizer, num_samples) if tokenizer else [],
     )
 
@@ -186,7 +175,7 @@ def _spread(count: int, total: int) -> np.ndarray:
 def _split_facts(name: str, maker: BatchMaker) -> SplitFacts:
     dataset = maker.dataset
     shards = dataset.manifest.splits[name]
-    num_documents, source_bytes = sum(s.num_documents for s in shards), sum(s.source_bytes for s in shards)
+    num_documents, source_bytes = int(shards.num_documents.sum()), int(shards.source_bytes.sum())
     examined = _spread(MAX_EXAMINED, len(dataset))
     totals = dict.fromkeys(("documents", "cut", "padding", "targets", "positions", "encoder_positions", "left_out"), 0)
     for batch in maker(examined, examined):
@@ -260,12 +249,20 @@ def verify_dataset(path: str | Path, progress: Callable[[int, int], None] | None
     file and where in it.
     """
     folder = Path(path)
-    shards = [shard for shards in Manifest.load(folder).splits.values() for shard in shards]
-    sizes = [sum(with_suffix(folder / shard.name, suffix).stat().st_size for suffix in SUFFIXES) for shard in shards]
+    manifest = Manifest.load(folder)
+    check_files(folder, manifest, sizes=True)
+    dtype = np.dtype(manifest.dtype)
+    tables = list(manifest.splits.values())
+    total = sum(_num_bytes(table, number, dtype) for table in tables for number in range(len(table)))
     done = 0
-    for shard, size in zip(shards, sizes, strict=True):
-        ShardReader(folder / shard.name, sums_digest=shard.checksums.get(f"{shard.name}.sums")).check_all()
-        done += size
-        if progress:
-            progress(done, sum(sizes))
+    for table in tables:
+        for number in range(len(table)):
+            open_shard(folder, table, number, dtype).check_all()
+            done += _num_bytes(table, number, dtype)
+            if progress:
+                progress(done, total)
     return done
+
+
+def _num_bytes(table: ShardTable, number: int, dtype: np.dtype) -> int:
+    return sum(shard_sizes(int(table.num_documents[number]), int(table.num_tokens[number]), dtype).values())

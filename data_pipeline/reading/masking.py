@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.reading.dataset import Documents
 from data_pipeline.reading.draws import before, below, bits, choose, fork, fractions, places, ranges, row_sums
-from data_pipeline.reading.examples import Examples, Expected, Pieces, Ragged, Sizes, content_of, gathered
+from data_pipeline.reading.examples import Examples, Expected, Pieces, Ragged, Sizes, content_of, reordered
 from data_pipeline.vocabulary import Vocabulary
 
 _CHOICE, _ROUNDING, _KIND, _PIECE, _PAIR, _BORDER, _COIN = range(20, 27)
@@ -164,7 +164,7 @@ class SentencePairs:
         first, second, piece, pair_keys = self._divide(content, rows, keys[rows])
         sample = np.repeat(np.arange(len(documents.num_pieces)), documents.num_pieces)[piece]
         source = _partners(np.bincount(sample, minlength=len(documents.num_pieces)), pair_keys)
-        tokens, lengths, can_hide = self._joined(first, gathered(second, source))
+        tokens, lengths, can_hide = self._joined(first, reordered(second, source))
         hide = MaskedTokens(self.vocabulary, self.noise_density, self.whole_words)
         inputs, chosen = hide(tokens, lengths, can_hide, pair_keys)
         starts = before(lengths)

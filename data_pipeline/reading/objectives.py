@@ -24,7 +24,7 @@ from data_pipeline.reading.examples import (
     Pieces,
     Ragged,
     Sizes,
-    gathered,
+    reordered,
     selected,
 )
 from data_pipeline.reading.masking import MaskedLm, SentencePairs
@@ -195,8 +195,8 @@ def _merged(made: Sequence[tuple[Examples, np.ndarray]]) -> Examples:
     scored = None
     if any(examples.scored is not None for examples, _ in made):
         flags = np.concatenate([_scored(examples) for examples, _ in made])
-        scored = gathered(Ragged(flags, targets.lengths), order).tokens
-    return Examples(gathered(inputs, order), gathered(targets, order), scored, pieces[order])
+        scored = reordered(Ragged(flags, targets.lengths), order).tokens
+    return Examples(reordered(inputs, order), reordered(targets, order), scored, pieces[order])
 
 
 def _scored(examples: Examples) -> np.ndarray:

@@ -102,11 +102,16 @@ class TensorReader:
         """A weight in its stored dtype, in memory of its own. ValueError when the folder has none of that name."""
         if name not in self.places:
             raise Mistake(f"{self.folder}: there is no weight {name} in its safetensors files")
-        file, offset, shape, dtype = self.places[name]
-        tensor = torch.empty(shape, dtype=dtype)
+        shape = self.places[name].shape
+        return self.read_part(name, 0, math.prod(shape)).view(shape)
+
+    def read_part(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Elements from `start` to `stop` of a weight made flat, as `read` gives it."""
+        file, offset, _, dtype = self.places[name]
+        tensor = torch.empty(stop - start, dtype=dtype)
         into, done = _bytes_of(tensor), 0
         with file.open("rb", buffering=0) as source:
-            source.seek(offset)
+            source.seek(offset + start * dtype.itemsize)
             while done < len(into):
                 count = source.readinto(into[done : done + _MOST_AT_ONCE])
                 if not count:

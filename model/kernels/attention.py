@@ -2,7 +2,7 @@
 
 `flash` is flash-attn's varlen kernel (CUDA), `varlen` is torch's build of it, `sdpa` is torch's own kernel, document by
 document, on any device, or ours where that is faster (cpu_attention.py), and `reference` is the definition: a dense
-mask in float64, for tests.
+mask in float64, for tests. `auto` is the first of the first three that runs.
 """
 
 from itertools import groupby
@@ -29,10 +29,11 @@ def resolve_backend(
 
     Raises ValueError when flash or varlen is asked for and cannot run.
     """
-    obstacles = {"flash": _flash_obstacle, "varlen": _varlen_obstacle}
+    facts = torch.device(device), dtype, head_dim, positions
+    obstacles = {"flash": _flash_obstacle(*facts), "varlen": _varlen_obstacle(*facts)}
     if name == "auto":
-        return "sdpa" if _flash_obstacle(torch.device(device), dtype, head_dim, positions) else "flash"
-    obstacle = obstacles[name](torch.device(device), dtype, head_dim, positions) if name in obstacles else None
+        return next((fast for fast, obstacle in obstacles.items() if obstacle is None), "sdpa")
+    obstacle = obstacles.get(name)
     if obstacle is None:
         return name
     raise Mistake(f"model.attention_backend: {name} cannot run, {obstacle}; or use sdpa, or auto to let it choose")
@@ -51,6 +52,8 @@ def _varlen_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int, po
     if positions in ("t5_bias", "alibi"):
         return f"it takes no bias and model.positions is {positions}"
     obstacle = _kernel_obstacle(device, dtype, head_dim)
+    if obstacle is None and not torch_varlen.installed():
+        return "this build of torch comes without its kernel"
     if obstacle is None and head_dim % torch_varlen.HEAD_DIM_MULTIPLE:
         return f"it takes heads of a multiple of {torch_varlen.HEAD_DIM_MULTIPLE} and model.head_dim is {head_dim}"
     return obstacle
@@ -64,6 +67,10 @@ def _kernel_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int) ->
         return f"it needs training.precision bf16 and this is {dtype}"
     if head_dim > flash.MAX_HEAD_DIM:
         return f"it takes heads up to {flash.MAX_HEAD_DIM} wide and model.head_dim is {head_dim}"
+    capability = torch.cuda.get_device_capability(device) if torch.cuda.is_available() else flash.LEAST_CAPABILITY
+    if capability < flash.LEAST_CAPABILITY:
+        least, found = (".".join(map(str, version)) for version in (flash.LEAST_CAPABILITY, capability))
+        return f"it needs a GPU of compute capability {least} or more and this has {found}"
     return None
 
 

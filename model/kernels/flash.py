@@ -16,6 +16,8 @@ from model.kernels.bias import Alibi, AttentionBias
 from model.kernels.pattern import AttentionPattern
 
 MAX_HEAD_DIM = 256
+LEAST_CAPABILITY = (8, 0)
+"""Oldest GPUs that its kernels are compiled for (Ampere)."""
 LEAST_MAXIMUM = 2
 """Least we say of the most queries of a document: told 1, with grouped heads, flash-attn takes none to be empty."""
 

@@ -19,6 +19,11 @@ HEAD_DIM_MULTIPLE = 8
 """flash-attn pads other heads; torch does not."""
 
 
+def installed() -> bool:
+    """Whether this build of torch has the kernel; builds for CPUs have not."""
+    return torch.backends.cuda.is_flash_attention_available()
+
+
 def varlen_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D]."""
     return attend_by_varlen_calls(_kernel, q, k, v, pattern)

@@ -7,11 +7,10 @@ on the meta device needs no more than its weights.
 import math
 
 import torch
-from torch import nn
 
 from model.config import ModelConfig, RopeScaling
 from model.kernels.bias import Alibi, AttentionBias, RelativeBias, alibi_slopes
-from model.network.layers import Initializer
+from model.network.layers import Initializer, Layer
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | str) -> torch.Tensor:
@@ -32,12 +31,12 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
     return (1 - stays) * frequencies / scaling.factor + stays * frequencies
 
 
-class RelativeBiasTable(nn.Module):
+class RelativeBiasTable(Layer):
     """T5's biases of scores by bucket of distance and head: one table for all layers of a stack."""
 
     def __init__(self, config: ModelConfig, init: Initializer):
         super().__init__()
-        self.weight = init.normal(config.t5_num_buckets, config.num_heads, std=config.init_std)
+        self.weight = self.own("weight", init.normal(config.t5_num_buckets, config.num_heads, std=config.init_std))
 
     def forward(self) -> torch.Tensor:
         """[num_buckets, H], a copy: sharded training takes the weight away again before the layers use it."""

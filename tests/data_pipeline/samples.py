@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from data_pipeline.flags import packed_flags
 from data_pipeline.reading.dataset import Documents
-from data_pipeline.vocabulary import Vocabulary, packed_flags
+from data_pipeline.vocabulary import Vocabulary
 
 SIZE = 1000
 SENTINEL, NUM_SENTINELS = 10, 300

@@ -8,9 +8,11 @@ import pytest
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import train_tokenizer
+from launcher.console import StageProgress
 from launcher.evaluate import evaluate
 from launcher.generate import generate
-from launcher.stages import convert, load_run
+from launcher.run_folder import existing
+from launcher.stages import convert
 from model.exchange.importing import import_hf
 from tests.training.runs import save_config, steps_of, tiny_config, torchrun
 
@@ -47,7 +49,7 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
     runs, shape, real_dataset, tokenizer_config, tmp_path
 ):
     served = tmp_path / "served"
-    assert "logits and greedy tokens equal ours" in convert(runs[shape], served)
+    assert convert(runs[shape], served, StageProgress("converting")).num_texts > 0
 
     prompt = "import <mask> as os" if shape == "encoder" else "import os"
     (text,) = generate(served, [prompt], max_new_tokens=4, temperature=0.0, seed=0)
@@ -76,7 +78,7 @@ def test_a_tokenizer_other_than_that_of_the_training_is_refused(runs, corpus_fil
     other = TokenizerConfig(path=str(tmp_path / "tokenizer"), vocab_size=500, training_megabytes=0.1, num_sentinels=4)
     train_tokenizer(other, [SourceConfig(path=str(corpus_file))])
     run = shutil.copytree(runs["causal"], tmp_path / "run")
-    config = load_run(run)
+    _, config = existing(run)
     save_config(config.model_copy(update={"tokenizer": other}), run)
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"query": "import", "choices": [" sys", " os"], "gold": 0}) + "\n")

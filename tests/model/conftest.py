@@ -10,7 +10,7 @@ SPECIALS = ["<mask>", "<cls>", "<sep>", "[R]", "[S]", "[X]", *(f"<extra_id_{i}>"
 def tokenizer_model(tmp_path_factory) -> Path:
     """A small sentencepiece model of the kind our tokenizers are."""
     lines = [
-        line for file in sorted(Path(__file__).parent.glob("*.py")) for line in file.read_text().splitlines() if line
+        line for file in sorted(Path(__file__).parent.rglob("*.py")) for line in file.read_text().splitlines() if line
     ]
     model = tmp_path_factory.mktemp("tokenizer") / "tokenizer"
     sentencepiece.SentencePieceTrainer.train(

@@ -26,7 +26,7 @@ def main(folders: list[str]) -> None:
         train(Path(folder), world)
         if world.is_main:
             print(f"{folder} done", flush=True)
-    disconnect()
+    disconnect(world)
 
 
 if __name__ == "__main__":

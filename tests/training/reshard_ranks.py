@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from tests.training.runs import VOCAB_SIZE, free_port, tiny_config, write_dataset
 from training.config import RunConfig
@@ -91,10 +92,11 @@ class Ranks:
         """Losses of the steps up to `last`."""
         training, losses = self.config.training, []
         size = {"sequence_length": training.sequence_length, "micro_batch_size": training.micro_batch_size}
-        size |= {"global_batch_size": training.global_batch_size, "samples_consumed": self.state.samples_consumed}
+        batches = {"global_batch_size": training.global_batch_size, "samples_consumed": self.state.samples_consumed}
         place = {"rank": self.world.rank, "world_size": self.world.size, "seed": 5, "pad_id": 2}
         data = {"objective": self.config.objective, "shape": self.config.model.shape}
-        with Loader(self.config.data.path, "train", **data, **size, **place) as loader:
+        path = self.config.data.path
+        with Loader(Reading(path, Manifest.load(path), **data, **size, **place), **batches) as loader:
             while self.state.step < last:
                 losses.append(train_step(self.engine, next(loader), LR, self.world).loss)
                 self.state = RunState(self.state.step + 1, loader.samples_consumed)
@@ -216,7 +218,7 @@ def as_rank(rank: int, number: int, port: int, data: Path, folder: Path) -> None
     results = part(data, folder, world)
     if world.is_main:
         (folder / f"{part.__name__}.json").write_text(json.dumps(results))
-    disconnect()
+    disconnect(world)
 
 
 def main() -> None:

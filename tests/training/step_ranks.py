@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
 from data_pipeline.reading.packing import PackedBatch
 from tests.training.runs import VOCAB_SIZE, tiny_config
@@ -58,19 +60,19 @@ def config_of(data: Path, shape: str, **training) -> RunConfig:
 def batches_of(config: RunConfig, rank: int, world_size: int) -> Loader:
     """Loader of one rank."""
     training = config.training
-    return Loader(
+    reading = Reading(
         config.data.path,
-        "train",
+        Manifest.load(config.data.path),
         objective=config.objective,
         shape=config.model.shape,
         sequence_length=training.sequence_length,
         micro_batch_size=training.micro_batch_size,
-        global_batch_size=training.global_batch_size,
         rank=rank,
         world_size=world_size,
         seed=config.seed,
         pad_id=2,
     )
+    return Loader(reading, global_batch_size=training.global_batch_size)
 
 
 def without_targets(batch: PackedBatch) -> PackedBatch:
@@ -94,7 +96,7 @@ def train(config: RunConfig, world: World, lopsided: bool, steps: int = STEPS) -
             batches = [without_targets(batch) for batch in batches]
         lr = learning_rate(config.schedule, config.optimizer.lr, step, STEPS)
         result = train_step(engine, batches, lr, world)
-        own = world.gather(sum(batch.num_targets for batch in batches))
+        own = world.gather_to_main(sum(batch.num_targets for batch in batches))
         lines.append({"loss": result.loss, "grad_norm": result.grad_norm, "targets": own})
     loader.close()
     engine.close()
@@ -144,7 +146,7 @@ def main() -> None:
     results["nan"] = refuse_nan(tiny_config(data), world)
     if world.is_main:
         output.write_text(json.dumps(results))
-    disconnect()
+    disconnect(world)
 
 
 if __name__ == "__main__":

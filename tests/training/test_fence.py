@@ -5,7 +5,6 @@ import sys
 import time
 
 import pytest
-import torch
 
 from tests.training.state.ranks import VectorEngine, save_step
 from training import fence
@@ -15,7 +14,7 @@ from training.state.folder import complete_checkpoints
 
 
 def world_of(attempt: str) -> World:
-    return World(rank=0, size=1, device=torch.device("cpu"), attempt=attempt)
+    return World.alone(attempt=attempt)
 
 
 def save(run_dir, attempt, step, meanwhile=lambda: None):
@@ -66,7 +65,7 @@ def test_an_earlier_restart_that_comes_late_cannot_take_the_run_back(tmp_path):
 
 def test_a_restart_of_a_job_waits_out_its_own_earlier_attempt_but_no_other_launch(tmp_path, monkeypatch):
     monkeypatch.setattr("training.lock.TAKEOVER_SECONDS", 0.3)
-    lone = World(rank=0, size=1, device=torch.device("cpu"))
+    lone = World.alone()
     monkeypatch.setenv(fence.VARIABLE, "7.0")
     with sole_writer(tmp_path, lone) as first:
         assert first.attempt == fence.read(tmp_path) == "7.0"

@@ -59,13 +59,13 @@ def test_a_gpu_is_known_by_whole_words_of_its_name(name, tflops):
 
 
 def test_what_a_rank_computes_with_is_told_by_name():
-    facts = execution_facts(tiny_config("data"), World(0, 1, CPU))
+    facts = execution_facts(tiny_config("data"), World.alone())
     assert facts == {"device": "cpu", "collectives": "gloo", "attention": "sdpa"}
 
 
 def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_built():
     with pytest.raises(ValueError, match=r"model.attention_backend: flash cannot run, it needs a CUDA device"):
-        execution_facts(tiny_config("data", model={"attention_backend": "flash"}), World(0, 1, CPU))
+        execution_facts(tiny_config("data", model={"attention_backend": "flash"}), World.alone())
 
 
 def test_memory_is_counted_in_gigabytes():

@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_stops_before_any_weight_changes(ours):
 def test_padding_counts_neither_as_tokens_nor_as_pairs(dataset):
     with batches_of(tiny_config(dataset), 0, 1) as loader:
         batches = next(loader)
-    counts = count(batches, [Patterns.of(batch) for batch in batches], World(0, 1, torch.device("cpu")))
+    counts = count(batches, [Patterns.of(batch) for batch in batches], World.alone())
     lengths = []
     for batch in batches:
         lengths += batch.cu_seqlens.diff().tolist()[: batch.num_documents]

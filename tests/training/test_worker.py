@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from common.mistakes import is_mistake
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import evaluation_batches
 from model.network.transformer import Transformer
 from tests.training.runs import (
@@ -138,6 +140,9 @@ def test_a_finished_run_has_what_it_promises(straight):
     assert list((straight / "tensorboard").iterdir())
     (start,) = events_of(straight, "start")
     assert {"device", "collectives", "attention", "world_size", "zero_stage", "steps"} <= start.keys()
+    (ready,) = events_of(straight, "ready")
+    assert ready["holds"]["optimizer"] == "DeepSpeedZeroOptimizer"
+    assert ready["holds"]["weights"] == 2 * ready["holds"]["gradients"] == ready["holds"]["moments"] > 0
 
 
 def held_out_loss(config, state) -> float:
@@ -145,10 +150,9 @@ def held_out_loss(config, state) -> float:
     model = Transformer(config.model, VOCAB_SIZE)
     tied = {"head.weight": state["embedding.weight"]} if config.model.tie_embeddings else {}
     model.load_state_dict(state | tied)
-    shape = {"shape": "causal", "sequence_length": 32, "micro_batch_size": 2, "rank": 0, "world_size": 1}
-    batches = evaluation_batches(
-        config.data.path, objective=config.objective, **shape, pad_id=2, num_samples=16, seed=config.seed
-    )
+    manifest = Manifest.load(config.data.path)
+    reading = Reading(config.data.path, manifest, config.objective, "causal", 32, 2, config.seed, pad_id=2)
+    batches = evaluation_batches(reading, num_samples=16)
     total, targets = 0.0, 0
     with torch.no_grad():
         for batch in batches:
@@ -250,7 +254,7 @@ def test_another_number_of_ranks_and_zero_stage_goes_on_with_the_same_samples_an
     results = finish(start_ranks(folder, 1))
     assert [code for code, _ in results] == [EXIT_DONE], results
     (event,) = events_of(folder, "resharded")
-    assert event["from"] == {"world_size": 2, "zero_stage": 1} and event["to"] == {"world_size": 1, "zero_stage": 3}
+    assert event["from"] == {"world_size": 2, "zero_stage": 2} and event["to"] == {"world_size": 1, "zero_stage": 3}
     same = ("step", "lr", "samples_consumed", "tokens_consumed", "documents_cut", "padding")
     for line, expected in zip(steps_of(folder), steps_of(straight), strict=True):
         assert [line[name] for name in same] == [expected[name] for name in same]

@@ -6,6 +6,7 @@ latest              names the one to go on from
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -15,6 +16,8 @@ from pathlib import Path
 
 from common.files import write_whole
 from training.lock import WITHOUT_LOCKS
+
+LOG = logging.getLogger("training.state.folder")
 
 LATEST, DAMAGED, READERS = "latest", "damaged.txt", "readers"
 REPLACED = ".tmp-old-"
@@ -64,7 +67,7 @@ def point_to(folder: Path) -> None:
     if pointer.is_dir() and not pointer.is_symlink():
         moved = pointer.with_name(f"{LATEST}-{secrets.token_hex(4)}")
         pointer.rename(moved)
-        print(f"{pointer}: it was a folder, which is now called {moved.name}", flush=True)
+        LOG.warning(f"{pointer}: it was a folder, which is now called {moved.name}")
     write_whole(pointer, f"{folder.name}\n".encode())
 
 
@@ -75,7 +78,7 @@ def sweep(run_dir: Path) -> None:
             if not free and leftover.name.startswith(REPLACED):
                 continue
             if not discard(leftover):
-                print(f"{leftover}: some of it is in use and cannot be deleted yet", flush=True)
+                LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
 
 
 def discard(path: Path) -> bool:
@@ -156,5 +159,5 @@ def _lock(path: Path, descriptor: int, how: int) -> bool:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        print(f"{path}: this file system has no locks, so a checkpoint may be deleted while it is read", flush=True)
+        LOG.warning(f"{path}: this file system has no locks, so a checkpoint may be deleted while it is read")
     return True

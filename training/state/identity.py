@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
+from data_pipeline.manifest import comparable
 from model.config import ModelConfig
 
 STATE = "state.json"
@@ -46,8 +47,8 @@ class RunIdentity:
     """Their ZeRO stage."""
     precision: str
     """fp32 or bf16."""
-    data: str
-    """Fingerprint of the dataset's training tokens."""
+    data: dict[str, str] | str
+    """Fingerprints of the dataset by what they cover; in old checkpoints one string, that of its training tokens."""
     tokenizer: str
     """Fingerprint of the vocabulary."""
     order: dict[str, Any]
@@ -140,6 +141,8 @@ def check_identity(then: RunIdentity, now: RunIdentity, folder: Path) -> None:
     """ValueError when the checkpoint in `folder` was made by a run that this one cannot go on with."""
     for field in dataclasses.fields(RunIdentity):
         old, new = getattr(then, field.name), getattr(now, field.name)
+        if field.name == "data":
+            old, new = comparable(old, new)
         if old == new or field.name in CUT:
             continue
         if isinstance(old, dict):

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.reading import loader as module
-from data_pipeline.reading.dataset import TokenDataset
-from data_pipeline.reading.loader import Loader, evaluation_batches
+from data_pipeline.reading import batches as module
 from data_pipeline.reading.packing import IGNORED
+from tests.data_pipeline.opened import evaluation, loader, opened
 
 LENGTH = 32
 
@@ -41,7 +40,7 @@ def loader_of(path, **changes):
         "seed": 11,
         "pad_id": 3,
     }
-    return Loader(path, **{**options, **changes})
+    return loader(path, **{**options, **changes})
 
 
 def take(loader, count):
@@ -110,7 +109,7 @@ def test_samples_consumed_counts_what_was_handed_out_not_what_was_prepared(path)
 
 
 def test_an_epoch_has_every_target_exactly_once(path):
-    dataset = TokenDataset(path, "train", LENGTH)
+    dataset = opened(path, "train", LENGTH)
     tokens = [token for index in range(len(dataset)) for piece in dataset.sample(index) for token in piece[1:]]
     batches = take(loader_of(path, global_batch_size=1, micro_batch_size=1), len(dataset))
     targets = torch.cat([micro.labels for batch in batches for micro in batch])
@@ -128,7 +127,7 @@ def test_labels_are_the_next_tokens_of_the_document(path):
 
 
 def test_counts_of_cut_documents_and_padding_are_exact(path):
-    dataset = TokenDataset(path, "train", LENGTH)
+    dataset = opened(path, "train", LENGTH)
     ends, at = set(), 0
     for shard in range(3):
         reader = dataset._reader(shard)
@@ -166,7 +165,7 @@ def test_seeds_and_epochs_give_other_orders(path):
 def test_it_tells_what_a_run_must_remember(path):
     with loader_of(path) as loader:
         assert loader.fingerprint == Manifest.load(path).fingerprint
-        assert loader.num_samples == len(TokenDataset(path, "train", LENGTH))
+        assert loader.num_samples == len(opened(path, "train", LENGTH))
 
 
 @pytest.mark.parametrize(
@@ -270,39 +269,37 @@ EVALUATION = {
 @pytest.mark.parametrize("num_samples", [None, 1, 7, 1000])
 def test_evaluation_sees_each_chosen_sample_once_over_all_ranks(path, world_size, num_samples):
     options = {**EVALUATION, "num_samples": num_samples, "world_size": world_size}
-    ranks = [evaluation_batches(path, rank=rank, **options) for rank in range(world_size)]
+    ranks = [evaluation(path, rank=rank, **options) for rank in range(world_size)]
     assert len({len(batches) for batches in ranks}) == 1
     found = documents_in([batch for batches in ranks for batch in batches])
-    alone = evaluation_batches(path, rank=0, **{**options, "world_size": 1})
+    alone = evaluation(path, rank=0, **{**options, "world_size": 1})
     assert found == documents_in(alone)
-    assert ranks[0].num_samples == min(
-        num_samples or 10**6, len(TokenDataset(path, "validation", LENGTH, keep_tail=True))
-    )
+    assert ranks[0].num_samples == min(num_samples or 10**6, len(opened(path, "validation", LENGTH, keep_tail=True)))
     assert {len(batch.tokens) for batches in ranks for batch in batches} == {3 * LENGTH}
 
 
 def test_evaluation_of_everything_has_every_target_once(path):
-    dataset = TokenDataset(path, "validation", LENGTH, keep_tail=True)
-    batches = evaluation_batches(path, rank=0, world_size=1, **EVALUATION)
+    dataset = opened(path, "validation", LENGTH, keep_tail=True)
+    batches = evaluation(path, rank=0, world_size=1, **EVALUATION)
     num_documents = dataset.manifest.num_documents("validation")
     assert sum(batch.num_targets for batch in batches) == dataset.num_tokens - num_documents
     assert values([batches]) == values([list(batches)]) == values([batches[:]])
 
 
 def test_evaluation_samples_are_spread_over_the_split(path):
-    dataset = TokenDataset(path, "validation", LENGTH, keep_tail=True)
-    batches = evaluation_batches(path, rank=0, world_size=1, **{**EVALUATION, "micro_batch_size": 1}, num_samples=4)
+    dataset = opened(path, "validation", LENGTH, keep_tail=True)
+    batches = evaluation(path, rank=0, world_size=1, **{**EVALUATION, "micro_batch_size": 1}, num_samples=4)
     firsts = [int(batch.tokens[0]) for batch in batches]
     offset = firsts[0]
     assert np.abs(np.array(firsts) - offset - np.arange(4) * dataset.num_tokens / 4).max() < 3 * LENGTH
 
 
 def test_a_rank_without_samples_gets_padding_only(path):
-    batches = evaluation_batches(path, rank=1, world_size=2, num_samples=1, **EVALUATION)
+    batches = evaluation(path, rank=1, world_size=2, num_samples=1, **EVALUATION)
     assert [(batch.num_targets, batch.num_padding) for batch in batches] == [(0, 3 * LENGTH)]
 
 
 def test_an_empty_split_cannot_be_evaluated(tmp_path, write_dataset, numbered_documents):
     folder = write_dataset(tmp_path, {"train": [numbered_documents([9, 9])], "validation": []})
     with pytest.raises(ValueError, match=r"split validation has 0 tokens.*validation_fraction"):
-        evaluation_batches(folder, rank=0, world_size=1, **EVALUATION)
+        evaluation(folder, rank=0, world_size=1, **EVALUATION)

@@ -6,9 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from data_pipeline.reading.dataset import TokenDataset
-from data_pipeline.reading.loader import Loader, evaluation_batches
 from data_pipeline.reading.packing import IGNORED
+from tests.data_pipeline.opened import evaluation, loader, opened
 from tests.data_pipeline.reading.test_budget import PAIRS, config_of
 from tests.data_pipeline.reading.test_loader import take, values
 from tests.data_pipeline.samples import BOS, EOS, FIRST_TEXT, SPECIAL, is_sentinel, restored
@@ -20,7 +19,7 @@ def options_of(name, shape):
 
 def loader_of(path, name, shape, **changes):
     options = {"global_batch_size": 8, "micro_batch_size": 2, "rank": 0, "world_size": 1, "seed": 11, "prefetch": 0}
-    return Loader(path, "train", **{**options_of(name, shape), **options, **changes})
+    return loader(path, **{**options_of(name, shape), **options, **changes})
 
 
 def documents_of(batch):
@@ -110,7 +109,7 @@ def test_over_an_epoch_every_token_is_read_or_predicted_unless_it_was_left_out(t
                     end = tokens.index(EOS) + 1
                     inputs, targets = tokens[:end], [*tokens[end:], labels[-1]]
                 found.update(restored(inputs, targets))
-    dataset = TokenDataset(text_dataset, "train", window, overlap=0)
+    dataset = opened(text_dataset, "train", window, overlap=0)
     pieces = [piece.tolist() for index in range(count) for piece in dataset.sample(index)]
     expected = Counter(token for piece in pieces for token in piece if token >= FIRST_TEXT)
     missing = expected - found
@@ -132,8 +131,8 @@ def test_over_an_epoch_masked_tokens_are_the_text_of_their_places(text_dataset):
 @pytest.mark.parametrize(("name", "shape"), PAIRS)
 def test_evaluation_sees_each_sample_once_over_all_ranks(text_dataset, name, shape):
     options = {**options_of(name, shape), "micro_batch_size": 3}
-    alone = counted(evaluation_batches(text_dataset, rank=0, world_size=1, **options))
-    ranks = [evaluation_batches(text_dataset, rank=rank, world_size=2, **options) for rank in range(2)]
+    alone = counted(evaluation(text_dataset, rank=0, world_size=1, **options))
+    ranks = [evaluation(text_dataset, rank=rank, world_size=2, **options) for rank in range(2)]
     together = counted([batch for batches in ranks for batch in batches])
     assert len(ranks[0]) == len(ranks[1])
     assert alone[0] == together[0] and alone[1]["num_targets"] == together[1]["num_targets"]
@@ -141,7 +140,7 @@ def test_evaluation_sees_each_sample_once_over_all_ranks(text_dataset, name, sha
 
 def test_an_empty_batch_of_an_encoder_decoder_is_padding_in_both_rows(text_dataset):
     options = {**options_of("span_corruption", "encdec"), "micro_batch_size": 3, "num_samples": 1}
-    (batch,) = evaluation_batches(text_dataset, rank=1, world_size=2, **options)
+    (batch,) = evaluation(text_dataset, rank=1, world_size=2, **options)
     assert batch.num_targets == 0
     assert batch.num_padding == len(batch.tokens) and batch.encoder.num_padding == len(batch.encoder.tokens)
 
@@ -155,7 +154,7 @@ def test_the_row_of_targets_may_be_chosen(text_dataset):
 
 
 def test_padding_is_the_tokenizers_own_pad(text_dataset):
-    (batch,) = evaluation_batches(
+    (batch,) = evaluation(
         text_dataset, rank=1, world_size=2, micro_batch_size=1, num_samples=1, **options_of("next_token", "causal")
     )
     assert np.unique(batch.tokens).tolist() == [SPECIAL["pad"]]

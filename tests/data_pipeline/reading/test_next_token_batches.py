@@ -3,7 +3,7 @@
 import hashlib
 
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.reading.loader import Loader, evaluation_batches
+from tests.data_pipeline.opened import evaluation, loader
 
 DIGESTS = {
     "training": "5305d7e4c2d0bd1e44b0b1c2e2fe0f1f022d6715e9ae5c5a823fd10b7d4fff58",
@@ -36,8 +36,8 @@ def digest(batches):
 def training_batches(path, **changes):
     """Two epochs and more of the second rank's micro-batches."""
     options = {"micro_batch_size": 2, "global_batch_size": 8, "seed": 11, "pad_id": 3, **COMMON, **changes}
-    with Loader(path, "train", **options) as loader:
-        return [micro for _ in range(90) for micro in next(loader)]
+    with loader(path, **options) as batches:
+        return [micro for _ in range(90) for micro in next(batches)]
 
 
 def test_training_batches_are_what_they_were(varied_dataset):
@@ -46,5 +46,5 @@ def test_training_batches_are_what_they_were(varied_dataset):
 
 
 def test_evaluation_batches_are_what_they_were(varied_dataset):
-    batches = evaluation_batches(varied_dataset, micro_batch_size=3, pad_id=3, **COMMON)
+    batches = evaluation(varied_dataset, micro_batch_size=3, pad_id=3, **COMMON)
     assert digest(batches) == DIGESTS["evaluation"]

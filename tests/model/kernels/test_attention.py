@@ -195,7 +195,6 @@ def test_flash_is_refused_where_it_cannot_run(monkeypatch):
     monkeypatch.setattr("model.kernels.flash.installed", lambda: False)
     with pytest.raises(ValueError, match=r"flash-attn is not installed"):
         resolve_backend("flash", "cuda")
-    assert resolve_backend("auto", "cuda") == "sdpa"
     monkeypatch.setattr("model.kernels.flash.installed", lambda: True)
     assert resolve_backend("auto", "cuda") == resolve_backend("flash", "cuda") == "flash"
     with pytest.raises(ValueError, match="precision bf16"):
@@ -203,6 +202,30 @@ def test_flash_is_refused_where_it_cannot_run(monkeypatch):
     with pytest.raises(ValueError, match="head_dim is 512"):
         resolve_backend("flash", "cuda", torch.bfloat16, 512)
     assert resolve_backend("auto", "cuda", torch.float32) == "sdpa"
+
+
+def test_auto_is_the_first_of_flash_varlen_and_sdpa_that_runs(monkeypatch):
+    def chosen(*installed: str, **facts) -> str:
+        for name in ("flash", "varlen"):
+            module = {"flash": "flash", "varlen": "torch_varlen"}[name]
+            monkeypatch.setattr(f"model.kernels.{module}.installed", lambda name=name: name in installed)
+        return resolve_backend("auto", "cuda", **facts)
+
+    assert chosen("flash", "varlen") == chosen("flash") == "flash"
+    assert chosen("varlen") == "varlen"
+    assert chosen() == "sdpa"
+    assert chosen("varlen", positions="alibi") == chosen("varlen", head_dim=60) == "sdpa"
+    assert chosen("flash", "varlen", positions="t5_bias") == chosen("flash", "varlen", dtype=torch.float32) == "sdpa"
+
+
+def test_a_gpu_too_old_for_the_kernels_gets_sdpa(monkeypatch):
+    for module in ("flash", "torch_varlen"):
+        monkeypatch.setattr(f"model.kernels.{module}.installed", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda device: (7, 5))
+    assert resolve_backend("auto", "cuda") == "sdpa"
+    with pytest.raises(ValueError, match=r"varlen cannot run, it needs a GPU of compute capability 8\.0 .* has 7\.5"):
+        resolve_backend("varlen", "cuda")
 
 
 def test_flash_takes_alibi_but_no_learned_bias(monkeypatch):

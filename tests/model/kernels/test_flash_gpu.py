@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from model.kernels.attention import attend
+from model.kernels.attention import attend, resolve_backend
 from tests.model.packs import bias_of, crossing_of, pattern_of, random_qkv
 
 pytestmark = pytest.mark.gpu
@@ -78,3 +78,7 @@ def test_sdpa_gives_the_reference_on_gpus_too(name, bias):
     expected = outputs_and_gradients(tensors, pattern, "reference", bias)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
+
+
+def test_auto_never_falls_to_sdpa_on_a_gpu_whose_torch_has_the_kernel():
+    assert resolve_backend("auto", "cuda") in ("flash", "varlen")

@@ -81,7 +81,11 @@ def test_the_operators_of_torch_take_these_arguments():
     assert [x.shape for x in grads] == [(8, 4, 8), (8, 2, 8), (8, 2, 8)]
 
 
-def test_varlen_runs_where_its_kernel_does_and_there_is_no_bias():
+def test_varlen_runs_where_its_kernel_does_and_there_is_no_bias(monkeypatch):
+    monkeypatch.setattr("model.kernels.torch_varlen.installed", lambda: False)
+    with pytest.raises(ValueError, match="varlen cannot run, this build of torch comes without its kernel"):
+        resolve_backend("varlen", "cuda")
+    monkeypatch.setattr("model.kernels.torch_varlen.installed", lambda: True)
     assert resolve_backend("varlen", "cuda") == "varlen"
     with pytest.raises(ValueError, match="varlen cannot run, it needs a CUDA device and this is cpu"):
         resolve_backend("varlen", "cpu")

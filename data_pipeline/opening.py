@@ -1,0 +1,80 @@
+"""Looks once, for all ranks, whether a dataset is what its manifest says and goes with the tokenizer beside it.
+
+    open_dataset(data, tokenizer) -> Manifest      one listing of the folder, whatever the number of shards
+    check_files(folder, manifest, sizes=True)      looks at every file besides: for inspection, not for a start
+
+What a listing cannot tell, each rank finds when it first reads a shard: sizes, counts, checksums.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.mistakes import Mistake
+from data_pipeline.manifest import FILE_NAME, Manifest
+from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer import Tokenizer
+
+
+def open_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Manifest:
+    """The manifest of a dataset whose files are there and whose ids are those of the tokenizer in a folder, if any is.
+
+    Raises ValueError, one sentence, otherwise.
+    """
+    from data_pipeline.tokenizer import MODEL_NAME, Tokenizer  # one rank needs it, the others need not wait for it
+
+    manifest = Manifest.load(folder)
+    check_files(folder, manifest)
+    if tokenizer is not None and (Path(tokenizer) / MODEL_NAME).is_file():
+        check_tokenizer(folder, manifest, Tokenizer.load(tokenizer, "off"))
+    return manifest
+
+
+def check_files(folder: str | Path, manifest: Manifest, *, sizes: bool = False) -> None:
+    """ValueError when a file of a shard is missing, or with `sizes`, which asks for each file, has another size."""
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
+    for name, size in _expected_files(manifest):
+        if name not in found:
+            raise Mistake(f"{Path(folder) / name}: no such file, though {FILE_NAME} names it; {ADVICE}")
+        if sizes and (there := found[name].stat().st_size) != size:
+            raise Mistake(f"{Path(folder) / name}: {there} bytes where {size} were written; {ADVICE}")
+
+
+def _expected_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
+    dtype = np.dtype(manifest.dtype)
+    for table in manifest.splits.values():
+        counts = zip(table.num_documents.tolist(), table.num_tokens.tolist(), strict=True)
+        for name, (num_documents, num_tokens) in zip(table.names.tolist(), counts, strict=True):
+            sizes = shard_sizes(num_documents, num_tokens, dtype)
+            for suffix in SUFFIXES:
+                yield name.decode() + suffix, sizes[suffix]
+
+
+def check_tokenizer(folder: str | Path, manifest: Manifest, tokenizer: "Tokenizer") -> None:
+    """ValueError when a dataset was made with another tokenizer, or when its manifest says other ids than that has.
+
+    What a dataset of old does not tell is not asked.
+    """
+    theirs = tokenizer.record()
+    if theirs["tokenizer_fingerprint"] != manifest.tokenizer_fingerprint:
+        raise Mistake(
+            f"tokenizer.path: {tokenizer.model_path} is not the tokenizer that {folder} was built with; "
+            "name that one, or build the dataset anew with this one"
+        )
+    for key in theirs:
+        if key in manifest.model_fields_set and getattr(manifest, key) != theirs[key]:
+            raise Mistake(
+                f"{Path(folder) / FILE_NAME}: {key} is {_shown(getattr(manifest, key))} and "
+                f"{_shown(theirs[key])} in {tokenizer.model_path}; restore the file, or build the dataset anew"
+            )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,129 @@
+"""Makes packed batches of samples of a dataset, whichever samples are wanted.
+
+Reading (dataset, objective, shape, lengths, rank) -> BatchMaker
+samples, counters -> dataset.read -> fit -> objective -> pack -> PackedBatch
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from common.mistakes import Mistake
+from data_pipeline.config import ObjectiveConfig
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.budget import fitted, sample_lengths
+from data_pipeline.reading.dataset import Documents, TokenDataset
+from data_pipeline.reading.draws import piece_keys
+from data_pipeline.reading.grid import objective_for
+from data_pipeline.reading.objectives import NO_EXAMPLES, NextToken
+from data_pipeline.reading.packing import LAYOUTS, Buffers, PackedBatch, Row, pack_layout
+from data_pipeline.vocabulary import Vocabulary
+
+SAMPLES_AT_ONCE = 64
+"""Samples read and laid out together; more would leave the CPU's cache."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How one rank reads a dataset: what its training and its evaluation batches have in common."""
+
+    folder: str | Path
+    """Where the dataset lies."""
+    manifest: Manifest
+    """What is in it; whoever loaded it has seen that its files are there."""
+    objective: ObjectiveConfig
+    """What the model is asked."""
+    shape: str
+    """Shape of the model."""
+    sequence_length: int
+    """Row of a decoder or encoder, in encdec of the encoder, in tokens."""
+    micro_batch_size: int
+    """Samples of a batch."""
+    seed: int
+    """Decides the order of the samples and what is drawn for them."""
+    rank: int = 0
+    """Number of this rank among those that share the samples."""
+    world_size: int = 1
+    """How many share them."""
+    target_length: int | None = None
+    """Row of the decoder in encdec; empty means what the objective makes of a full row of the encoder."""
+    pad_id: int | None = None
+    """What fills rows; empty means the tokenizer's own."""
+
+
+class BatchMaker:
+    """Makes packed batches of samples of one split; the same samples and counters always give the same batches.
+
+    Raises ValueError when the objective means nothing for the shape, when rows are too short for it, or when the
+    tokenizer lacks a piece that it needs. With `keep_tail` the last sample of the split may be shorter.
+    """
+
+    def __init__(self, reading: Reading, split: str, *, keep_tail: bool = False):
+        manifest, objective = reading.manifest, reading.objective
+        self.vocabulary = Vocabulary.of(manifest)
+        self._pad_id = self.vocabulary.pad if reading.pad_id is None else reading.pad_id
+        if not 0 <= self._pad_id < manifest.vocab_size:
+            raise Mistake(f"{reading.folder}: pad id {self._pad_id} is not in its vocabulary of {manifest.vocab_size}")
+        self._objective = objective_for(objective, reading.shape, self.vocabulary)
+        self.lengths = sample_lengths(
+            objective,
+            reading.shape,
+            reading.sequence_length,
+            reading.target_length,
+            self.vocabulary,
+            manifest.mean_document_length,
+        )
+        self._always_fits = isinstance(self._objective, NextToken)
+        overlap = int(self._always_fits)
+        self.dataset = TokenDataset(
+            reading.folder, manifest, split, self.lengths.window, overlap=overlap, keep_tail=keep_tail
+        )
+        self.micro_batch_size = reading.micro_batch_size
+        self.shape = reading.shape
+        self._seed = reading.seed
+        row = self.lengths.target_row or self.lengths.row
+        self._buffers = Buffers(self.micro_batch_size * row)
+        is_paired = self.shape == "encdec"
+        self._encoder_buffers = Buffers(self.micro_batch_size * self.lengths.row, 2) if is_paired else None
+
+    def __call__(self, counters: np.ndarray, samples: np.ndarray) -> Iterator[PackedBatch]:
+        """Packs samples, int64 [B], drawn by `counters`, int64 [B], micro_batch_size to a batch.
+
+        Several micro-batches are read and laid out together, since numpy's fixed costs are per call.
+        """
+        located = self.dataset.locate(samples)
+        step = max(1, SAMPLES_AT_ONCE // self.micro_batch_size) * self.micro_batch_size
+        for start in range(0, len(samples), step):
+            stop = min(start + step, len(samples))
+            yield from self._pack(self.dataset.read(located, start, stop), counters[start:stop])
+
+    def batch(self, counters: np.ndarray, samples: np.ndarray) -> PackedBatch:
+        """One batch of at most micro_batch_size samples, which may be none at all."""
+        if not len(samples):
+            layout = LAYOUTS[self.shape](NO_EXAMPLES, self.vocabulary.bos)
+            return pack_layout(layout, np.zeros(0, bool), self._pad_id, self._row())
+        return next(self(counters, samples))
+
+    def _row(self) -> Row:
+        return Row(self._buffers.take(), self._encoder_buffers.take() if self._encoder_buffers else None)
+
+    def _pack(self, documents: Documents, counters: np.ndarray) -> Iterator[PackedBatch]:
+        keys = piece_keys(self._seed, counters, documents.num_pieces)
+        left_out = np.zeros(len(counters), np.int64)
+        if not self._always_fits:
+            documents, keys, left_out = fitted(
+                self._objective, documents, keys, self.shape, self.lengths, self.vocabulary
+            )
+        examples = self._objective(documents, keys)
+        layout = LAYOUTS[self.shape](examples, self.vocabulary.bos)
+        num_examples, is_cut = documents.num_pieces, documents.is_cut
+        if examples.pieces is not None:
+            sample = np.repeat(np.arange(len(num_examples)), num_examples)[examples.pieces]
+            num_examples, is_cut = np.bincount(sample, minlength=len(num_examples)), is_cut[examples.pieces]
+        begins = range(0, len(counters), self.micro_batch_size)
+        sizes, left_out = np.add.reduceat(num_examples, begins), np.add.reduceat(left_out, begins)
+        cuts = np.split(is_cut, np.cumsum(sizes)[:-1])
+        for part, is_cut, count in zip(layout.split(sizes), cuts, left_out.tolist(), strict=True):
+            yield pack_layout(part, is_cut, self._pad_id, self._row(), count)
