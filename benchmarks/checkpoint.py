@@ -35,14 +35,14 @@ from training.distributed import World, connect, disconnect
 
 NUM_RANKS, NUM_ROUNDS = 2, 3
 D_MODEL, VOCAB_SIZE, SEQUENCE_LENGTH = 768, 32000, 64
-SAVE_GOAL, LOAD_GOAL = 0.5, 0.25
+SAVE_GOAL, LOAD_GOAL = 0.4, 0.1
 
 
 def config_of(data: Path, millions: float, stage: int) -> RunConfig:
     """A decoder of about that many million parameters, embeddings tied."""
     per_layer = 12 * D_MODEL**2
     layers = max(1, round((millions * 1e6 - VOCAB_SIZE * D_MODEL) / per_layer))
-    model = {
+    model: dict[str, Any] = {
         "num_layers": layers,
         "d_model": D_MODEL,
         "num_heads": 12,
@@ -95,7 +95,9 @@ def measure(data: Path, folder: Path, millions: float, stage: int, world: World)
     engine = build_engine(config, VOCAB_SIZE, world)
     axis = world.mesh.data
     objective, manifest = config.objective, Manifest.load(data)
-    reading = Reading(data, manifest, objective, "causal", SEQUENCE_LENGTH, 1, 1, rank=axis.rank, world_size=axis.size)
+    reading = Reading(
+        str(data), manifest, objective, "causal", SEQUENCE_LENGTH, 1, 1, rank=axis.rank, world_size=axis.size
+    )
     with Loader(reading, global_batch_size=NUM_RANKS) as loader:
         train_step(engine, next(loader), 1e-3, world)
     identity = RunIdentity(world.size, stage, "fp32", "", "", {}, {})

@@ -1,5 +1,6 @@
 """Doing something on one rank or on all so that an error on any rank reaches every rank, and none waits for nothing."""
 
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,4 +34,13 @@ def _tried(action: Callable[[], Any]) -> tuple[Any, Exception | None]:
     try:
         return action(), None
     except Exception as error:
-        return None, error
+        return None, _that_travels(error)
+
+
+def _that_travels(error: Exception) -> Exception:
+    """The error itself, or where it does not survive the way to other ranks one that says the same."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error

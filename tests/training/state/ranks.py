@@ -1,13 +1,13 @@
 """Ranks that are threads of one process, an engine that is nothing but vectors, and what tests of the state share."""
 
 import dataclasses
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from tests.training.planes import in_threads
 from training.distributed import World
 from training.state.boxes import Box
 from training.state.choosing import Checkpoint, choose
@@ -18,12 +18,12 @@ from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot, save
 
-ALONE = World(0, 1, torch.device("cpu"))
+ALONE = World.alone()
 IDENTITY = RunIdentity(
     world_size=1,
     zero_stage=1,
     precision="fp32",
-    data="d" * 32,
+    data={"tokens": "d" * 32},
     tokenizer="t" * 32,
     order={"seed": 1, "sequence_length": 32, "objective": {"name": "next_token"}},
     model={"d_model": 32, "num_layers": 2},
@@ -32,60 +32,16 @@ SHAPES = {"embedding": (11, 3), "matrix": (4, 5), "norm": (7,), "scale": ()}
 KINDS = (WEIGHT, "exp_avg", "exp_avg_sq")
 
 
-class Rooms:
-    """Where the threads of a world meet: every collective call must be the same one on all of them."""
-
-    def __init__(self, size: int):
-        self.barrier = threading.Barrier(size, timeout=10)
-        self.calls: list[Any] = [None] * size
-
-    def exchange(self, rank: int, name: str, value: Any) -> list[Any]:
-        """Values of all ranks."""
-        self.calls[rank] = name, value
-        self.barrier.wait()
-        calls = list(self.calls)
-        self.barrier.wait()
-        assert len({name for name, _ in calls}) == 1, f"ranks are at different calls: {[name for name, _ in calls]}"
-        return [value for _, value in calls]
-
-
-@dataclasses.dataclass(frozen=True)
-class ThreadWorld(World):
-    """A rank that is a thread."""
-
-    rooms: Any = None
-
-    def _reduce(self, values, op):
-        return [
-            max(column) for column in zip(*self.rooms.exchange(self.rank, f"reduce {op}", list(values)), strict=True)
-        ]
-
-    def gather_to_main(self, value):
-        """As World's."""
-        values = self.rooms.exchange(self.rank, "gather to main", value)
-        return values if self.is_main else None
-
-    def from_main(self, value):
-        """As World's."""
-        return self.rooms.exchange(self.rank, "from main", value)[0]
-
-
-def on_ranks(size: int, action: Callable[[World], Any], attempt: str = "") -> list[Any]:
+def on_ranks(size: int, action: Callable[[World], Any]) -> list[Any]:
     """What `action` returns or raises on each of `size` ranks."""
-    rooms, results = Rooms(size), [None] * size
 
-    def run(rank: int) -> None:
+    def run(world: World) -> Any:
         try:
-            results[rank] = action(ThreadWorld(rank, size, torch.device("cpu"), attempt=attempt, rooms=rooms))
+            return action(world)
         except Exception as error:
-            results[rank] = error
+            return error
 
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    return in_threads(size, run)
 
 
 def layout_of(stage: int, num_ranks: int, shapes=None, gap: int = 0, num_vectors: int = 2) -> Layout:

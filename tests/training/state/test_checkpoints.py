@@ -291,7 +291,7 @@ def test_a_full_disk_on_any_rank_leaves_the_checkpoint_before_it_and_no_trace(tm
 
 
 @pytest.mark.parametrize("kind", ["plain file", "busy folder"])
-def test_leftovers_of_any_kind_never_fail_a_save(tmp_path, kind, capsys, monkeypatch):
+def test_leftovers_of_any_kind_never_fail_a_save(tmp_path, kind, caplog, monkeypatch):
     save_step(tmp_path, 10)
     leftover = tmp_path / "checkpoints" / ".tmp-file"
     if kind == "plain file":
@@ -312,19 +312,19 @@ def test_leftovers_of_any_kind_never_fail_a_save(tmp_path, kind, capsys, monkeyp
     save_step(tmp_path, 20)
     assert chosen(tmp_path).folder.name == "step-00000020"
     if kind == "busy folder":
-        assert f"{leftover}: some of it is in use" in capsys.readouterr().out
+        assert f"{leftover}: some of it is in use" in caplog.text
     else:
         assert not leftover.exists()
 
 
-def test_a_folder_called_latest_is_moved_aside_and_named(tmp_path, capsys):
+def test_a_folder_called_latest_is_moved_aside_and_named(tmp_path, caplog):
     (tmp_path / "checkpoints" / "latest").mkdir(parents=True)
     (tmp_path / "checkpoints" / "latest" / "mine").write_text("x")
     save_step(tmp_path, 10)
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step-00000010\n"
     (moved,) = (tmp_path / "checkpoints").glob("latest-*")
     assert (moved / "mine").read_text() == "x"
-    assert moved.name in capsys.readouterr().out
+    assert moved.name in caplog.text
 
 
 def test_retention_never_deletes_the_one_to_resume_from(tmp_path):

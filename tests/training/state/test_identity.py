@@ -26,7 +26,7 @@ from training.state.identity import (
 
 OTHER = {
     "precision": "bf16",
-    "data": "e" * 32,
+    "data": {"tokens": "e" * 32},
     "tokenizer": "u" * 32,
     "order": {**IDENTITY.order, "seed": 2},
     "model": {**IDENTITY.model, "d_model": 64},
