@@ -7,6 +7,7 @@ Only the plan in that folder makes it and the shards beside it ours to delete.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import re
@@ -20,6 +21,7 @@ import xxhash
 from common.files import meant_name, sweep
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import SourceFile, list_files
+from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
 from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
@@ -29,6 +31,8 @@ from data_pipeline.tokenizer import Tokenizer
 SETTINGS_NAME = "build.json"
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
+UNITS_NAME = "units.json"
+"""What an interrupted build had found out about its files, so that the next one need not open them to plan."""
 DECISIVE_KEYS = {
     "sources",
     "unicode_normalization",
@@ -179,6 +183,24 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 
 
 # ---- a dataset in the making
+
+
+def planned_units(folder: Path, plan: str) -> list[Unit] | None:
+    """The units of an interrupted build with this very plan; None where there is none."""
+    work = folder / WORK_NAME
+    found = _read_plan(work)
+    if found is None or found["fingerprint"] != plan:
+        return None
+    try:
+        return [Unit(*values) for values in json.loads((work / UNITS_NAME).read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def remember_units(job: Job, units: Sequence[Unit]) -> None:
+    """Keeps the units of a build for the case that it is interrupted."""
+    if not (job.work / UNITS_NAME).exists():
+        write_json(job.work / UNITS_NAME, [dataclasses.astuple(unit) for unit in units])
 
 
 @contextlib.contextmanager
