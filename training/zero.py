@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 
-from common.mistakes import Mistake
 from training.state.boxes import Box
 from training.state.index import WEIGHT
 from training.state.layout import Layout, replicated, sharded
@@ -46,18 +45,9 @@ class ZeroState:
     """Weights and moments of this rank, as they lie in DeepSpeed's engine and optimizer."""
 
     def __init__(self, engine: Any, optimizer: Any, boxes: list[Box]):
-        """`boxes` are the parameters in the optimizer's order.
-
-        Raises ValueError for state on NVMe, where nothing but DeepSpeed finds it.
-        """
+        """`boxes` are the parameters in the optimizer's order."""
         self._engine, self._optimizer, self._boxes = engine, optimizer, boxes
         self._stage: int = engine.zero_optimization_stage()
-        offloaded = engine.zero_offload_param()
-        if engine.zero_nvme_offload_optimizer() or (offloaded is not None and offloaded.device == "nvme"):
-            raise Mistake(
-                "training.deepspeed.zero_optimization: checkpoints hold no state that was offloaded to nvme; "
-                "set device to cpu in offload_optimizer and offload_param, or use more ranks"
-            )
 
     def layout(self) -> Layout:
         """How the ranks share the state."""

@@ -1,5 +1,6 @@
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -236,3 +237,13 @@ def test_words_begin_and_end_where_letters_and_digits_do(tokenizer):
     assert {"naive", "sum", "values", "return", "1234", "\u4e2d", "\u6587"} <= set(texts)
     special = [tokenizer.bos_id, tokenizer.eos_id, *tokenizer.sentinel_ids]
     assert starts[special].all() and ends[special].all()
+
+
+@pytest.mark.parametrize("fast_encoder", ["auto", "off"])
+def test_where_gigatoken_is_missing_sentencepiece_encodes_and_says_why(tokenizer_config, monkeypatch, fast_encoder):
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    monkeypatch.delitem(sys.modules, "data_pipeline.fast_encoder", raising=False)
+    tokenizer = Tokenizer.load(tokenizer_config.path, fast_encoder)
+    assert tokenizer.encoder == "sentencepiece"
+    reason = {"auto": "gigatoken is not installed; pip install", "off": "fast_encoder is off"}[fast_encoder]
+    assert reason in tokenizer.encoder_note
