@@ -5,6 +5,11 @@ all else                                            -> a traceback, exit code 1,
 """
 
 import errno
+import reprlib
+from typing import Any
+
+SHOWN_CHARACTERS, SHOWN_PATH, SENTENCE = 80, 400, 1500
+"""How much of a value and of a path an error echoes, and how long it is in all."""
 
 MENDABLE = {
     errno.ENOSPC,
@@ -35,5 +40,23 @@ def is_mistake(error: BaseException) -> bool:
 def sentence(error: BaseException) -> str:
     """What to tell the user: the message, with the file's name where the machine gave one."""
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error)
+        return f"{cut(str(error.filename), SHOWN_PATH)}: {error.strerror}" if error.filename else error.strerror
+    return cut(str(error), SENTENCE)
+
+
+def cut(text: str, length: int = SHOWN_CHARACTERS) -> str:
+    """A text for an error: on one line, without its middle where it is longer than `length`."""
+    line = text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if len(line) <= length:
+        return line
+    half = (length - 5) // 2
+    return f"{line[:half]} ... {line[-half:]}"
+
+
+def shown(value: Any) -> str:
+    """A value for an error, as Python writes it and cut."""
+    return cut(repr(value) if isinstance(value, str | float | None) else _brief.repr(value))
+
+
+_brief = reprlib.Repr()
+_brief.maxstring = _brief.maxother = _brief.maxlong = SHOWN_CHARACTERS

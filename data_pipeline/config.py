@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from common.mistakes import Mistake
-from common.section import Section
+from common.section import Place, Section
 
 
 class SourceConfig(Section):
     """One place documents come from."""
 
-    path: str
+    path: Place
     """Path, glob (`**` reaches into subfolders) or fsspec URL such as `s3://bucket/part-*.jsonl.zst`."""
-    format: Literal["auto", "jsonl", "parquet", "text"] = "auto"
-    """How to read the files; `auto` goes by their names (.jsonl, .ndjson, .parquet, else text), .gz and .zst too."""
+    format: Literal["auto", "jsonl", "parquet", "csv", "tsv", "text"] = "auto"
+    """How to read the files; `auto` goes by their endings and refuses those it does not know; .gz and .zst are read."""
     text_key: str = "text"
-    """Field (jsonl) or column (parquet) that holds the document's text."""
+    """Field (jsonl) or column (parquet, csv, tsv) that holds the document's text; `meta.text` is text within meta."""
     document: Literal["file", "line"] = "file"
     """For text files: the whole file is one document, or every line is."""
 
@@ -24,7 +24,7 @@ class SourceConfig(Section):
 class TokenizerConfig(Section):
     """A sentencepiece BPE tokenizer with byte fallback: it keeps every character (but U+2581 comes back as a blank)."""
 
-    path: str
+    path: Place
     """Folder of the tokenizer; holds `tokenizer.model` once trained."""
     vocab_size: int = Field(default=32000, ge=300)
     """Pieces in the vocabulary, special ones included."""
@@ -39,7 +39,7 @@ class TokenizerConfig(Section):
 class DataConfig(Section):
     """A tokenized dataset and how it is built from sources."""
 
-    path: str
+    path: Place
     """Folder of the dataset; holds `manifest.json` once built."""
     sources: list[SourceConfig] = Field(default_factory=list)
     """Where the documents come from; may stay empty when the dataset is there already."""

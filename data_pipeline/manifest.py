@@ -104,7 +104,8 @@ class Manifest(ManifestPart):
         return digest.hexdigest()
 
     def _tokens_fingerprint(self) -> str:
-        files = [[digest.tobytes().hex() for digest in shard[:2]] for shard in self._table("train").digests]
+        digests = self._table("train").digests[:, :2].tobytes().hex()
+        files = [[digests[at : at + 32], digests[at + 32 : at + 64]] for at in range(0, len(digests), 64)]
         facts = [self.version, self.tokenizer_fingerprint, self.vocab_size, self.dtype, files]
         return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
 

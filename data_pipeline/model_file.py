@@ -28,6 +28,8 @@ class ModelFacts:
     """Whether it puts a blank before or after each text."""
     user_defined: int
     """Pieces that are cut out of the text before all others."""
+    mark_ends_words: bool = dataclasses.field(default=False, repr=False)
+    """Whether the mark of a blank stands at the end of pieces."""
 
     @classmethod
     def of(cls, serialized: bytes) -> "ModelFacts":
@@ -43,6 +45,7 @@ class ModelFacts:
             changes_text=not keeps,
             adds_blank=bool(normalizer.get(3, 1)),
             user_defined=kinds.count(_USER_DEFINED),
+            mark_ends_words=bool(trainer.get(24, 0)),
         )
 
     @property
@@ -56,7 +59,9 @@ class ModelFacts:
             return "it adds a blank to each text"
         if not self.byte_fallback:
             return "it has no byte fallback"
-        return "it has user-defined symbols" if self.user_defined else None
+        if self.user_defined:
+            return "it has user-defined symbols"
+        return "it marks blanks at the end of pieces" if self.mark_ends_words else None
 
 
 def _merged(fields: list[tuple[int, Value]], number: int) -> dict[int, Value]:

@@ -37,12 +37,13 @@ def open_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Man
 
 def check_files(folder: str | Path, manifest: Manifest, *, sizes: bool = False) -> None:
     """ValueError when a file of a shard is missing, or with `sizes`, which asks for each file, has another size."""
-    found = _listing(Path(folder), sizes)
+    with os.scandir(folder) as entries:
+        found = {entry.name: entry for entry in entries}
     for name, size in _expected_files(manifest):
         if name not in found:
             raise Mistake(f"{Path(folder) / name}: no such file, though {FILE_NAME} names it; {ADVICE}")
-        if sizes and found[name] != size:
-            raise Mistake(f"{Path(folder) / name}: {found[name]} bytes where {size} were written; {ADVICE}")
+        if sizes and (there := found[name].stat().st_size) != size:
+            raise Mistake(f"{Path(folder) / name}: {there} bytes where {size} were written; {ADVICE}")
 
 
 def _expected_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
@@ -53,11 +54,6 @@ def _expected_files(manifest: Manifest) -> Iterator[tuple[str, int]]:
             sizes = shard_sizes(num_documents, num_tokens, dtype)
             for suffix in SUFFIXES:
                 yield name.decode() + suffix, sizes[suffix]
-
-
-def _listing(folder: Path, sizes: bool) -> dict[str, int]:
-    with os.scandir(folder) as entries:
-        return {entry.name: entry.stat().st_size if sizes else 0 for entry in entries}
 
 
 def check_tokenizer(folder: str | Path, manifest: Manifest, tokenizer: "Tokenizer") -> None:

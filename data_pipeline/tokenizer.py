@@ -18,7 +18,13 @@ import sentencepiece
 import xxhash
 
 from common.mistakes import Mistake
-from data_pipeline.building.tokenizer_training import MODEL_NAME, SPECIAL, TokenizerReport, train_tokenizer
+from data_pipeline.building.tokenizer_training import (
+    MODEL_NAME,
+    SPECIAL,
+    TokenizerReport,
+    refuse_other_tokenizers,
+    train_tokenizer,
+)
 from data_pipeline.flags import packed_flags
 from data_pipeline.model_file import ModelFacts
 from data_pipeline.shards import token_dtype
@@ -93,6 +99,14 @@ class Tokenizer:
         elif fast_encoder == "auto":
             self._use_fast_encoder()
 
+    def refuse_peculiar(self) -> None:
+        """ValueError when the model is of another kind than those trained here, which exports have to reproduce."""
+        if self._facts.peculiarity:
+            raise Mistake(
+                f"tokenizer.path: {self.model_path} is of a kind that no export reproduces exactly "
+                f"({self._facts.peculiarity}); train another with 'shardline tokenizer train CONFIG'"
+            )
+
     @classmethod
     def load(cls, path: str | Path, fast_encoder: str = "auto") -> "Tokenizer":
         """Loads the tokenizer of a folder (TokenizerConfig.path) or a .model file.
@@ -102,6 +116,7 @@ class Tokenizer:
         path = Path(path)
         model = path / MODEL_NAME if path.is_dir() else path
         if not model.is_file():
+            refuse_other_tokenizers(path)
             raise Mistake(f"tokenizer.path: {path} holds no {MODEL_NAME}; run 'shardline tokenizer train CONFIG' first")
         return cls(model, fast_encoder)
 

@@ -10,9 +10,10 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from launcher import cluster_cli
-from launcher.console import console, mistakes_as_sentences
+from launcher.checkpoint_cli import checkpoint_app
+from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
     help="Distributed pretraining of language models: from raw text to a servable model.",
@@ -29,6 +30,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(model_app, name="model")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 MARKS = {"good": "[green]ok[/]", "optional": "[yellow]--[/]", "bad": "[red]no[/]"}
 
@@ -63,10 +65,13 @@ def tokenizer_train(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: [bold]shardline tokenizer train configs/quickstart.yaml[/]
     """
-    from launcher import stages
+    from launcher import stages, views
     from launcher.config import load_config
 
-    console.print(stages.train_tokenizer(load_config(config, overrides or [])), soft_wrap=True)
+    loaded = load_config(config, overrides or [])
+    with StageProgress("looking at the sources") as progress:
+        made = stages.train_tokenizer(loaded, progress)
+    say(views.tokenizer(made))
 
 
 @data_app.command("build")
@@ -75,10 +80,13 @@ def data_build(config: ConfigFile, overrides: Overrides = None) -> None:
 
     Example: [bold]shardline data build configs/quickstart.yaml --set data.num_cpus=2[/]
     """
-    from launcher import stages
+    from launcher import stages, views
     from launcher.config import load_config
 
-    console.print(stages.build_data(load_config(config, overrides or [])), soft_wrap=True)
+    loaded = load_config(config, overrides or [])
+    with StageProgress("starting Ray") as progress:
+        built = stages.build_data(loaded, progress)
+    say(views.data(built))
 
 
 @data_app.command("inspect")
@@ -113,11 +121,10 @@ def data_verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Data
     Example: [bold]shardline data verify data/quickstart/dataset[/]
     """
     from data_pipeline.reading.inspect import verify_dataset
-    from launcher.console import StageProgress, number
 
     with StageProgress("verifying bytes") as progress:
         size = verify_dataset(folder, progress.update)
-    console.print(f"{folder}: {number(float(size))} bytes read, every block as it was written", soft_wrap=True)
+    say(f"{folder}: {number(float(size))} bytes read, every block as it was written")
 
 
 @app.command()
@@ -131,15 +138,14 @@ def train(
 
     Example: [bold]shardline train configs/quickstart.yaml --nproc 2 --set training.steps=100[/]
     """
-    from launcher import stages
-    from launcher.config import load_config
+    from launcher import views
+    from launcher.config import load_to_start
+    from launcher.local import train_locally
 
     changes = [*(overrides or []), *([f"training.num_processes={nproc}"] if nproc is not None else [])]
-    loaded = load_config(config, changes)
-    console.print(stages.train(loaded, fresh=fresh), soft_wrap=True)
-    console.print(
-        f"run folder: {loaded.run_dir}; next: shardline convert {loaded.run_dir} --to hf --out DIR", soft_wrap=True
-    )
+    result = train_locally(load_to_start(config, changes), fresh=fresh)
+    say(views.training(result))
+    say(f"run folder: {result.run_dir}; next: shardline convert {result.run_dir} --to hf --out DIR")
 
 
 @app.command()
@@ -147,16 +153,36 @@ def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     to: Annotated[str, typer.Option(help="Target format: hf.")] = "hf",
+    special_tokens_in_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--special-tokens-in-text/--no-special-tokens-in-text",
+            help="Whether </s> or <mask> in a text mean the special tokens to the folder's tokenizer; unless said, "
+            "they do where the objective hides tokens.",
+        ),
+    ] = None,
+    with_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--with-tokenizer/--without-tokenizer",
+            help="Without: the sentencepiece model as it is, where it has no exact form in Hugging Face's format.",
+        ),
+    ] = True,
 ) -> None:
     """Writes the newest checkpoint as a servable Hugging Face folder, checked before it is published.
 
     Example: [bold]shardline convert runs/quickstart --to hf --out served/quickstart[/]
     """
-    from launcher import stages
+    from launcher import stages, views
 
     if to != "hf":
-        raise Mistake(f"--to {to}: not a format that can be written; allowed: hf")
-    console.print(stages.convert(run, out), soft_wrap=True)
+        raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
+    with StageProgress("converting") as progress:
+        chosen = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+        made = stages.convert(run, out, progress, **chosen)
+    for line in views.passed_over(made.checkpoint):
+        say(f"  {line}")
+    say(views.conversion(made))
 
 
 @app.command("import")
@@ -168,9 +194,11 @@ def import_weights(
 
     Example: [bold]shardline import downloads/some-llama --out imported/some-llama[/]
     """
-    from launcher import stages
+    from launcher import stages, views
 
-    console.print(stages.import_weights(folder, out), soft_wrap=True)
+    with StageProgress("importing") as progress:
+        made = stages.import_weights(folder, out, progress)
+    say(views.imported(made))
 
 
 @app.command()

@@ -35,7 +35,7 @@ def submit(
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="Name of a profile, or path of one.")],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     limit: Annotated[
-        str | None, typer.Option("--time", help="Time limit, as 24:00:00; the profile's if empty.")
+        str | None, typer.Option("--time", help="Time limit, as 24h or 2-12:00:00; the profile's if empty.")
     ] = None,
     chain: Annotated[int, typer.Option(min=1, help="Jobs in a row; each goes on where the last one stopped.")] = 1,
     after: Annotated[int | None, typer.Option(metavar="JOB", help="Begin when this job has ended.")] = None,
@@ -50,13 +50,13 @@ def submit(
     Example: [bold]shardline submit books.yaml --cluster plain --nodes 4 --time 24:00:00[/]
     """
     from launcher import submit as submission
-    from launcher.config import load_config
+    from launcher.config import load_to_start
 
     if stage not in ("train", "data"):
         raise Mistake(f"--stage {stage}: not a stage; allowed: train, data")
     if only_data and stage != "data":
         raise Mistake("--only-data: goes with --stage data; add it or leave this out")
-    loaded = load_config(config, overrides or [])
+    loaded = load_to_start(config, overrides or [])
     request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data)
     if dry_run:
         for text in submission.scripts(loaded, request).values():
@@ -126,6 +126,7 @@ def _show(found: list, runs: Path) -> None:
             ("left", duration(each.seconds_left) if each.state == "running" and each.seconds_left is not None else ""),
             ("checkpoint", f"{each.checkpoint}, {duration(each.checkpoint_age)} ago" if each.checkpoint else ""),
             ("left out", "; ".join(each.excluded)),
+            ("not read", "; ".join(each.left_out)),
         ]
         table = Table(box=None, show_header=False, padding=(0, 2))
         for name, value in rows:
@@ -179,14 +180,13 @@ def cancel(
 
     Example: [bold]shardline cancel runs/quickstart --save[/]
     """
+    from launcher.run_folder import RunFolder
     from launcher.slurm_commands import Slurm
-    from launcher.submit import JOBS
-    from training.events import read_lines
 
-    records = read_lines(run / "slurm" / JOBS)
+    records = RunFolder.read(run).jobs
     if not records:
         raise Mistake(f"{run}: no job of it was ever submitted; name a folder such as runs/quickstart")
-    slurm = Slurm(records[-1]["commands"])
+    slurm = Slurm(records[-1].get("commands"))
     alive = [job for job in slurm.jobs([record["job"] for record in records[-64:]]).values() if not job.is_over]
     (run / "slurm" / "cancel").touch()  # the job looks there before it starts itself again
     running = [job.id for job in alive if job.state == "RUNNING"] if save else []

@@ -12,26 +12,13 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from common.mistakes import Mistake
-from launcher import models
+from common.files import write_whole
+from common.mistakes import Mistake, cut, shown
+from common.plain_yaml import read_plain
+from launcher import models, places
 from training.config import RunConfig
 
 Checked = typing.TypeVar("Checked", bound=BaseModel)
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """YAML as usual, but a key given twice in one mapping is an error instead of a silent overwrite."""
-
-    def construct_mapping(self, node, deep=False):
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, f"key {key} is no word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key '{key}' stands twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
@@ -40,10 +27,24 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunCo
     Raises ValueError with one sentence for anything a user can get wrong.
     """
     path = Path(path)
-    tree = read_yaml(path)
+    tree = read_yaml(path, any_base=False)
+    if base := places.base_of(path, tree):
+        tree = places.anchored({"runs_dir": RunConfig.model_fields["runs_dir"].default, **tree}, base)
     for override in overrides:
         apply_override(tree, override)
     return check_config(tree, str(path))
+
+
+def load_to_start(path: str | Path, overrides: typing.Sequence[str] = ()) -> RunConfig:
+    """The same for a run that is to begin or go on: a config in the folder of another run than it says is refused."""
+    config = load_config(path, overrides)
+    places.refuse_misplaced(Path(path), load_config(path).run_dir, config.run_dir)
+    return config
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The config with paths that mean the same from everywhere."""
+    return check_config(places.anchored(config.model_dump(mode="json"), Path.cwd()), "config")
 
 
 def check_config(tree: dict[str, Any], where: str) -> RunConfig:
@@ -92,9 +93,7 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved config, every default filled in, as YAML that `load_config` reads back equal."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(to_yaml(config), encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, to_yaml(config).encode())
 
 
 def to_yaml(config: RunConfig) -> str:
@@ -106,11 +105,15 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Sets one `a.b.c=value` in a tree of plain values; the value is read as YAML, list items by their number."""
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
-        raise Mistake(f"--set {override}: expected key=value, for example --set training.steps=100")
+        raise Mistake(f"--set {cut(override)}: expected key=value, for example --set training.steps=100")
     try:
-        value = yaml.load(text, _StrictLoader)
-    except yaml.YAMLError:
-        raise Mistake(f"--set {override}: the value is not valid YAML; quote it, for example {key}='text'") from None
+        value = read_plain(text)
+    except yaml.YAMLError as error:
+        problem = getattr(error, "problem", None)
+        why = f" ({cut(problem)})" if problem else ""
+        raise Mistake(
+            f"--set {cut(override)}: the value is not valid YAML{why}; quote it, for example {cut(key)}='text'"
+        ) from None
     *parents, last = key.split(".")
     node: Any = tree
     for depth, part in enumerate(parents):
@@ -129,18 +132,24 @@ def _child(node: Any, part: str, where: str, override: str) -> Any:
         if child is None:
             child = node[part] = {}
     if not isinstance(child, dict | list):
-        raise Mistake(f"--set {override}: {where} is the value {child!r}, not a section with keys of its own")
+        raise Mistake(
+            f"--set {cut(override)}: {cut(where)} is the value {shown(child)}, not a section with keys of its own"
+        )
     return child
 
 
 def _list_index(node: list, part: str, override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(node):
-        raise Mistake(f"--set {override}: '{part}' is not an item of that list; it has items 0 to {len(node) - 1}")
+    if not part.isdecimal() or len(part) > 9 or int(part) >= len(node):
+        items = f"it has items 0 to {len(node) - 1}" if node else "it is empty"
+        raise Mistake(f"--set {cut(override)}: '{cut(part)}' is not an item of that list; {items}")
     return int(part)
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file. Raises ValueError, one sentence, where there is none."""
+def read_yaml(path: Path, *, any_base: bool = True) -> dict[str, Any]:
+    """The mapping in a YAML file. Raises ValueError, one sentence, where there is none.
+
+    any_base: numbers such as 0123 and 24:00:00 are read, for keys that say better what is wrong with them.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -154,7 +163,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:
-        tree = yaml.load(text, _StrictLoader)
+        tree = read_plain(text, any_base=any_base)
     except yaml.YAMLError as error:
         raise Mistake(f"{path}: {_yaml_problem(error)}") from None
     if not isinstance(tree, dict):
@@ -166,7 +175,7 @@ def _yaml_problem(error: yaml.YAMLError) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}; the file is not valid YAML"
-    return f"not valid YAML ({' '.join(str(error).split())})"
+    return f"not valid YAML ({cut(' '.join(str(error).split()), 200)})"
 
 
 def _describe(error: ValidationError, model: type[BaseModel]) -> str:
@@ -182,27 +191,28 @@ def _describe_one(item: ErrorDetails, model: type[BaseModel]) -> str:
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
         valid = _valid_names(model, item["loc"][:-1])
-        nearest = difflib.get_close_matches(str(item["loc"][-1]), valid, n=1, cutoff=0.5)
+        nearest = difflib.get_close_matches(cut(str(item["loc"][-1])), valid, n=1, cutoff=0.5)
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"valid keys here are {', '.join(valid)}"
         return f"{key}: unknown key; {hint}"
     if kind == "missing":
         return f"{key}: this key is required and was not given"
     if kind == "literal_error":
-        nearest = difflib.get_close_matches(str(item["input"]), context["expected"].replace("'", "").split(), n=1)
+        expected = context["expected"].replace("'", "").split()
+        nearest = difflib.get_close_matches(shown(item["input"]).strip("'"), expected, n=1)
         hint = f"; did you mean '{nearest[0].strip(',')}'?" if nearest else ""
-        return f"{key}: found {item['input']!r}; allowed: {context['expected']}{hint}"
+        return f"{key}: found {shown(item['input'])}; allowed: {context['expected']}{hint}"
     if kind == "value_error":
         return f"{key}.{context['error']}" if key else str(context["error"])
     if kind == "model_type":
-        return f"{key}: found {item['input']!r}; expected keys and values, such as {{KEY: VALUE}}"
+        return f"{key}: found {shown(item['input'])}; expected keys and values, such as {{KEY: VALUE}}"
     message = item["msg"][0].lower() + item["msg"][1:]
-    return f"{key}: found {item['input']!r}; {message}"
+    return f"{key}: found {shown(item['input'])}; {message}"
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     key = ""
     for part in location:
-        key += f"[{part}]" if isinstance(part, int) else f".{part}" if key else part
+        key += f"[{part}]" if isinstance(part, int) else f".{cut(part)}" if key else cut(part)
     return key
 
 

@@ -34,6 +34,11 @@ class Stopped(Exception):
     """The user or a signal ended a run, which has saved itself."""
 
 
+def say(line: str) -> None:
+    """Prints a line as it is, however long and whatever brackets are in it."""
+    console.print(line, markup=False, soft_wrap=True)
+
+
 def fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
     """Ends the command with one sentence on standard error."""
     errors.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)

@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher.console import StageProgress, console
-from launcher.stages import load_run, newest_checkpoint, tokenizer_of
+from launcher import views
+from launcher.console import StageProgress, console, say
+from launcher.run_folder import existing
+from launcher.stages import newest_checkpoint, tokenizer_of
 
 if TYPE_CHECKING:
     from model.network.transformer import Transformer
@@ -23,10 +25,13 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     from training.scoring import score_questions
     from training.state.folder import reading
 
-    config = load_run(run_dir)
+    _, config = existing(run_dir)
     questions = {str(task): read_questions(task) for task in tasks}
     with reading(run_dir):
-        folder = newest_checkpoint(run_dir)
+        newest = newest_checkpoint(run_dir)
+        folder = newest.folder
+        for line in views.passed_over(newest):
+            say(f"  {line}")
         tokenizer = tokenizer_of(config, folder)
         vocabulary = Vocabulary.of(Manifest.load(config.data.path))
         with StageProgress("loading the checkpoint") as progress:
@@ -52,15 +57,17 @@ def _load_model(folder: Path, config: "RunConfig") -> "Transformer":
 
     from model.config import ModelConfig
     from model.network.transformer import Transformer
+    from training.scoring import execution
     from training.state.identity import read_saved
     from training.state.loading import stream_weights
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = read_saved(folder).identity.model
-    model_config = ModelConfig(**{**config.model.model_dump(), **saved, "compile": False})
+    trained = ModelConfig(**{**config.model.model_dump(), **saved})
+    model_config, dtype = execution(trained, device)
     with torch.device("meta"):
         model = Transformer(model_config, saved["vocab_size"])
-    state = {name: weight.to(device) for name, weight in stream_weights(folder)}
+    state = {name: weight.to(device, dtype) for name, weight in stream_weights(folder)}
     if model_config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)

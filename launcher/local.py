@@ -4,20 +4,22 @@ config -> checks -> runs/<name>/config.yaml -> ranks -> metrics.jsonl, events.js
 """
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from common.json_lines import read_lines
-from common.mistakes import Mistake
+from common.files import naming, write_whole
+from common.json_lines import Record
+from common.mistakes import Mistake, shown
 from data_pipeline.opening import open_dataset
 from launcher import ranks
-from launcher.config import load_config, save_config
+from launcher.config import anchored
 from launcher.console import console
+from launcher.places import CONFIG
+from launcher.run_folder import RunFolder, keep_config
+from training import fence
 from training.config import RunConfig
-
-TAIL_BYTES = 65536
+from training.lock import refuse_second_writer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +27,11 @@ class TrainingResult:
     """How a launch ended."""
 
     run_dir: Path
-    last: dict[str, Any]
+    steps: int
+    """Steps of the whole run."""
+    last: Record
     """The last line of metrics, empty when there is none."""
-    evaluation: dict[str, Any]
+    evaluation: Record
     """The last evaluation, empty when there is none."""
     already_finished: bool
     """True when there was nothing left to train."""
@@ -40,48 +44,48 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     Stopped when a signal ended the run.
     """
     check_batch(config)
-    manifest = open_dataset(
-        config.data.path, config.tokenizer.path
-    )  # the ranks would say so too, but a quarter of a minute later
-    from training.lock import refuse_second_writer  # imports torch: seconds that other commands need not wait
-
-    run_dir, config_file = config.run_dir, config.run_dir / "config.yaml"
-    refuse_second_writer(run_dir)
-    if config_file.exists() and fresh:
+    # the ranks would say what is wrong with it too, but a quarter of a minute later
+    manifest = open_dataset(config.data.path, config.tokenizer.path)
+    refuse_second_writer(config.run_dir)
+    before = RunFolder.read(config.run_dir)
+    if before.config and fresh:
         raise Mistake(
-            f"{run_dir}: this run exists and --fresh was given; choose another name "
+            f"{before.path}: this run exists and --fresh was given; choose another name "
             "(--set name=...) or delete the folder"
         )
-    before = load_config(config_file) if config_file.exists() else None
-    changes = config_changes(before, config) if before else []
-    evaluated = bool(read_evaluation(run_dir)) or not manifest.num_tokens("validation")
-    finished = before is not None and not changes and latest_step(run_dir) >= config.training.steps and evaluated
-    if not finished:
-        for change in changes:
-            console.print(f"  config changed since the last start: {change}", soft_wrap=True)
-        _train(config, before)
-    return TrainingResult(run_dir, read_last_step(run_dir), read_evaluation(run_dir), finished)
+    changes = config_changes(before.config, config) if before.config else []
+    evaluated = bool(before.evaluation) or not manifest.num_tokens("validation")
+    if before.config and not changes and before.step >= config.training.steps and evaluated:
+        return TrainingResult(before.path, config.training.steps, before.last, before.evaluation, already_finished=True)
+    for change in changes:
+        console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
+    for sentence in before.left_out:
+        console.print(f"  {sentence}", soft_wrap=True, markup=False)
+    with naming(config.run_dir):
+        _train(config)
+    after = RunFolder.read(config.run_dir)
+    return TrainingResult(after.path, config.training.steps, after.last, after.evaluation, already_finished=False)
 
 
-def _train(config: RunConfig, before: RunConfig | None) -> None:
+def _train(config: RunConfig) -> None:
     """Starts the ranks with this config; a run that they did not accept it for keeps the config it had."""
-    config_file, events = config.run_dir / "config.yaml", config.run_dir / "events.jsonl"
+    file, attempt = config.run_dir / CONFIG, fence.random_attempt()
     (config.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    num_events = len(read_lines(events))
-    save_config(config, config_file)
+    before = file.read_bytes() if file.exists() else None
+    keep_config(config)
     try:
-        ranks.run(config, lambda: read_last_step(config.run_dir))
+        ranks.run(config, attempt)
     finally:
-        accepted = any(event["event"] == "ready" for event in read_lines(events)[num_events:])
-        if before and not accepted:
-            save_config(before, config_file)
+        started = RunFolder.read(config.run_dir).of_start(attempt)
+        if before is not None and not any(event["event"] == "ready" for event in started):
+            write_whole(file, before)
 
 
 def config_changes(before: RunConfig, after: RunConfig) -> list[str]:
     """Keys whose values differ, each with both values."""
-    old, new = _flat(before), _flat(after)
+    old, new = _flat(anchored(before)), _flat(anchored(after))
     keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    return [f"{key} was {old.get(key)!r}, is {new.get(key)!r}" for key in keys]
+    return [f"{key} was {shown(old.get(key))}, is {shown(new.get(key))}" for key in keys]
 
 
 def _flat(config: RunConfig) -> dict[str, Any]:
@@ -105,33 +109,3 @@ def check_batch(config: RunConfig) -> None:
             f"num_processes x micro_batch_size = {training.num_processes} x {training.micro_batch_size}; "
             f"use a multiple of {per_step}"
         )
-
-
-def read_last_step(run_dir: Path) -> dict[str, Any]:
-    """The last metrics line of a training step; reads only the file's end, however long the run."""
-    path = run_dir / "metrics.jsonl"
-    if not path.exists():
-        return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().split(b"\n")[:-1]
-    for line in reversed(lines):
-        if line.startswith(b"{") and b'"loss"' in line:
-            values = json.loads(line)
-            if "loss" in values:
-                return values
-    return {}
-
-
-def read_evaluation(run_dir: Path) -> dict[str, Any]:
-    """The last evaluation, with its step."""
-    lines = read_lines(run_dir / "metrics.jsonl")
-    return next(({"step": line["step"], **line["evaluation"]} for line in reversed(lines) if "evaluation" in line), {})
-
-
-def latest_step(run_dir: Path) -> int:
-    """Step of the newest complete checkpoint, 0 when there is none."""
-    from training.state.folder import latest_checkpoint, step_of
-
-    newest = latest_checkpoint(run_dir)
-    return step_of(newest) if newest else 0

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 import configs
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from launcher.console import console
 from model.config import ModelConfig
 
@@ -78,9 +78,11 @@ def find(name: str) -> Path:
     known = names()
     if name in known:
         return FOLDER / f"{name}.yaml"
-    nearest = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.4)
+    nearest = difflib.get_close_matches(cut(str(name)).lower(), known, n=1, cutoff=0.4)
     hint = f"did you mean '{nearest[0]}'?" if nearest else "choose one of them"
-    raise Mistake(f"no model preset is called '{name}'; {hint} (`shardline model list` shows all {len(known)})")
+    raise Mistake(
+        f"no model preset is called '{cut(str(name))}'; {hint} (`shardline model list` shows all {len(known)})"
+    )
 
 
 def load(name: str) -> Preset:

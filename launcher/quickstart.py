@@ -14,10 +14,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from launcher import stages
+from common.files import written_aside
+from launcher import stages, views
 from launcher.config import load_config
-from launcher.console import console, duration, number
+from launcher.console import StageProgress, console, duration, number, say
+from launcher.local import train_locally
 from launcher.report import write_report
+from launcher.run_folder import RunFolder
 from training.config import RunConfig
 
 CONFIG_FILE = Path(__file__).resolve().parent.parent / "configs" / "quickstart.yaml"
@@ -34,10 +37,10 @@ def quickstart(overrides: Sequence[str]) -> None:
     out = config.run_dir / "hf"
 
     _stage(1, "Collect text", lambda: _collect(documents))
-    _stage(2, "Train the tokenizer", lambda: stages.train_tokenizer(config))
-    _stage(3, "Build the dataset", lambda: stages.build_data(config))
-    _stage(4, f"Train on {config.training.num_processes} ranks", lambda: stages.train(config))
-    _stage(5, "Convert for serving", lambda: stages.convert(config.run_dir, out))
+    _stage(2, "Train the tokenizer", lambda: _train_tokenizer(config))
+    _stage(3, "Build the dataset", lambda: _build_data(config))
+    _stage(4, f"Train on {config.training.num_processes} ranks", lambda: views.training(train_locally(config)))
+    _stage(5, "Convert for serving", lambda: _convert(config, out))
     samples: list[str] = []
     _stage(6, "Generate from the converted folder", lambda: _generate(out, config.model.shape, samples))
     report = write_report(config, "\n\n".join(samples))
@@ -64,17 +67,33 @@ def _collect(documents: Path) -> str:
     if documents.exists():
         return f"reused {documents}"
     documents.parent.mkdir(parents=True, exist_ok=True)
-    aside = documents.with_name(documents.name + ".tmp")
     count = size = 0
-    with aside.open("w", encoding="utf-8") as out:
+    with written_aside(documents) as out:
         for path in sorted(library.rglob("*.py")):
             name = path.relative_to(library)
             if SKIPPED_FOLDERS.isdisjoint(name.parts):
                 text = path.read_text(encoding="utf-8", errors="replace")
-                out.write(json.dumps({"text": text, "source": str(name)}) + "\n")
+                out.write(json.dumps({"text": text, "source": str(name)}).encode() + b"\n")
                 count, size = count + 1, size + len(text)
-    aside.replace(documents)
     return f"{count} modules of the standard library, {size / 1e6:.1f} MB of code and documentation"
+
+
+def _train_tokenizer(config: RunConfig) -> str:
+    with StageProgress("looking at the sources") as progress:
+        return views.tokenizer(stages.train_tokenizer(config, progress))
+
+
+def _build_data(config: RunConfig) -> str:
+    with StageProgress("starting Ray") as progress:
+        return views.data(stages.build_data(config, progress))
+
+
+def _convert(config: RunConfig, out: Path) -> str:
+    with StageProgress("converting") as progress:
+        made = stages.convert(config.run_dir, out, progress)
+    for line in views.passed_over(made.checkpoint):
+        say(f"  {line}")
+    return views.conversion(made)
 
 
 def _generate(folder: Path, shape: str, samples: list[str]) -> str:
@@ -88,15 +107,14 @@ def _generate(folder: Path, shape: str, samples: list[str]) -> str:
 
 
 def _summary(config: RunConfig, out: Path, report: Path, seconds: float) -> None:
-    from launcher.local import read_evaluation, read_last_step
-
-    last, evaluation = read_last_step(config.run_dir), read_evaluation(config.run_dir)
+    run = RunFolder.read(config.run_dir)
+    tokens = f", {number(float(run.last['tokens_consumed']))} tokens" if run.last.get("tokens_consumed") else ""
     rows = [
         ("dataset", config.data.path),
         ("tokenizer", config.tokenizer.path),
-        ("run", f"{config.run_dir}: {last['step']} steps, {number(float(last['tokens_consumed']))} tokens"),
+        ("run", f"{config.run_dir}: {run.step} steps{tokens}"),
         ("checkpoints", str(config.run_dir / "checkpoints")),
-        *([("held-out loss", stages.held_out_loss(evaluation))] if evaluation else []),
+        *([("held-out loss", views.held_out_loss(run.evaluation))] if run.evaluation else []),
         ("servable model", str(out)),
         ("report", str(report)),
     ]

@@ -1,24 +1,28 @@
 """The ranks of a local run: torch's own launcher starts them, their files tell how they fare and how they ended.
 
 torch.distributed.run -> launcher.local_rank -> training.worker, once per rank -> events.jsonl, logs/rank-N.log
+
+A start has a name, which its events bear, and its logs begin where those of earlier starts end: what it is said to
+have ended of is always its own.
 """
 
+import os
 import re
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import psutil
 
-from common.json_lines import read_lines
-from common.mistakes import Mistake
+from common.json_lines import Record
+from common.mistakes import Mistake, cut
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number
 from launcher.local_rank import PYTHON, end_with_parent
+from launcher.run_folder import RunFolder, last_step
+from training import fence
 from training.config import RunConfig
 
 POLL_SECONDS = 0.2
@@ -26,6 +30,12 @@ LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
+NOWHERE = re.compile(r"rank \d+ got nowhere for [^;]*")
+"""How a rank's own watch tells that it hangs."""
+WAITED = re.compile(
+    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)"
+)
+"""How a wait for another rank ends, by whatever clock."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks for a checkpoint and a clean end."""
 
@@ -34,14 +44,14 @@ class _Asked(BaseException):
     """Somebody asked for the end of the run."""
 
 
-def run(config: RunConfig, last_step: Callable[[], dict[str, Any]]) -> None:
-    """Starts the ranks and waits for their end, showing `last_step()`'s metrics meanwhile.
+def run(config: RunConfig, attempt: str) -> None:
+    """Starts the ranks under this name and waits for their end, showing the last metrics meanwhile.
 
     Raises ValueError with their sentence when they stopped on a user's mistake, Stopped when a signal ended them,
     Broken when they died.
     """
-    logs, started = config.run_dir / "logs", time.time()
-    num_events = len(read_lines(config.run_dir / "events.jsonl"))
+    logs = config.run_dir / "logs"
+    before = {path: path.stat().st_size for path in logs.glob("rank-*.log")}
     asked = False
     handlers = {number: signal.signal(number, _ask) for number in SIGNALS}
     try:
@@ -54,9 +64,10 @@ def run(config: RunConfig, last_step: Callable[[], dict[str, Any]]) -> None:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=end_with_parent,
+                env={**os.environ, fence.VARIABLE: attempt},
             )
             try:
-                _watch(process, config, last_step)
+                _watch(process, config)
             except _Asked:
                 asked = True
                 _stop(process)
@@ -67,8 +78,8 @@ def run(config: RunConfig, last_step: Callable[[], dict[str, Any]]) -> None:
         for name, handler in handlers.items():
             signal.signal(name, handler)
     if process.returncode:
-        events = read_lines(config.run_dir / "events.jsonl")[num_events:]
-        raise _ending(events, logs, started, process.returncode, asked)
+        events = RunFolder.read(config.run_dir).of_start(attempt)
+        raise ending(events, logs, before, process.returncode, asked)
 
 
 def _ask(*_: int | FrameType | None) -> None:
@@ -104,11 +115,11 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _watch(process: subprocess.Popen, config: RunConfig, last_step: Callable[[], dict[str, Any]]) -> None:
+def _watch(process: subprocess.Popen, config: RunConfig) -> None:
     steps = config.training.steps
     with StageProgress("starting ranks") as progress:
         while process.poll() is None:
-            if last := last_step():
+            if last := last_step(config.run_dir):
                 left = (steps - last["step"]) * last["step_seconds"]
                 detail = (
                     f"loss {last['loss']:.3f}  {number(last['tokens_per_second'])} tokens/s"
@@ -118,33 +129,51 @@ def _watch(process: subprocess.Popen, config: RunConfig, last_step: Callable[[],
             time.sleep(POLL_SECONDS)
 
 
-def _ending(events: list[dict[str, Any]], logs: Path, started: float, code: int, asked: bool) -> Exception:
+def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int, asked: bool) -> Exception:
     """Why ranks that did not finish ended, as the error to raise."""
     for event in events:
-        if event["event"] == "error" and event.get("exit_code") == USER_MISTAKE:
+        if event["event"] == "error" and event.get("exit_code") == USER_MISTAKE and "message" in event:
             return Mistake(event["message"])
     if any(event["event"] == "stop" for event in events):
         return Stopped("stopped with a checkpoint; the same command goes on from it")
     if asked:
         return Stopped("stopped at once; the same command goes on from the last checkpoint")
-    words = _last_words(logs, started)
-    if words.startswith("error: "):  # a full disk takes no event, but the log was open already
-        return Mistake(words.removeprefix("error: "))
-    killed = KILLED.findall((logs / LAUNCH_LOG).read_text(errors="replace"))
-    reason = f"a rank was killed by {killed[-1]}" if killed else words or f"exit code {code}"
+    said = _said(logs, before)
+    if mistake := _mistake_in(said):  # a full disk takes no event, but the log was open already
+        return Mistake(mistake)
     return Broken(
-        f"training broke: {reason}; the ranks' logs are in {logs}, "
+        f"training broke: {_cause(events, said, logs / LAUNCH_LOG, code)}; the ranks' logs are in {logs}, "
         "and the same command goes on from the last checkpoint"
     )
 
 
-def _last_words(logs: Path, since: float) -> str:
-    """The sentence, or else the last line, of the log that ended first: by the rank that failed first.
+def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: int) -> str:
+    """Why ranks died, as far as anybody can tell, in words."""
+    errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
+    lines = [line for lines in [errors, *said] for line in lines]
+    if nowhere := next(filter(None, map(NOWHERE.match, lines)), None):
+        return f"{nowhere[0]}; it or a rank that it waits for was stopped, hangs or is overloaded"
+    if waited := [found for found in map(WAITED.match, lines) if found]:
+        who = next((found["rank"] for found in waited if found["rank"]), "another")
+        return (
+            f"a rank waited too long for {who}, which was stopped, hangs or is overloaded (see training.hang_minutes)"
+        )
+    if killed := KILLED.findall(launch_log.read_text(errors="replace")):
+        return f"a rank was killed by {killed[-1]}"
+    if code < 0:
+        return f"torch's launcher was killed by {signal.Signals(-code).name}, at which the ranks save and end"
+    last = [lines[-1].strip() for lines in said if lines]
+    return cut(next(iter([*errors, *last]), f"exit code {code}"), 300)
 
-    Empty when none spoke since then.
-    """
-    times = sorted((path.stat().st_mtime, path) for path in logs.glob("rank-*.log"))
-    for lines in [path.read_text(errors="replace").strip().splitlines() for t, path in times if t >= since]:
-        if lines:
-            return next((line for line in reversed(lines[-10:]) if line.startswith("error: ")), lines[-1].strip())
-    return ""
+
+def _said(logs: Path, before: dict[Path, int]) -> list[list[str]]:
+    """What each rank has said since this start, in lines, first of the one that fell silent first."""
+    paths = sorted(logs.glob("rank-*.log"), key=lambda path: path.stat().st_mtime)
+    texts = [path.read_bytes()[before.get(path, 0) :].decode(errors="replace") for path in paths]
+    return [text.strip().splitlines() for text in texts]
+
+
+def _mistake_in(said: list[list[str]]) -> str:
+    """The sentence of the rank that fell silent first; empty when none has said one."""
+    lines = (line for lines in said for line in reversed(lines[-10:]) if line.startswith("error: "))
+    return next(lines, "").removeprefix("error: ")

@@ -11,10 +11,12 @@ from typing import Any
 
 import jinja2
 
-from common.json_lines import read_lines
+from common.files import write_whole
+from common.json_lines import Record
 from data_pipeline.manifest import Manifest
 from launcher.config import to_yaml
 from launcher.console import duration, number
+from launcher.run_folder import metrics_of
 from model.flops import num_parameters
 from training.config import RunConfig
 
@@ -38,7 +40,7 @@ class Series:
 def write_report(config: RunConfig, sample: str = "") -> Path:
     """Writes the run's report.html and returns its path."""
     run_dir = config.run_dir
-    lines = read_lines(run_dir / "metrics.jsonl")
+    lines = metrics_of(run_dir)
     steps = [line for line in lines if "loss" in line]
     evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
     manifest = Manifest.load(Path(config.data.path))
@@ -52,9 +54,7 @@ def write_report(config: RunConfig, sample: str = "") -> Path:
         config=to_yaml(config),
     )
     path = run_dir / "report.html"
-    aside = path.with_name("report.html.tmp")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
+    write_whole(path, page.encode())
     return path
 
 
@@ -73,7 +73,7 @@ def _subtitle(config: RunConfig, manifest: Manifest) -> str:
     )
 
 
-def _tiles(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _tiles(steps: list[Record], evaluations: list[Record]) -> list[tuple[str, str]]:
     tiles = [("steps", str(steps[-1]["step"])), ("training loss, nats", f"{steps[-1]['loss']:.3f}")] if steps else []
     if evaluations:
         last = evaluations[-1]
@@ -81,13 +81,11 @@ def _tiles(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> li
         tiles.append(("below unigram entropy, nats", f"{last['unigram_entropy'] - last['loss']:.3f}"))
     if steps:
         tiles.append(("tokens per second, median", number(float(_median([s["tokens_per_second"] for s in steps])))))
-        tiles += (
-            [("MFU, median", f"{_median(shares):.1%}")] if (shares := [s["mfu"] for s in steps if s["mfu"]]) else []
-        )
+        tiles += [("MFU, median", f"{_median(shares):.1%}")] if (shares := _known(steps, "mfu")) else []
     return tiles
 
 
-def _charts(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _charts(steps: list[Record], evaluations: list[Record]) -> list[dict[str, Any]]:
     if not steps:
         return []
     xs = [step["step"] for step in steps]
@@ -97,13 +95,12 @@ def _charts(steps: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> l
         loss.append(Series("held-out loss", at, [e["loss"] for e in evaluations], "--second", dots=True))
         entropy = evaluations[-1]["unigram_entropy"]
         loss.append(Series("unigram entropy", [xs[0], xs[-1]], [entropy] * 2, "--soft", dashed=True))
-    return [
-        chart("Loss (nats per token) by step", loss),
-        chart(
-            "Throughput (tokens per second) by step", [Series("tokens/s", xs, [s["tokens_per_second"] for s in steps])]
-        ),
-        chart("Learning rate by step", [Series("learning rate", xs, [s["lr"] for s in steps])]),
+    charts = [
+        ("Loss (nats per token) by step", loss),
+        ("Throughput (tokens per second) by step", [Series("tokens/s", *_curve(steps, "tokens_per_second"))]),
+        ("Learning rate by step", [Series("learning rate", *_curve(steps, "lr"))]),
     ]
+    return [chart(title, lines) for title, lines in charts if any(line.xs for line in lines)]
 
 
 def chart(title: str, lines: list[Series]) -> dict[str, Any]:
@@ -180,17 +177,28 @@ def _model_rows(config: RunConfig, manifest: Manifest) -> list[tuple[str, str]]:
     ]
 
 
-def _run_rows(steps: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def _run_rows(steps: list[Record]) -> list[tuple[str, str]]:
     if not steps:
         return []
     numbers = [0, *(step["step"] for step in steps)]
     seconds = sum(s["step_seconds"] * (b - a) for s, a, b in zip(steps, numbers, numbers[1:], strict=False))
     return [
-        ("tokens trained on", f"{steps[-1]['tokens_consumed']:,}"),
+        *[("tokens trained on", f"{tokens:,}") for tokens in _known(steps, "tokens_consumed")[-1:]],
         ("time in steps", duration(seconds)),
-        ("peak memory of a rank", f"{max(step['memory_gb'] for step in steps):.2f} GB"),
-        ("gradient norm, last", f"{steps[-1]['grad_norm']:.3f}"),
+        *[("peak memory of a rank", f"{memory:.2f} GB") for memory in sorted(_known(steps, "memory_gb"))[-1:]],
+        *[("gradient norm, last", f"{norm:.3f}") for norm in _known(steps, "grad_norm")[-1:]],
     ]
+
+
+def _known(steps: list[Record], key: str) -> list[float]:
+    """A figure of the steps that have it."""
+    return _curve(steps, key)[1]
+
+
+def _curve(steps: list[Record], key: str) -> tuple[list[float], list[float]]:
+    """A figure over the steps that have it."""
+    known = [step for step in steps if step.get(key) is not None and math.isfinite(step[key])]
+    return [step["step"] for step in known], [step[key] for step in known]
 
 
 def _median(values: list[float]) -> float:

@@ -1,113 +1,181 @@
-"""The stages of the main job, each run with progress and summed up in one line for people."""
+"""The stages of the main job; each says what came of it as a value (views.py puts it in words).
 
+tokenizer -> dataset -> training (local.py) -> Hugging Face folder; or a Hugging Face folder -> weights to start from
+"""
+
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from common.files import naming
 from common.mistakes import Mistake
-from launcher.config import load_config
-from launcher.console import StageProgress, console, number
+from launcher.console import StageProgress, number
+from launcher.run_folder import existing
 from training.config import RunConfig
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
+    from model.exchange.convert import ExportSpec
 
 NUM_SAMPLE_TEXTS, SAMPLE_TOKENS = 50, 512
+EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True}
+"""How a run is exported unless something else is asked for."""
 CONTINUES = ("next_token", "prefix_lm")
 """Objectives whose inputs are the beginning of a text and no more; those of others have special tokens in them."""
 
 
-def train_tokenizer(config: RunConfig) -> str:
+@dataclasses.dataclass(frozen=True)
+class TrainedTokenizer:
+    """A tokenizer that is there now."""
+
+    path: Path
+    vocab_size: int
+    training_bytes: int
+    """Text it was trained on; 0 when it was there already."""
+    reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class BuiltData:
+    """A dataset that is there now."""
+
+    path: Path
+    num_documents: int
+    num_train_tokens: int
+    num_validation_tokens: int
+    dropped: dict[str, int]
+    """Documents left out, by reason."""
+    reused: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class NewestCheckpoint:
+    """The newest sound checkpoint of a run."""
+
+    folder: Path
+    damaged: dict[str, list[str]]
+    """Newer ones that were passed over, by name, and why."""
+    unlisted: tuple[str, ...] = ()
+    """Files in its folder that are none of its own."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """A Hugging Face folder that has been checked against our own model."""
+
+    out: Path
+    checkpoint: NewestCheckpoint
+    num_texts: int
+    """Held-out texts that token ids were compared on; 0 where the dataset is not there any more."""
+    data: Path
+    reused: bool
+    plain_tokenizer: str | None = None
+    """Name of the sentencepiece model in it, where it has no tokenizer of Hugging Face's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedTokenizer:
+    """What `data build` can do with the tokenizer that came with imported weights."""
+
+    folder: Path
+    obstacle: str | None = None
+    """Why it does not take it."""
+    lacks: tuple[str, ...] = ()
+    """Special pieces it does not have, which objectives that hide tokens need."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedWeights:
+    """Weights that a run can start from."""
+
+    out: Path
+    architecture: str
+    """Their class in transformers."""
+    model_file: Path
+    """The model section of a config that fits them."""
+    tokenizer: ImportedTokenizer
+
+
+def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokenizer:
     """Trains the tokenizer, or finds it trained."""
     from data_pipeline.tokenizer import train_tokenizer as run
 
-    with StageProgress("looking at the sources") as progress:
+    with naming(Path(config.tokenizer.path)):
         report = run(config.tokenizer, config.data.sources, progress.note)
-    if report.reused:
-        return f"reused {config.tokenizer.path}, {report.vocab_size:,} pieces"
-    return f"{report.vocab_size:,} pieces from {report.training_bytes / 1e6:.1f} MB of text in {config.tokenizer.path}"
+    return TrainedTokenizer(Path(config.tokenizer.path), report.vocab_size, report.training_bytes, report.reused)
 
 
-def build_data(config: RunConfig) -> str:
+def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
     """Builds the dataset with Ray, or finds it built."""
     from data_pipeline.building.build import BuildProgress, build_dataset
 
-    with StageProgress("starting Ray") as progress:
+    def show(state: BuildProgress) -> None:
+        detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
+        progress.update(state.done, state.total, detail, title=state.stage)
 
-        def show(state: BuildProgress) -> None:
-            detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
-            progress.update(state.done, state.total, detail, title=state.stage)
-
+    with naming(Path(config.data.path)):
         report = build_dataset(config.data, config.tokenizer, show)
-    splits = report.manifest.splits
-    tokens = {name: sum(shard.num_tokens for shard in shards) for name, shards in splits.items()}
-    documents = sum(shard.num_documents for shards in splits.values() for shard in shards)
-    kept = f"{documents:,} documents, {tokens['train']:,} training and {tokens['validation']:,} held-out tokens"
-    if report.reused:
-        return f"reused {config.data.path}: {kept}"
-    dropped = [f"{count:,} {name.replace('_', ' ')}" for name, count in report.dropped.items() if count]
-    return f"{kept} in {config.data.path}" + (f"; dropped: {', '.join(dropped)}" if dropped else "")
+    manifest = report.manifest
+    return BuiltData(
+        path=Path(config.data.path),
+        num_documents=sum(manifest.num_documents(split) for split in manifest.splits),
+        num_train_tokens=manifest.num_tokens("train"),
+        num_validation_tokens=manifest.num_tokens("validation"),
+        dropped={} if report.reused else {name: count for name, count in report.dropped.items() if count},
+        reused=report.reused,
+    )
 
 
-def held_out_loss(evaluation: dict[str, Any]) -> str:
-    """The loss of an evaluation, and how it stands to the best loss without context."""
-    gain = evaluation["unigram_entropy"] - evaluation["loss"]
-    side = "below" if gain >= 0 else "above"
-    return f"{evaluation['loss']:.3f} nats, {abs(gain):.2f} {side} the unigram entropy of the same tokens"
-
-
-def train(config: RunConfig, *, fresh: bool = False) -> str:
-    """Trains to the last step, going on from the newest checkpoint when there is one."""
-    from launcher.local import train_locally
-
-    result = train_locally(config, fresh=fresh)
-    last, evaluation = result.last, result.evaluation
-    if result.already_finished:
-        return f"reused {result.run_dir}: it had reached step {config.training.steps} already"
-    held_out = f", held-out loss {held_out_loss(evaluation)}" if evaluation else ""
-    return f"step {last['step']}: loss {last['loss']:.3f}{held_out}, {number(float(last['tokens_consumed']))} tokens"
-
-
-def convert(run_dir: Path, out: Path) -> str:
+def convert(
+    run_dir: Path,
+    out: Path,
+    progress: StageProgress,
+    *,
+    special_tokens_in_text: bool | None = None,
+    with_tokenizer: bool = True,
+) -> Converted:
     """Writes the newest sound checkpoint of a run as a Hugging Face folder that has been checked against our own model.
 
+    special_tokens_in_text: whether names such as </s> in a text are to mean the special tokens in plain calls of the
+    folder's tokenizer; None means that they do where the objective hides tokens. Without a tokenizer the sentencepiece
+    model lies in the folder as it is.
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
     from common.files import checksum
-    from model.exchange.convert import exported_from
+    from model.exchange.convert import PLAIN_TOKENIZER, export_hf, exported_from
     from training.state.folder import reading
+    from training.state.loading import stream_weights
     from training.state.sums import CHECKSUMS
 
-    config = load_run(run_dir)
+    _, config = existing(run_dir)
+    asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+    chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
+    plain = None if with_tokenizer else PLAIN_TOKENIZER
     with reading(run_dir):
-        folder = newest_checkpoint(run_dir)
-        tokenizer = tokenizer_of(config, folder)
-        source = checksum(folder / CHECKSUMS)
+        newest = newest_checkpoint(run_dir)
+        tokenizer = tokenizer_of(config, newest.folder)
+        source, data = checksum(newest.folder / CHECKSUMS) + chosen, Path(config.data.path)
         if exported_from(out) == source:
-            return f"reused {out}, made from {folder.name}"
-        texts = _held_out_texts(config, tokenizer)
-        with StageProgress("converting") as progress:
-            progress.note(f"converting {folder.name} and comparing it with ours in transformers")
-            _export(config, folder, tokenizer, out, texts, source)
-    on = f"on {len(texts)} held-out texts" if texts else f"on awkward strings only, as {config.data.path} is not there"
-    return f"{folder.name} in {out}: logits and greedy tokens equal ours in transformers, token ids {on}"
+            return Converted(out, newest, 0, data, True, plain)
+        texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
+        spec = _export_spec(config, newest.folder, tokenizer, texts, source, special_tokens_in_text)
+        if not with_tokenizer:
+            spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
+        progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
+        with naming(out):
+            export_hf(stream_weights(newest.folder), spec, out)
+    return Converted(out, newest, len(texts), data, False, plain)
 
 
-def newest_checkpoint(run_dir: Path) -> Path:
-    """Folder of the newest sound checkpoint of a run; says which damaged ones were passed over.
-
-    Raises ValueError when there is none.
-    """
+def newest_checkpoint(run_dir: Path) -> NewestCheckpoint:
+    """The newest sound checkpoint of a run. Raises ValueError when there is none."""
     from training.distributed import World
     from training.state.choosing import choose
 
     choice = choose(run_dir, World.alone())
-    for name, faults in choice.damaged.items():
-        console.print(f"  checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", soft_wrap=True)
     if choice.checkpoint is None:
         raise Mistake(f"{run_dir}: it has no checkpoint yet; train it with 'shardline train CONFIG'")
-    for name in choice.checkpoint.unlisted:
-        console.print(f"  {choice.checkpoint.folder / name} is none of the checkpoint's files and is not read")
-    return choice.checkpoint.folder
+    return NewestCheckpoint(choice.checkpoint.folder, choice.damaged, choice.checkpoint.unlisted)
 
 
 def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
@@ -115,63 +183,79 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     from data_pipeline.tokenizer import Tokenizer
     from training.state.identity import read_saved
 
+    remedy = "put it back, or say in the run's config.yaml where it is now"
+    if not Path(config.tokenizer.path).exists():
+        raise Mistake(f"tokenizer.path: {config.tokenizer.path}, which {folder} was trained with, is gone; {remedy}")
     tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
     if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
-            f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; "
-            "put that one back or set tokenizer.path in the run's config.yaml"
+            f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; {remedy}"
         )
     return tokenizer
 
 
-def _export(
+def _export_spec(
     config: RunConfig,
     folder: Path,
     tokenizer: "Tokenizer",
-    out: Path,
     texts: list[str],
     source: str,
-) -> None:
+    reads_specials: bool | None,
+) -> "ExportSpec":
     from model.config import ModelConfig
-    from model.exchange.convert import export_hf
+    from model.exchange.convert import ExportSpec, TokenizerSpec
     from training.state.identity import read_saved
-    from training.state.loading import stream_weights
 
     identity = read_saved(folder).identity
     order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
-    export_hf(
-        stream_weights(folder),
+    hides = any(name not in CONTINUES for name in asked)
+    return ExportSpec(
         ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
         identity.model["vocab_size"],
-        out,
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id,
-        tokenizer_model=tokenizer.model_path,
-        ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
-        reads_specials=any(name not in CONTINUES for name in asked),
-        sample_texts=texts,
+        tokenizer=TokenizerSpec(
+            tokenizer.model_path,
+            ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
+            reads_specials=hides if reads_specials is None else reads_specials,
+            sample_texts=texts,
+        ),
         source=source,
     )
 
 
-def import_weights(folder: Path, out: Path) -> str:
+def import_weights(folder: Path, out: Path, progress: StageProgress) -> ImportedWeights:
     """Writes the weights of a Hugging Face folder by our names, checked against transformers, for a run to start from.
 
     Raises ValueError when the model has no place in ours.
     """
     from model.exchange.importing import MODEL_FILE, import_hf
 
-    with StageProgress("importing") as progress:
-        progress.note(f"importing {folder} and comparing it with transformers")
+    progress.note(f"importing {folder} and comparing it with transformers")
+    with naming(out):
         found = import_hf(folder, out)
-    tokenizer = f"; its tokenizer is in {out / 'tokenizer'}" if (out / "tokenizer").is_dir() else ""
-    return (
-        f"{found.architecture.name} in {out}: logits and greedy tokens equal those of transformers{tokenizer}\n"
-        f"to start from it: training.initial_weights: {out}, with the model section of {out / MODEL_FILE}"
-    )
+    tokenizer = examine_tokenizer(folder, out / "tokenizer", found.vocab_size)
+    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer)
+
+
+def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTokenizer:
+    """What can be done with the tokenizer that was copied from `source` to `folder`, if there was one."""
+    from data_pipeline.tokenizer import Tokenizer
+
+    if not folder.is_dir():
+        found = "a tokenizer.json only" if (source / "tokenizer.json").is_file() else "none"
+        return ImportedTokenizer(folder, f"{source} has {found}, and sentencepiece models are what is read")
+    try:
+        tokenizer = Tokenizer.load(folder, fast_encoder="off")
+    except Mistake as error:
+        return ImportedTokenizer(folder, str(error))
+    if (size := tokenizer.vocab_size) > vocab_size:
+        return ImportedTokenizer(folder, f"it has {size} pieces and the model's vocab_size is {vocab_size}")
+    lacks = [f"<{name}>" for name in ("mask", "cls", "sep") if name not in tokenizer.special_ids]
+    return ImportedTokenizer(folder, lacks=(*lacks, *([] if tokenizer.sentinel_ids else ["<extra_id_0>"])))
 
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
@@ -185,11 +269,3 @@ def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     split = TokenDataset(config.data.path, manifest, "validation", SAMPLE_TOKENS, keep_tail=True)
     chosen = range(0, len(split), max(1, len(split) // NUM_SAMPLE_TEXTS))
     return [tokenizer.decode(piece) for index in chosen for piece in split.sample(index)]
-
-
-def load_run(run_dir: Path) -> RunConfig:
-    """The resolved config of a run folder."""
-    path = run_dir / "config.yaml"
-    if not path.exists():
-        raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
-    return load_config(path)

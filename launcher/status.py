@@ -6,12 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from common.json_lines import read_lines
-from common.mistakes import Mistake
-from launcher.config import load_config
-from launcher.local import read_last_step
+from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
-from launcher.submit import JOBS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +52,8 @@ class Status:
     """Seconds since the last line of metrics."""
     excluded: tuple[str, ...] = ()
     """Nodes the health check found broken since the last submission, with the reason."""
+    left_out: tuple[str, ...] = ()
+    """Lines of the run's files that cannot be read."""
 
 
 def status(run_dir: Path) -> Status:
@@ -63,15 +61,13 @@ def status(run_dir: Path) -> Status:
 
     Raises ValueError when it is no run.
     """
-    if not (run_dir / "config.yaml").exists():
-        raise Mistake(f"{run_dir}: no config.yaml in it, so it is not a run; name a folder such as runs/quickstart")
-    config = load_config(run_dir / "config.yaml")
-    records, events = read_lines(run_dir / "slurm" / JOBS), read_lines(run_dir / "events.jsonl")
-    facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(run_dir, config.training.steps)}
-    facts |= {"excluded": _excluded(events)}
+    folder, config = existing(run_dir)
+    records, events = folder.jobs, folder.events
+    facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(folder, config.training.steps)}
+    facts |= {"excluded": _excluded(events), "left_out": tuple(folder.left_out)}
     if not records:
         return Status(**facts, state="not submitted", detail="no job of a cluster; started with shardline train")
-    slurm = Slurm(records[-1]["commands"])
+    slurm = Slurm(records[-1].get("commands"))
     queue = slurm.jobs([record["job"] for record in records[-64:]])
     alive = sorted((job for job in queue.values() if not job.is_over), key=lambda job: (job.state == "PENDING", job.id))
     current = alive[0] if alive else None
@@ -103,11 +99,11 @@ def _state(
 ) -> tuple[str, str]:
     """State and reason, by the queue and the job's own events."""
     ends = [event for event in events if event["event"] == "job_end"]
-    end = max(reversed(ends), key=lambda event: event["restart"], default=None)
+    end = max(reversed(ends), key=lambda event: event.get("restart", 0), default=None)
     if current is None:
         return _over(last, end, facts)
     if current.state == "PENDING":
-        return ("requeued", end["message"]) if end else ("queued", pending_reason(current))
+        return ("requeued", end.get("message", "")) if end else ("queued", pending_reason(current))
     if current.state != "RUNNING":
         return "ending", f"Slurm calls it {current.state}"
     starts = [index for index, event in enumerate(events) if event["event"] == "job_start"]
@@ -125,7 +121,7 @@ def _state(
 def _over(last: QueuedJob | None, end: dict[str, Any] | None, facts: dict[str, Any]) -> tuple[str, str]:
     if end is not None:
         names = {"finished": "finished", "time": "stopped", "chain_over": "stopped", "cancelled": "stopped"}
-        return names.get(end["reason"], "broken"), end["message"]
+        return names.get(end.get("reason", ""), "broken"), end.get("message", "it left no reason")
     called = f"Slurm calls the job {last.state}" if last else "Slurm knows the job no more"
     return "lost", f"{called}, and it left no word; submit it again to go on"
 
@@ -146,28 +142,29 @@ def pending_reason(job: QueuedJob) -> str:
     return f"{words[plain]} ({plain})" if plain in words else job.reason
 
 
-def _progress(run_dir: Path, steps: int) -> dict[str, Any]:
-    last, now = read_last_step(run_dir), time.time()
+def _progress(folder: RunFolder, steps: int) -> dict[str, Any]:
+    last, now = folder.last, time.time()
     facts: dict[str, Any] = {}
     if last:
         facts = {key: last.get(key) for key in ("step", "loss", "tokens_per_second", "mfu")}
         facts["seconds_left"] = (steps - last["step"]) * last["step_seconds"]
-        facts["silent_seconds"] = now - last["time"]
-    pointer = run_dir / "checkpoints" / "latest"
-    if pointer.exists():
-        facts |= {"checkpoint": pointer.read_text().strip(), "checkpoint_age": now - pointer.stat().st_mtime}
+        facts["silent_seconds"] = now - last["time"] if last.get("time") else None
+    if folder.checkpoint:
+        facts |= {"checkpoint": folder.checkpoint.name, "checkpoint_age": now - folder.checkpoint.time}
     return facts
 
 
 def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
     submitted = max((index for index, event in enumerate(events) if event["event"] == "submit"), default=0)
-    found = [f"{event['node']}: {event['why']}" for event in events[submitted:] if event["event"] == "unhealthy"]
+    found = [
+        f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
+    ]
     return tuple(dict.fromkeys(found))
 
 
 def runs_below(folder: Path) -> list[Path]:
     """Runs in a folder that were submitted to a cluster, the last submitted first."""
-    found = folder.glob(f"*/slurm/{JOBS}")
+    found = folder.glob(f"*/{JOBS}")
     return [path.parent.parent for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 

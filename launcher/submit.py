@@ -11,17 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common.json_lines import append_line, read_lines
+from common.files import naming, write_whole
+from common.json_lines import append_line
 from common.mistakes import Mistake
 from launcher import practice, preflight
-from launcher.config import load_config, save_config
 from launcher.job_script import Job, render
-from launcher.profiles import ClusterProfile, load_profile, seconds_of
+from launcher.profiles import ClusterProfile, load_profile
+from launcher.run_folder import JOBS, RunFolder, keep_config
 from launcher.slurm_commands import Slurm
+from launcher.time_limits import seconds_of, time_limit
 from training.config import RunConfig
-
-JOBS = "jobs.jsonl"
-"""In the folder `slurm` of a run: one line per submitted job."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +32,7 @@ class Request:
     nodes: int
     """Number of nodes."""
     time: str | None = None
-    """Time limit; None takes the profile's."""
+    """Time limit in one of launcher.time_limits' forms; None takes the profile's."""
     chain: int = 1
     """Number of training jobs, each beginning when the one before has ended."""
     after: int | None = None
@@ -84,7 +83,8 @@ def submit(config: RunConfig, request: Request) -> Submission:
     for stage, text in texts.items():
         if fault := slurm.fault(text):
             raise Mistake(f"--cluster {request.cluster}: sbatch would refuse the job file of stage {stage}: {fault}")
-    scripts = _write(config, folder, texts)
+    with naming(folder):
+        scripts = _write(config, folder, texts)
     append_line(config.run_dir / "events.jsonl", {"time": time.time(), "event": "submit", "cluster": request.cluster})
     records: list[dict[str, Any]] = []
     for job in jobs:
@@ -95,10 +95,10 @@ def submit(config: RunConfig, request: Request) -> Submission:
             record |= {"cluster": request.cluster, "nodes": job.nodes, "limit": seconds_of(job.time)}
             record |= {"log": str(config.run_dir / "slurm" / f"{job.stage}-{job_id}.log")}
             record |= {"commands": str(commands) if commands else None}
-            append_line(folder / JOBS, record)
+            append_line(config.run_dir / JOBS, record)
             records.append(record)
     chain = [record["job"] for record in records if record["stage"] == "train"]
-    (folder / "chain").write_text("".join(f"{job_id}\n" for job_id in chain))
+    write_whole(folder / "chain", "".join(f"{job_id}\n" for job_id in chain).encode())
     return Submission(config.run_dir, records)
 
 
@@ -108,7 +108,7 @@ def _jobs(config: RunConfig, request: Request, profile: ClusterProfile) -> list[
         "workdir": str(Path.cwd()),
         "python": profile.python or sys.executable,
         "nodes": request.nodes,
-        "time": request.time or profile.time,
+        "time": time_limit(request.time, "--time") if request.time is not None else profile.time,
     }
     training = [Job(**common, steps=config.training.steps)] if not request.only_data else []
     return [*([Job(**common, stage="data")] if request.stage == "data" else []), *training]
@@ -126,18 +126,18 @@ def _write(config: RunConfig, folder: Path, texts: dict[str, str]) -> dict[str, 
     """Puts the run's config and job files in place; a cancelled run may be submitted again."""
     folder.mkdir(parents=True, exist_ok=True)
     (config.run_dir / "logs").mkdir(exist_ok=True)
-    save_config(config, config.run_dir / "config.yaml")
+    keep_config(config)
     (folder / "cancel").unlink(missing_ok=True)
     with (folder / "attempts").open("a") as attempts:
         attempts.write("submit - -\n")
     paths = {stage: folder / f"{stage}.sbatch" for stage in texts}
     for stage, text in texts.items():
-        paths[stage].write_text(text, encoding="utf-8", errors="surrogateescape")
+        write_whole(paths[stage], text.encode(errors="surrogateescape"))
     return paths
 
 
 def _refuse_queued(slurm: Slurm, run_dir: Path) -> None:
-    ids = [record["job"] for record in read_lines(run_dir / "slurm" / JOBS)]
+    ids = [record["job"] for record in RunFolder.read(run_dir).jobs]
     alive = [job for job in slurm.jobs(ids[-64:]).values() if not job.is_over]
     if alive:
         raise Mistake(
@@ -150,8 +150,8 @@ def changes(config: RunConfig) -> list[str]:
     """Keys of the config that a run had otherwise when it was last started; none for a new run."""
     from launcher.local import config_changes
 
-    path = config.run_dir / "config.yaml"
-    return config_changes(load_config(path), config) if path.exists() else []
+    before = RunFolder.read(config.run_dir).config
+    return config_changes(before, config) if before else []
 
 
 def command(*words: object) -> str:

@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from common.mistakes import Mistake
-from common.section import Section
+from common.mistakes import Mistake, shown
+from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
 from model.config import MOST_TOKENS, ModelConfig
@@ -35,7 +35,7 @@ class OptimizerConfig(Section):
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     """Decoupled weight decay of matrices."""
-    gradient_clipping: float = Field(default=1.0, ge=0)
+    gradient_clipping: float = Field(default=1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 clips nothing."""
 
 
@@ -57,6 +57,22 @@ class ScheduleConfig(Section):
         return 0.1 if self.min_lr_ratio is None else self.min_lr_ratio
 
 
+class ProfileConfig(Section):
+    """Steps that torch's profiler records, in RUN_DIR/profile/; they are slower than others."""
+
+    start: int = Field(ge=1, le=MOST_STEPS)
+    """First step; the first one or two of a run are not like the others."""
+    steps: int = Field(default=3, ge=1, le=100)
+    """How many; a file has some 100 MB a step for a large model."""
+    ranks: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
+    """Whose."""
+
+    @property
+    def end(self) -> int:
+        """The last of the steps."""
+        return self.start + self.steps - 1
+
+
 class TrainingConfig(Section):
     """Size and precision of the steps."""
 
@@ -72,7 +88,7 @@ class TrainingConfig(Section):
     """Samples a rank works on at once; what is missing to the global batch is accumulated."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """DeepSpeed ZeRO: 1 shards optimizer states, 2 gradients too, 3 parameters too, 0 nothing."""
-    initial_weights: str | None = None
+    initial_weights: Place | None = None
     """Folder made by `shardline import`, whose weights a new run starts from; empty draws them from the seed."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Arithmetic of the forward and backward pass; master weights are always fp32, as is the sum over micro-batches."""
@@ -90,10 +106,23 @@ class TrainingConfig(Section):
     """Global batches prepared ahead in a background thread."""
     peak_tflops: float | None = Field(default=None, gt=0, le=1e6)
     """Arithmetic peak of one rank's device for MFU; empty looks the GPU up, and measures a matmul on CPU."""
-    hang_minutes: float = Field(default=30.0, ge=0.01, le=WEEK)
-    """A rank that gets nowhere for so long, waiting for its peers, ends with an error; longer than any save takes."""
+    start_minutes: float = Field(default=30.0, ge=0.01, le=WEEK)
+    """How long ranks wait for each other until the first step is over: imports, loading and compiling take minutes."""
+    hang_minutes: float = Field(default=10.0, ge=0.01, le=WEEK)
+    """The same from then on; a rank that gets nowhere for so long ends with an error. Longer than any save takes."""
+    gc_interval: int | None = Field(default=50, ge=1, le=MOST_STEPS)
+    """Steps between garbage collections, on all ranks at once, else one is always late; empty leaves it to Python."""
+    profile: ProfileConfig | None = None
+    """Steps to be profiled; empty profiles none."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further DeepSpeed keys, merged into its config; keys that this file sets elsewhere are refused."""
+
+    @model_validator(mode="after")
+    def _profile_fits(self):
+        if self.profile is not None and self.profile.end > self.steps:
+            span = f"{self.profile.start} to {self.profile.end}"
+            raise Mistake(f"profile: steps {span} are not all among the {self.steps} of the run; change start or steps")
+        return self
 
     @model_validator(mode="after")
     def _precision_fits(self):
@@ -143,7 +172,7 @@ class RunConfig(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Name of the run and of its folder."""
-    runs_dir: str = "runs"
+    runs_dir: Place = "runs"
     """Folder that holds the folders of runs."""
     seed: int = Field(default=1234, ge=0, lt=2**63)
     """Seed of weights, data order and everything else drawn at random."""
@@ -217,7 +246,7 @@ def _refuse_truth_values(section: type[BaseModel], tree: Any, prefix: str = "") 
         kinds = _types_in(field.annotation)
         values = value if isinstance(value, list | tuple) else [value]
         if kinds & {int, float} and bool not in kinds and any(isinstance(each, bool) for each in values):
-            raise Mistake(f"{prefix}{name}: found {value!r}; expected a number")
+            raise Mistake(f"{prefix}{name}: found {shown(value)}; expected a number")
         for kind in kinds:
             if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
                 continue

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, shown
 from training.config import RunConfig, TrainingConfig
 
 OWNED = {
@@ -122,7 +122,7 @@ def _refuse_foreign_keys(keys: dict[str, Any], prefix: str = "") -> None:
             raise Mistake(f"training.deepspeed.{name}: not a key for DeepSpeed here; known are {', '.join(OTHERS)}")
         if not prefix and isinstance(value, dict) != (name in SECTIONS):
             expected = "a section with keys" if name in SECTIONS else "a single value"
-            raise Mistake(f"training.deepspeed.{name}: {value!r}; expected {expected}")
+            raise Mistake(f"training.deepspeed.{name}: {shown(value)}; expected {expected}")
         if not prefix and isinstance(value, dict):
             _refuse_foreign_keys(value, f"{name}.")
 

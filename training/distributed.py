@@ -91,6 +91,13 @@ class World:
         mine = tensor if self.speaks else torch.zeros_like(tensor)
         return torch.from_numpy(self.plane.join(mine.numpy(), np.add))
 
+    def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a tensor along the data axis, where it lies; the host does not wait for it."""
+        total = value.clone()
+        if self.mesh.data.size > 1:
+            dist.all_reduce(total, group=self.mesh.data.group)
+        return total
+
     def from_main(self, value: Any) -> Any:
         """Rank 0's `value`, on every rank; any object that pickles."""
         return self.plane.from_main(value)
@@ -186,6 +193,13 @@ def refuse_shared_gpus(world: World, gpu: str) -> None:
 
 def _too_few(num_ranks: int, num_gpus: int) -> str:
     return f"training.num_processes: {num_ranks} ranks on this machine but {num_gpus} GPU(s); use --nproc {num_gpus}"
+
+
+def set_timeout(world: World, timeout: timedelta) -> None:
+    """From now on an exchange or a collective of any group that waits longer than `timeout` fails."""
+    world.plane.set_timeout(timeout)
+    for group in dist.distributed_c10d._world.pg_map if dist.is_initialized() else ():
+        dist.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def disconnect(world: World) -> None:

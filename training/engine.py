@@ -7,6 +7,7 @@ Importing this module imports DeepSpeed (seconds); nothing at start-up of the co
 
 import contextlib
 import copy
+import functools
 import logging
 import os
 import tempfile
@@ -162,22 +163,40 @@ class Engine:
         """Adds the gradients of `loss` to those of the step; on the last micro-batch they are averaged over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    @functools.cached_property
+    def can_hold_back(self) -> bool:
+        """Whether `step` can be kept from changing anything by a value that only the device knows.
+
+        DeepSpeed itself waits for the norm in its step, passes over an update whose gradient is not finite, and
+        reports that norm; what it does not see is a loss that is infinite where its gradient is not.
+        """
+        inner = self._torch_optimizer()
+        weights = [weight for group in inner.param_groups for weight in group["params"]]
+        on_device = all(weight.device.type == "cuda" for weight in weights)
+        return on_device and isinstance(inner, torch.optim.AdamW) and bool(inner.defaults["fused"])
+
+    def _torch_optimizer(self) -> torch.optim.Optimizer:
+        return self._optimizer if self.stage == 0 else self._optimizer.optimizer
+
+    def step(self, lr: float, hold_back: torch.Tensor | None = None) -> torch.Tensor:
         """Clips the gradients, updates the weights at learning rate `lr` and returns the norm before clipping.
 
-        Only the call after the last micro-batch does so; the ones before it return 0.
+        Only the call after the last micro-batch does so; the ones before it return 0. Where `can_hold_back`, a bool []
+        on the device, `hold_back`, keeps weights and moments as they are when it is true.
         """
         last = self._engine.is_gradient_accumulation_boundary()
         norm: Any = 0.0
         if last:
             for group in self._optimizer.param_groups:
                 group["lr"] = lr
+            if hold_back is not None:
+                self._torch_optimizer().found_inf = hold_back.float()  # type: ignore[attr-defined]
             if self.stage == 0:
                 norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clipping or float("inf"))
         self._engine.step()
         if last and self.stage > 0:
             norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        return torch.as_tensor(norm)
 
     def snapshot(self) -> Snapshot:
         """Copies of what this rank will write, on the host."""

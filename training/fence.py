@@ -35,8 +35,13 @@ class Superseded(RuntimeError):
 
 
 def new_attempt() -> str:
-    """Name of this start: the scheduler's, or a random one."""
-    return os.environ.get(VARIABLE) or f"local-{uuid.uuid4().hex[:12]}"
+    """Name of this start: the one it was given by whoever started it, or a random one."""
+    return os.environ.get(VARIABLE) or random_attempt()
+
+
+def random_attempt() -> str:
+    """A name that no other start has."""
+    return f"local-{uuid.uuid4().hex[:12]}"
 
 
 def is_scheduled(attempt: str) -> bool:

@@ -8,16 +8,22 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import logging
 import os
 import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.mistakes import Mistake
 from training import fence
-from training.distributed import World
+
+LOG = logging.getLogger("training.lock")
+
+if TYPE_CHECKING:
+    from training.distributed import World
 
 NAME = "lock"
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -36,7 +42,7 @@ def refuse_second_writer(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path, world: World) -> Iterator[World]:
+def sole_writer(folder: Path, world: "World") -> Iterator["World"]:
     """Holds the run on rank 0 and gives the ranks, with the attempt they now are; all call it together.
 
     The system frees the lock when the process ends. Raises ValueError on every rank when another launch holds it.
@@ -80,7 +86,7 @@ def _acquire(path: Path, attempt: str = "") -> tuple[int | None, str]:
         holder = os.read(descriptor, 1000).decode(errors="replace").strip()
         os.close(descriptor)
         if error.errno in WITHOUT_LOCKS:
-            print(f"{path}: this file system has no locks, so nothing keeps a second launch out", flush=True)
+            LOG.warning(f"{path}: this file system has no locks, so nothing keeps a second launch out")
             return None, ""
         if not isinstance(error, BlockingIOError):
             raise

@@ -1,47 +1,25 @@
-"""The run: steps until the last one, with metrics, evaluations, checkpoints and a clean stop in between.
+"""The run: steps until the last one, and parts of the trainer that do everything else between them.
 
-loader -> train_step -> meter, metrics -> evaluate? -> save? -> stop? -> loader ...
+feeder -> step -> metrics -> evaluation? -> checkpoint? -> stop? -> feeder ...
 """
 
-import dataclasses
-import os
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipeline.reading.packing import PackedBatch
-from model.flops import train_flops
-from training.config import RunConfig
-from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
-from training.events import EventLog
-from training.guards import HangWatch, StopRequest
-from training.hardware import memory_gb
-from training.metrics import Meter, MetricsWriter
+from training.feed import Feeder
+from training.guards import StopRequest
+from training.parts.collecting import Collecting
+from training.parts.evaluating import Evaluating
+from training.parts.metrics import Metrics
+from training.parts.part import Moment, Part, Run
+from training.parts.profiling import Profiling
+from training.parts.saving import Saving
+from training.parts.watching import Watching
 from training.schedule import learning_rate
-from training.state.folder import delete_superseded
-from training.state.identity import RunIdentity, RunState
-from training.state.saving import save
-from training.step import StepResult, train_step
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What all parts of a run share."""
-
-    config: RunConfig
-    """Its configuration."""
-    folder: Path
-    """Where its files go."""
-    world: World
-    """This process among its peers."""
-    identity: RunIdentity
-    """What its checkpoints belong to."""
-    vocab_size: int
-    """Rows of the embedding."""
-    events: EventLog
-    """Its diary."""
+from training.state.identity import RunState
+from training.step import StepResult, run_step
 
 
 class Trainer:
@@ -50,104 +28,73 @@ class Trainer:
     def __init__(
         self, run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
     ):
-        self.run, self.engine, self.evaluators, self.state = run, engine, evaluators, state
-        self.meter = Meter(run.world.size, peak)
-        self.metrics = MetricsWriter(run.folder, state.step) if run.world.is_main else None
-        self.watch = HangWatch(run.config.training.hang_minutes)
+        self.run, self.engine, self.state = run, engine, state
+        self.parts = usual_parts(run, engine, evaluators, state, peak)
+        self._unchecked: StepResult | None = None
 
     def train(self, loader: Iterable[list[PackedBatch]], stop: StopRequest) -> bool:
         """Trains to the last step; False when a signal to any rank ended it early. Either way its state is saved.
 
         A signal that came before the first step ends it there: what was resumed is saved already.
         """
-        num_steps = self.run.config.training.steps
-        self.watch.beat()
-        stopping = self.state.step < num_steps and self.run.world.max([bool(stop)])[0] > 0
-        batches = iter(loader)
-        while self.state.step < num_steps and not stopping:
-            stopping = self._advance(batches, stop)
-        if stopping:
-            self.run.events.write("stop", step=self.state.step, signal=stop.signal or "on another rank")
-        self.watch.stop()
-        if self.metrics:
-            self.metrics.close()
-        return self.state.step == num_steps
+        left = max(0, self.run.config.training.steps - self.state.step)
+        self._each(lambda part: part.begin())
+        feeder = Feeder(loader, left, self.run.world, lambda: bool(stop))
+        try:
+            while feeder.left and not feeder.stopping:
+                self._advance(feeder)
+            if feeder.left:
+                self.run.events.write("stop", step=self.state.step, signal=stop.signal or "on another rank")
+            self._each(lambda part: part.finish())
+        finally:
+            feeder.close()
+            self._each(lambda part: part.close())
+        return not feeder.left
 
-    def _advance(self, batches: Iterator[list[PackedBatch]], stop: StopRequest) -> bool:
-        """Does a step and what is due after it; True when a rank was asked to stop before the last step."""
-        config, watch = self.run.config, self.watch
-        started = time.perf_counter()
-        micro_batches = next(batches)
-        waited = time.perf_counter() - started
-        result = self._step(micro_batches, bool(stop))
-        self._log(result, waited)
-        done = self.state.step == config.training.steps
-        watch.beat()
-        if done or _due(self.state.step, config.evaluation.interval_steps):
-            self._evaluate()
-        watch.beat()
-        stopping = result.counts.stops > 0 and not done
-        if done or stopping or _due(self.state.step, config.checkpoint.interval_steps):
-            self._save()
-        watch.beat()
-        return stopping
-
-    def _step(self, batches: list[PackedBatch], stop: bool) -> StepResult:
-        config, state = self.run.config, self.state
-        size = config.training.global_batch_size
-        step = state.step + 1
+    def _advance(self, feeder: Feeder) -> None:
+        """Does a step and what is due after it."""
+        config, world, before = self.run.config, self.run.world, self.state
+        step, first, size = before.step + 1, before.samples_consumed, config.training.global_batch_size
+        self._each(lambda part: part.before_step(step))
+        data = feeder.take()
         lr = learning_rate(config.schedule, config.optimizer.lr, step, config.training.steps)
-        first = state.samples_consumed
         where = f"step {step} (samples {first} to {first + size - 1})"
-        result = train_step(self.engine, batches, lr, self.run.world, stop=stop, where=where)
-        counts = result.counts
-        self.state = RunState(step, first + size, state.tokens_consumed + counts.tokens + counts.encoder_tokens)
-        return result
+        result = run_step(self.engine, data, lr, world, where)
+        tokens = data.counts.tokens + data.counts.encoder_tokens
+        self.state = RunState(step, first + size, before.tokens_consumed + tokens)
+        moment = Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping)
+        self._check(moment)
+        self._each(lambda part: part.after_step(moment))
 
-    def _log(self, result: StepResult, waited: float) -> None:
-        run, step = self.run, self.state.step
-        counts = result.counts
-        self.meter.add(result, waited, train_flops(run.config.model, run.vocab_size, counts.work))
-        if not (_due(step, run.config.training.log_interval) or step == run.config.training.steps or counts.stops):
-            return
-        memory = run.world.max([memory_gb(run.world.device)])[0]
-        figures = self.meter.line()
-        if self.metrics:
-            lr = learning_rate(run.config.schedule, run.config.optimizer.lr, step, run.config.training.steps)
-            totals = {
-                "samples_consumed": self.state.samples_consumed,
-                "tokens_consumed": self.state.tokens_consumed,
-                "memory_gb": memory,
-                "time": time.time(),
-            }
-            self.metrics.training({"step": step, **figures, "lr": lr, **totals})
+    def _check(self, moment: Moment) -> None:
+        """Looks whether steps were sound: the one before this, and this one if a part is about to use what it made.
 
-    def _evaluate(self) -> None:
-        """The first evaluator is that of the run's own objective."""
-        results = {name: evaluator.run(self.engine) for name, evaluator in self.evaluators.items()}
-        if not results:
-            return
-        own, *others = results
-        result = results[own]
-        if self.metrics:
-            self.metrics.evaluation(self.state.step, result, {name: results[name] for name in others})
-        facts = {"loss": result.loss, "unigram_entropy": result.unigram_entropy, "targets": result.targets}
-        losses = {"losses": {name: results[name].loss for name in others}} if others else {}
-        seconds = sum(each.seconds for each in results.values())
-        self.run.events.write("evaluate", step=self.state.step, **facts, **losses, seconds=seconds)
+        So a GPU is at most one step behind, and nothing that lasts is made of numbers that nobody looked at.
+        """
+        if self._unchecked is not None:
+            self._unchecked.check(self.run.world)
+        self._unchecked = moment.result
+        if any(part.reads(moment) for part in self.parts):
+            self._unchecked.check(self.run.world)
+            self._unchecked = None
+        moment.result.clock.stop()
 
-    def _save(self) -> None:
-        run, started = self.run, time.perf_counter()
-        if self.metrics:
-            self.metrics.flush()
-        folder = save(self.engine, run.folder, self.state, run.identity, run.world)
-        seconds = time.perf_counter() - started
-        run.events.write("save", step=self.state.step, path=os.path.relpath(folder, run.folder), seconds=seconds)
-        if run.world.is_main:
-            keep = run.config.checkpoint
-            for gone in delete_superseded(run.folder, keep.keep, keep.keep_every_steps):
-                run.events.write("delete", path=os.path.relpath(gone, run.folder))
+    def _each(self, hook: Callable[[Part], None]) -> None:
+        for part in self.parts:
+            hook(part)
 
 
-def _due(step: int, interval: int | None) -> bool:
-    return interval is not None and step % interval == 0
+def usual_parts(
+    run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
+) -> Sequence[Part]:
+    """The parts of a run, in the order of their hooks: what a checkpoint must not lose comes before it."""
+    metrics = Metrics(run, state.step, peak)
+    evaluating = Evaluating(run, engine, evaluators, metrics.writer)
+    others = [
+        Watching(run),
+        Collecting(run.config.training.gc_interval),
+        Profiling(run),
+        metrics,
+        evaluating,
+    ]
+    return [*others, Saving(run, engine, others)]

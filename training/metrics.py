@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import write_whole
-from common.json_lines import append_line, read_lines
+from common.files import sync_file, write_whole
+from common.json_lines import append_line, examine
 from training.evaluation import EvaluationResult
+from training.lines import KEPT
 from training.step import StepResult
 
 TAGS = {
@@ -85,13 +86,16 @@ class Meter:
 
 
 class MetricsWriter:
-    """Writes lines of metrics on rank 0, beginning after `step`: later lines of an earlier attempt are taken out."""
+    """Writes lines of metrics on rank 0, beginning after `step`: later lines of an earlier attempt are taken out.
 
-    def __init__(self, run_dir: Path, step: int):
+    `gaps` says in sentences what earlier attempts should have left and did not.
+    """
+
+    def __init__(self, run_dir: Path, step: int, log_interval: int = 1):
         from torch.utils.tensorboard import SummaryWriter  # seconds to import, and only rank 0 needs it
 
         self.path = run_dir / "metrics.jsonl"
-        forget_after(self.path, step)
+        self.gaps = forget_after(self.path, step, log_interval)
         self.board = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
 
     def training(self, line: dict[str, Any]) -> None:
@@ -111,7 +115,9 @@ class MetricsWriter:
                 self.board.add_scalar(f"{prefix}/{name}", figures[name], step)
 
     def flush(self) -> None:
-        """Hands everything to the operating system."""
+        """Puts lines on the disk and hands TensorBoard's to the operating system."""
+        if self.path.exists():
+            sync_file(self.path)
         self.board.flush()
 
     def close(self) -> None:
@@ -119,8 +125,15 @@ class MetricsWriter:
         self.board.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Takes lines of steps after `step`, and a torn last line, out of a metrics file."""
+def forget_after(path: Path, step: int, log_interval: int = 1) -> list[str]:
+    """Takes lines of steps after `step`, and torn ones, out of a metrics file; says what is missing before `step`."""
+    found = examine(path, KEPT)
+    kept = [record for record in found.records if record["step"] <= step]
     if path.exists():
-        kept = [record for record in read_lines(path) if record.get("step", 0) <= step]
         write_whole(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+    last = max((record["step"] for record in kept if "loss" in record), default=0)
+    due = step - step % log_interval
+    if last < due:
+        steps = f"step {due}" if last + 1 == due else f"steps {last + 1} to {due}"
+        return [*found.left_out, f"{path}: it has no figures of {steps}, which an earlier start trained"]
+    return found.left_out

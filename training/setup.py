@@ -1,6 +1,7 @@
 """Puts a run together from its config: identity, model, engine, checkpoint, data, evaluation, trainer."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.first_weights import Fill
 from training.hardware import peak_flops
-from training.loop import Run, Trainer
+from training.loop import Trainer
+from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
-from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, unmark_damaged
+from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
 from training.state.together import on_main
 from training.step import LossModel
+
+LOG = logging.getLogger("training.setup")
 
 
 def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
@@ -138,6 +142,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     choice = choose(folder, world)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
+        _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
@@ -156,6 +161,7 @@ def check(config: RunConfig, world_size: int) -> None:
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
         check_identity(read_saved(newest).identity, identity, newest)
+        _refuse_past(config, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
@@ -163,11 +169,21 @@ def check(config: RunConfig, world_size: int) -> None:
     _loader(run, manifest, RunState()).close()
 
 
+def _refuse_past(config: RunConfig, folder: Path) -> None:
+    """ValueError when a checkpoint lies beyond the run's last step."""
+    step, steps = step_of(folder), config.training.steps
+    if step > steps:
+        raise Mistake(
+            f"training.steps: {steps}, but the run stands at step {step} already ({folder}); "
+            f"set it to more than {step} to go on, or choose another name to train anew"
+        )
+
+
 def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     for name, faults in choice.damaged.items():
         run.events.write("damaged", checkpoint=name, faults=faults)
         if run.world.is_main:
-            print(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}", flush=True)
+            LOG.warning(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}")
             mark_damaged(checkpoints_dir(run.folder) / name, faults)
     found = choice.checkpoint
     if found is None:
@@ -177,7 +193,7 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     if run.world.is_main:
         unmark_damaged(found.folder)
         for name in found.unlisted:
-            print(f"checkpoint {found.folder.name}: {name} is none of its files and is not read", flush=True)
+            LOG.warning(f"checkpoint {found.folder.name}: {name} is none of its files and is not read")
     _note_resharding(run, found)
     state = load(engine, found)
     run.events.write("resume", step=state.step, checkpoint=found.folder.name)
@@ -191,7 +207,7 @@ def _note_resharding(run: Run, found: Checkpoint) -> None:
     run.events.write("resharded", checkpoint=found.folder.name, **{"from": then, "to": now})
     if run.world.is_main:
         ways = [f"{cut['world_size']} rank(s) at ZeRO {cut['zero_stage']}" for cut in (then, now)]
-        print(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}", flush=True)
+        LOG.info(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}")
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:

@@ -1,16 +1,17 @@
 """One optimizer step, and the loss that any cut of the global batch gives alike.
 
-    micro-batches of this rank -> count targets on all ranks -> forward, backward each -> sum losses -> update
+    micro-batches of this rank, and the targets of all ranks -> forward, backward each -> sum losses -> update
 
 The loss is the cross-entropy summed over the targets of the global batch, divided by their number. Ranks and
-micro-batches hold unequal numbers of targets, so the number is agreed upon before the first backward pass, and every
-micro-batch weighs in with its own sum.
+micro-batches hold unequal numbers of targets, so the number is agreed upon before the first backward pass (feed.py does
+it a batch ahead), and every micro-batch weighs in with its own sum. On a GPU nothing here waits for the device.
 """
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -48,6 +49,14 @@ class Patterns:
         """The same patterns on another device."""
         own, encoder, cross = (
             part.to(device, non_blocking) if part is not None else None for part in (self.own, self.encoder, self.cross)
+        )
+        assert own is not None
+        return Patterns(own, encoder, cross)
+
+    def pin(self) -> "Patterns":
+        """The same patterns in page-locked memory, from which a GPU copies in the background, with all worked out."""
+        own, encoder, cross = (
+            part.prepare().pin() if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
         return Patterns(own, encoder, cross)
@@ -111,17 +120,15 @@ class StepCounts:
 
 
 @dataclasses.dataclass(frozen=True)
-class StepResult:
-    """What came of a step; the same on every rank but for the seconds."""
+class StepInput:
+    """What a step of this rank takes, on the host."""
 
-    loss: float
-    """Cross-entropy in nats per target of the global batch."""
-    grad_norm: float
-    """Norm of the gradient before clipping."""
+    batches: list[PackedBatch]
+    """Its micro-batches."""
+    patterns: list[Patterns]
+    """Who attends to whom in each."""
     counts: StepCounts
-    """What the step held."""
-    seconds: dict[str, float]
-    """Seconds of this rank in `forward`, `backward` and `optimizer`, and `step` for all of it."""
+    """What the global batch holds."""
 
 
 class StepClock:
@@ -129,7 +136,7 @@ class StepClock:
 
     def __init__(self, device: torch.device):
         self.on_gpu = device.type == "cuda"
-        self.started = time.perf_counter()
+        self.started = self.ended = time.perf_counter()
         self.marks: list[tuple[str, float | torch.cuda.Event]] = [("", self._now())]
 
     def _now(self) -> float | torch.cuda.Event:
@@ -143,24 +150,96 @@ class StepClock:
         """Ends a part: the time since the last mark belongs to it."""
         self.marks.append((part, self._now()))
 
+    def stop(self) -> None:
+        """Ends the step, as this process sees it; the last call counts."""
+        self.ended = time.perf_counter()
+
     def seconds(self) -> dict[str, float]:
-        """Seconds by part, and `step` since the clock was made; waits for the GPU to get to the last mark."""
+        """Seconds by part, and `step` from making the clock to `stop`; waits for the GPU to get to the last mark."""
         if self.on_gpu:
             self.marks[-1][1].synchronize()  # type: ignore[union-attr]
         parts: dict[str, float] = {}
         for (_, begin), (name, end) in zip(self.marks, self.marks[1:], strict=False):
             length = begin.elapsed_time(end) / 1000 if self.on_gpu else end - begin  # type: ignore
             parts[name] = parts.get(name, 0.0) + length
-        return parts | {"step": time.perf_counter() - self.started}
+        return parts | {"step": self.ended - self.started}
 
 
-def count(batches: Sequence[PackedBatch], patterns: Sequence[Patterns], world: World, stop: bool = False) -> StepCounts:
-    """Counts over all ranks; with one exchange they also learn whether one of them was asked to stop."""
+class Reading:
+    """Scalars on their way from a device to the host; nobody waits for them before they are asked for."""
+
+    def __init__(self, scalars: Sequence[torch.Tensor]):
+        stacked = torch.stack([scalar.detach().double().reshape(()) for scalar in scalars])
+        self._event: torch.cuda.Event | None = None
+        self._host = stacked
+        if stacked.device.type == "cuda":
+            self._host = torch.empty(stacked.shape, dtype=stacked.dtype, pin_memory=True)
+            self._host.copy_(stacked, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def values(self) -> list[float]:
+        """Waits for them."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()
+
+
+class StepResult:
+    """What came of a step, the same on every rank but for the seconds. Loss and norm are waited for when asked for."""
+
+    def __init__(self, counts: StepCounts, where: str, clock: StepClock, scalars: Sequence[torch.Tensor]):
+        self.counts = counts
+        """What the step held."""
+        self.clock = clock
+        """Its clock."""
+        self.where = where
+        """Step and samples, in words."""
+        self._reading = Reading(scalars)
+
+    @functools.cached_property
+    def _values(self) -> list[float]:
+        """Loss summed on this rank and over all, and the norm."""
+        return self._reading.values()
+
+    @property
+    def loss(self) -> float:
+        """Cross-entropy in nats per target of the global batch."""
+        return self._values[1] / self.counts.targets
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm of the gradient before clipping."""
+        return self._values[2]
+
+    @functools.cached_property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of this rank in `forward`, `backward` and `optimizer`, and `step` for all of it."""
+        return self.clock.seconds()
+
+    def check(self, world: World) -> None:
+        """Raises ValueError on every rank when loss or gradient were not finite; all ranks call it together."""
+        local, total, norm = self._values
+        _check_loss(local, total, world, self.where)
+        if not (math.isfinite(norm) and norm >= 0):
+            raise Mistake(f"{self.where}: the gradient is not finite though the loss is {self.loss:.4g}; {_ADVICE}")
+
+
+def begin_count(
+    batches: Sequence[PackedBatch], patterns: Sequence[Patterns], world: World, stop: bool = False
+) -> Callable[[], StepCounts]:
+    """Begins to count over all ranks, which also learn how many of them were asked to stop; call what it returns."""
     mine = [0] * len(dataclasses.fields(StepCounts))
     for batch, pattern in zip(batches, patterns, strict=True):
         mine = [a + b for a, b in zip(mine, dataclasses.astuple(_count(batch, pattern)), strict=True)]
     mine[-1] = int(stop)
-    return StepCounts(*map(int, world.sum(mine)))
+    pending = world.begin_sum(mine)
+    return lambda: StepCounts(*map(int, pending.result()))
+
+
+def count(batches: Sequence[PackedBatch], patterns: Sequence[Patterns], world: World, stop: bool = False) -> StepCounts:
+    """Counts over all ranks, at once."""
+    return begin_count(batches, patterns, world, stop)()
 
 
 def _count(batch: PackedBatch, patterns: Patterns) -> StepCounts:
@@ -187,45 +266,73 @@ def _count(batch: PackedBatch, patterns: Patterns) -> StepCounts:
 
 
 def train_step(
-    engine: Engine, batches: Sequence[PackedBatch], lr: float, world: World, *, stop: bool = False, where: str = "step"
+    engine: Engine, batches: Sequence[PackedBatch], lr: float, world: World, *, where: str = "step"
 ) -> StepResult:
-    """Trains on the micro-batches of this rank, on the host; all ranks call it together.
+    """A step by itself, counted, trained and checked; all ranks call it together with their micro-batches.
 
-    Raises ValueError, before weights change, when the loss is not finite or the global batch has no target, and
-    after it when the gradient is not finite; `where` names step and samples in the message.
+    Raises ValueError when the global batch has no target, and when loss or gradient are not finite.
     """
-    assert len(batches) == engine.num_micro_batches, f"{len(batches)} batches for {engine.num_micro_batches} passes"
-    clock = StepClock(world.device)
     patterns = [Patterns.of(batch) for batch in batches]
-    counts = count(batches, patterns, world, stop)
-    if counts.targets == 0:
+    result = run_step(engine, StepInput(list(batches), patterns, count(batches, patterns, world)), lr, world, where)
+    result.check(world)
+    return result
+
+
+def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: str) -> StepResult:
+    """Trains on the micro-batches of this rank; all ranks call it together. `where` names step and samples in errors.
+
+    Raises ValueError when the global batch has no target. When the loss is not finite, no weight changes: where the
+    engine can keep an update from happening on the device, nothing here waits for it, and `check` of the result, which
+    is due before the weights are used for anything that lasts, raises ValueError; elsewhere this function does.
+    """
+    num_passes = len(data.batches)
+    assert num_passes == engine.num_micro_batches, f"{num_passes} batches for {engine.num_micro_batches} passes"
+    clock = StepClock(world.device)
+    if data.counts.targets == 0:
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
-    weight = world.mesh.data.size / counts.targets
-    total = torch.zeros((), dtype=torch.float64, device=world.device)
-    for index, (batch, pattern) in enumerate(zip(batches, patterns, strict=True)):
+    weight = world.mesh.data.size / data.counts.targets
+    local = torch.zeros((), dtype=torch.float64, device=world.device)
+    for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)
         loss, cross_entropy = engine(batch, pattern.to(world.device, non_blocking=True))
         clock.mark("forward")
         engine.backward(loss * weight)
-        total += cross_entropy
+        local += cross_entropy
         clock.mark("backward")
-        if index < len(batches) - 1:
+        if index < num_passes - 1:
             engine.step(lr)
-    mean = _checked_loss(float(total), counts.targets, world, where)
-    norm = engine.step(lr)
+    if engine.can_hold_back:
+        total = world.sum_on_device(local)
+        norm = engine.step(lr, hold_back=~total.isfinite())
+    else:
+        value = float(local)
+        total = torch.tensor(world.sum([value])[0], dtype=torch.float64)
+        _check_loss(value, float(total), world, where)
+        norm = engine.step(lr)
     clock.mark("optimizer")
-    if not (math.isfinite(norm) and norm >= 0):
-        raise Mistake(f"{where}: the gradient is not finite though the loss is {mean:.4g}; {_ADVICE}")
-    return StepResult(mean, norm, counts, clock.seconds())
+    scalars = [each.to(local.device) for each in (local, total, norm)]
+    result = StepResult(data.counts, where, clock, scalars)
+    if not engine.can_hold_back:
+        result.check(world)
+    clock.stop()
+    return result
 
 
 _ADVICE = "resume from the last checkpoint with a lower optimizer.lr or more schedule.warmup_steps, or look at the data"
+SHOWN_RANKS = 8
+"""Ranks with a loss that is no number that an error names; a machine's worth tells whether it is one machine."""
 
 
-def _checked_loss(local: float, num_targets: int, world: World, where: str) -> float:
-    total = world.sum([local])[0]
+def _check_loss(local: float, total: float, world: World, where: str) -> None:
     if math.isfinite(total):
-        return total / num_targets
-    bad = [str(rank) for rank, fine in enumerate(world.gather(math.isfinite(local))) if not fine]
-    raise Mistake(f"{where}: the loss is {total} (rank {', '.join(bad) or 'sum'}), no weight was changed; {_ADVICE}")
+        return
+    mine = [] if math.isfinite(local) else [world.rank]
+    count, lowest = world.plane.join((len(mine), mine), _joined)
+    named = ", ".join(map(str, lowest)) + (f" and {count - len(lowest)} more" if count > len(lowest) else "")
+    raise Mistake(f"{where}: the loss is {total} (rank {named or 'sum'}), no weight was changed; {_ADVICE}")
+
+
+def _joined(a: tuple[int, list[int]], b: tuple[int, list[int]]) -> tuple[int, list[int]]:
+    """How many ranks there are in both, and the lowest of them."""
+    return a[0] + b[0], sorted([*a[1], *b[1]])[:SHOWN_RANKS]

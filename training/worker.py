@@ -5,12 +5,13 @@
 
 Exit status: 0 the run reached its last step; 2 a mistake of the user's, one sentence on stderr and in events.jsonl;
 75 a signal (SIGTERM, SIGUSR1, SIGINT) stopped it with its state saved: start it again to go on; 76 another start has
-taken the run over; else a traceback.
+taken the run over; else a traceback. A loss that is no number is a mistake (2): the same data would give it again.
 The last line on stderr says what went wrong. With SHARDLINE_DEBUG set in the environment, the traceback of a user's
 mistake is printed above its sentence.
 """
 
 import dataclasses
+import logging
 import os
 import sys
 import time
@@ -20,19 +21,36 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch.distributed as dist
 import yaml
 from pydantic import ValidationError
 
-from common.mistakes import Mistake, is_mistake, sentence
-from training import fence
+from common.mistakes import Mistake, cut, is_mistake, sentence, shown
+from common.plain_yaml import read_plain
+from training import fence, log
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
 from training.events import EventLog
-from training.guards import StopRequest
+from training.guards import BROKEN, HangWatch, StopRequest
 from training.hardware import execution_facts, keep_freed_memory
 from training.lock import sole_writer
+from training.plane import PeerLost
 
-EXIT_DONE, EXIT_BROKEN, EXIT_MISTAKE, EXIT_STOPPED = 0, 1, 2, 75
+EXIT_DONE, EXIT_BROKEN, EXIT_MISTAKE, EXIT_STOPPED = 0, BROKEN, 2, 75
+OTHERS_SPEAK_FIRST, STAGGER, STAGGERED = 2.0, 0.05, 100
+"""Seconds that a rank which lost a peer waits for what the peer has to say, and those between ranks, up to so many.
+
+A rank needs about a second from its error to its event on a busy file system, and of a thousand that lost it one is to
+tell of that, not all.
+"""
+FLIGHT_RECORDER = {
+    "TORCH_FR_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+}
+"""torch's record of the last collectives, written when one of nccl's does not end in time (a step of a model of 80
+layers has some 500 of them). The first two are the same by a newer and an older name."""
+LOG = logging.getLogger("training.worker")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -51,10 +69,12 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
     attempt = ""
     try:
         config = read_config(folder)
-        # Peers wait out a slow save or evaluation of rank 0, but not longer than the run itself would.
-        world = connect(timedelta(minutes=config.training.hang_minutes))
+        record_flight(folder)
+        world = connect(timedelta(minutes=config.training.start_minutes))
+        log.set_up(world.rank)
         with sole_writer(folder, world) as world, watch(folder, world):
-            events, attempt = EventLog(folder, world.rank, scheduler_facts()), world.attempt
+            attempt = world.attempt
+            events = EventLog(folder, world.rank, {"attempt": attempt, **scheduler_facts()})
             finished = train(config, folder, world, events, stop)
         disconnect(world)
         return EXIT_DONE if finished else EXIT_STOPPED
@@ -64,6 +84,14 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
             print(error, file=sys.stderr, flush=True)
             return fence.SUPERSEDED
         return report(error, events)
+
+
+def record_flight(folder: Path) -> None:
+    """Has torch record what collectives ran, and write it to logs/ when one hangs; the environment comes first."""
+    dump = f"{folder.absolute() / 'logs' / 'flight-rank-'}"
+    settings = FLIGHT_RECORDER | {"TORCH_FR_DUMP_TEMP_FILE": dump, "TORCH_NCCL_DEBUG_INFO_TEMP_FILE": dump}
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
 
 
 def watch(folder: Path, world: World) -> AbstractContextManager:
@@ -96,8 +124,29 @@ def report(error: Exception, events: EventLog | None) -> int:
             traceback.print_exception(error)
         print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
         return EXIT_MISTAKE
+    if is_of_a_peer(error):
+        return _report_peer(error, events)
     _note(events, f"{type(error).__name__}: {error}", EXIT_BROKEN)
     traceback.print_exception(error)
+    return EXIT_BROKEN
+
+
+def is_of_a_peer(error: BaseException) -> bool:
+    """Whether it says that another rank left or hangs, which has a cause elsewhere."""
+    if isinstance(error, PeerLost | dist.DistError | ConnectionError):
+        return True
+    return type(error) is RuntimeError and any(word in str(error).lower() for word in ("gloo", "nccl"))
+
+
+def _report_peer(error: Exception, events: EventLog | None) -> int:
+    """Tells of a lost peer, unless a rank has told of something since: that is why, or one such line is enough."""
+    traceback.print_exception(error)
+    sentence = f"another rank has left or hangs: {' '.join(str(error).split())}"
+    if events is not None:
+        time.sleep(OTHERS_SPEAK_FIRST + STAGGER * min(events.rank, STAGGERED))
+        if not events.has_been_told():
+            _note(events, sentence, EXIT_BROKEN)
+    print(sentence, file=sys.stderr, flush=True)
     return EXIT_BROKEN
 
 
@@ -116,12 +165,15 @@ def read_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise Mistake(f"{path}: no such file; start a run with `shardline train CONFIG`")
     try:
-        return RunConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return RunConfig.model_validate(read_plain(path.read_text(encoding="utf-8")))
+    except UnicodeDecodeError as error:
+        raise Mistake(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:
-        raise Mistake(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        raise Mistake(f"{path}: not valid YAML ({cut(' '.join(str(error).split()), 200)})") from None
     except ValidationError as error:
         fault = error.errors()[0]
-        raise Mistake(f"{path}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+        key = cut(".".join(map(str, fault["loc"])))
+        raise Mistake(f"{path}: {key}: found {shown(fault['input'])}; {fault['msg']}") from None
 
 
 def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop: StopRequest) -> bool:
@@ -134,18 +186,24 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     facts = {"world_size": world.size, **ways, "zero_stage": config.training.zero_stage}
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
-        print(f"{world.size} rank(s): " + ", ".join(f"{name} {value}" for name, value in ways.items()), flush=True)
-    # imports DeepSpeed: seconds, so only once the config is known to be good
-    from training.engine import private_extensions
-    from training.setup import prepare
+        LOG.info("%d rank(s): %s", world.size, ", ".join(f"{name} {value}" for name, value in ways.items()))
+    starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
+    starting.beat("starting")
+    try:
+        # imports DeepSpeed: seconds, so only once the config is known to be good
+        from training.engine import private_extensions
+        from training.setup import prepare
 
-    with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
-        holdings = trainer.engine.holdings()
-        if world.is_main:
-            print(f"each rank holds {holdings}", flush=True)
-        holds = dataclasses.asdict(holdings)
-        events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
-        finished = trainer.train(loader, stop)
+        with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
+            holdings = trainer.engine.holdings()
+            if world.is_main:
+                LOG.info("each rank holds %s", holdings)
+            holds = dataclasses.asdict(holdings)
+            events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
+            starting.stop()  # the trainer watches itself
+            finished = trainer.train(loader, stop)
+    finally:
+        starting.stop()
     if finished:
         events.write("finish", step=trainer.state.step, seconds=time.perf_counter() - started)
     return finished

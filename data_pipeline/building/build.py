@@ -100,15 +100,18 @@ def build_dataset(
     config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
     if (folder / FILE_NAME).exists():
         return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
+    loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
     say(BuildProgress("listing files", 0, 1))
     task_bytes = max(round(config.shard_megabytes * 1e6), 1)
     files = list_files(config.sources)
-    tasks = group_tasks(plan_units(files, config.sources, task_bytes), task_bytes)
     plan = build_folder.fingerprint([settings, [dataclasses.astuple(file) for file in files]])
+    units = build_folder.planned_units(folder, plan) or plan_units(files, config.sources, task_bytes)
+    tasks = group_tasks(units, task_bytes)
     job = Job(config, tokenizer, loaded.fingerprint, plan, len(tasks))
     with build_folder.work_folder(job):
+        build_folder.remember_units(job, units)
         with ray_session(config, say):
             results = _run_passes(job, tasks, say)
         manifest = build_folder.finish(job, loaded, settings, files, results)
@@ -265,8 +268,12 @@ def ray_session(config: DataConfig, say: Callable[[BuildProgress], None]) -> Ite
 @contextlib.contextmanager
 def _connected(config: DataConfig) -> Iterator[None]:
     import ray
+    from ray.job_config import JobConfig
 
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "configure_logging": False}
+    # a job of Ray's client is the one kind whose workers do not import from the working folder, where users have files
+    # of any name
+    common["job_config"] = JobConfig(_client_job=True)
     if config.ray_address != "local":
         _join_cluster(config.ray_address, common)
         try:

@@ -7,6 +7,7 @@ Only the plan in that folder makes it and the shards beside it ours to delete.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import re
@@ -20,6 +21,7 @@ import xxhash
 from common.files import meant_name, sweep
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import SourceFile, list_files
+from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
 from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
@@ -29,6 +31,8 @@ from data_pipeline.tokenizer import Tokenizer
 SETTINGS_NAME = "build.json"
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
+UNITS_NAME = "units.json"
+"""What an interrupted build had found out about its files, so that the next one need not open them to plan."""
 DECISIVE_KEYS = {
     "sources",
     "unicode_normalization",
@@ -76,14 +80,27 @@ def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> M
 
 
 def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
+    """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
     found = _read_settings(folder)
+    if {key: _located(found.get(key, ...)) for key in wanted} == {key: _located(wanted[key]) for key in wanted}:
+        return
     try:
         key = next(key for key in wanted if found[key] != wanted[key])
     except (KeyError, StopIteration):
         raise Mistake(f"data.path: {folder} was built with other settings; {advice}") from None
     values = "another tokenizer" if key == "tokenizer" else f"{key} {_shown(found[key])}, not {_shown(wanted[key])}"
     raise Mistake(f"data.path: {folder} was built with {values}; {advice}")
+
+
+def _located(setting: Any) -> Any:
+    """A setting; sources with their paths as they are called from anywhere."""
+    if not isinstance(setting, list):
+        return setting
+    return [
+        {**source, "path": str(Path(source["path"]).expanduser().absolute())} if "://" not in source["path"] else source
+        for source in setting
+    ]
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:
@@ -166,6 +183,24 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 
 
 # ---- a dataset in the making
+
+
+def planned_units(folder: Path, plan: str) -> list[Unit] | None:
+    """The units of an interrupted build with this very plan; None where there is none."""
+    work = folder / WORK_NAME
+    found = _read_plan(work)
+    if found is None or found["fingerprint"] != plan:
+        return None
+    try:
+        return [Unit(*values) for values in json.loads((work / UNITS_NAME).read_bytes())]
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def remember_units(job: Job, units: Sequence[Unit]) -> None:
+    """Keeps the units of a build for the case that it is interrupted."""
+    if not (job.work / UNITS_NAME).exists():
+        write_json(job.work / UNITS_NAME, [dataclasses.astuple(unit) for unit in units])
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ sentence that names the key and says what to do.
 import contextlib
 import dataclasses
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, cast
@@ -17,12 +18,31 @@ from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from common.mistakes import Mistake
+from data_pipeline.building.local_files import local_files
 from data_pipeline.config import SourceConfig
 
 BLOCK_BYTES = 8 << 20
 """Bytes read at a time, after decompression."""
+MAX_WINDOW = 1 << 27
+"""Bytes of zstd's window that its library reads unless told otherwise."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
-FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".jsonlines": "jsonl",
+    ".jl": "jsonl",
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".tsv": "tsv",
+}
+TEXT = (
+    "adoc asm bash bib bst c c++ cc cfg clj cls cmake conf cpp cs css cu cxx dart el erl ex f f90 fs go gradle "
+    "groovy h hpp hs htm html hxx ini java jl js jsx kt lean less lisp log lua m markdown md mk ml org patch "
+    "php pl po pod properties proto ps1 py pyi pyx r rb rs rst rtf sass scala scm scss sed sh sql srt sty "
+    "svelte sv swift tcl tex texi text toml ts tsx txt v vb vhdl vim vtt vue wiki xhtml xml yaml yml zig"
+)
+"""Endings of files that `format: auto` takes for plain text; docs/data.md names the kinds."""
+FORMATS = dict.fromkeys((f".{ending}" for ending in TEXT.split()), "text") | FORMATS
 UNREADABLE = {
     ".bz2": "recompress it as .gz or .zst",
     ".xz": "recompress it as .gz or .zst",
@@ -53,7 +73,7 @@ class SourceFile:
     modified: str
     """Whatever the file system tells about the time of the last change."""
     format: str
-    """jsonl, parquet or text."""
+    """jsonl, parquet, csv, tsv or text."""
     compression: str | None
     """gzip, zstd or None."""
 
@@ -70,11 +90,11 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     key = f"data.sources[{number}].path"
     system, path = _file_system(key, source.path)
     local = isinstance(system, LocalFileSystem)
-    with contextlib.nullcontext() if local else _remote(f"{key}: '{source.path}' cannot be listed"):
-        if has_magic(path) and not system.exists(path):
-            found = {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
-        else:
-            found = _look_up(system, path)
+    if local:
+        found = local_files(path)
+    else:
+        with _remote(f"{key}: '{source.path}' cannot be listed"):
+            found = _remote_files(system, path)
     if any(info["type"] == "directory" for info in found.values()):
         raise Mistake(
             f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
@@ -140,7 +160,9 @@ class _RemoteFile(io.RawIOBase):
         super().close()
 
 
-def _look_up(system, path: str) -> dict[str, dict]:
+def _remote_files(system, path: str) -> dict[str, dict]:
+    if has_magic(path) and not system.exists(path):
+        return {name: info for name, info in system.glob(path, detail=True).items() if info["type"] == "file"}
     try:
         return {path: system.info(path)}
     except FileNotFoundError:
@@ -155,21 +177,34 @@ def _fixed_part(path: str) -> str:
 
 
 def _describe(number: int, source: SourceConfig, url: str, info: dict) -> SourceFile:
-    name = PurePosixPath(url).name.lower()
-    ending = PurePosixPath(name).suffix
-    compression = COMPRESSIONS.get(ending)
-    if compression:
-        name = name.removesuffix(ending)
-        ending = PurePosixPath(name).suffix
+    ending, compression = _ending(PurePosixPath(url).name.lower())
     chosen: str = source.format
     if chosen == "auto":
         if ending in UNREADABLE:
             raise Mistake(f"{url}: {ending} files are not read as they are; {UNREADABLE[ending]}")
-        chosen = FORMATS.get(ending, "text")
+        if ending not in FORMATS:
+            what = f"{ending} is no ending that is known" if ending else "a name without an ending tells no format"
+            raise Mistake(
+                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, csv, tsv or text, "
+                "or make its path match fewer files"
+            )
+        chosen = FORMATS[ending]
     if chosen == "parquet" and compression:
         raise Mistake(f"{url}: a parquet file compressed once more cannot be read in parts; decompress it")
     modified = next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), "")
     return SourceFile(number, url, int(info["size"] or 0), str(modified), chosen, compression)
+
+
+def _ending(name: str) -> tuple[str, str | None]:
+    """What tells the format, such as `.jsonl` of `a.jsonl.gz` and of `a.jsonl.1`, and the compression."""
+    compression = None
+    while True:
+        ending = PurePosixPath(name).suffix
+        if ending in COMPRESSIONS and compression is None:
+            compression = COMPRESSIONS[ending]
+        elif not re.fullmatch(r"\.\d+", ending):
+            return ending, compression
+        name = name.removesuffix(ending)
 
 
 def open_file(url: str) -> IO[bytes]:
@@ -191,9 +226,26 @@ def read_blocks(file: IO[bytes], url: str, compression: str | None) -> Iterator[
         while block := file.read(BLOCK_BYTES):
             yield block
         return
+    window = _zstd_window(file) if compression == "zstd" else 0
+    if window > MAX_WINDOW:
+        raise Mistake(
+            f"{url}: its zstd window is {window >> 20} MiB and {MAX_WINDOW >> 20} can be read; "
+            "recompress it with --long=27 or without"
+        )
     stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
     while block := _decompress(stream, url, compression):
         yield block
+
+
+def _zstd_window(file: IO[bytes]) -> int:
+    """Bytes that the first frame of a zstd stream says its reader must keep (RFC 8878, section 3.1.1.1); 0 if none."""
+    start = file.tell()
+    head = file.read(6)
+    file.seek(start)
+    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd" or head[4] & 0x20:
+        return 0
+    base = 1 << (10 + (head[5] >> 3))
+    return base + base // 8 * (head[5] & 7)
 
 
 def _decompress(stream: pa.CompressedInputStream, url: str, compression: str) -> bytes:

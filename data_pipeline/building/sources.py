@@ -9,18 +9,16 @@ files are streamed. The plan depends on the files alone. Bad records never stop 
 """
 
 import codecs
+import csv
 import dataclasses
 import itertools
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import IO
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO, Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from common.mistakes import Mistake
+from data_pipeline.building.parquet_files import column_values, no_column, open_parquet, text_bytes
 from data_pipeline.building.source_files import SourceFile, open_file, read_blocks
 from data_pipeline.config import SourceConfig
 
@@ -28,6 +26,11 @@ MAX_DOCUMENT_BYTES = 1 << 28
 """Records longer than this are dropped and counted as too_large: memory has to end somewhere."""
 MAX_EXAMPLES = 3
 """Bad records of each reason that a task remembers."""
+FILES_AT_ONCE = 16
+"""Files whose footers are read side by side: that is waiting, not work."""
+SPOILED_LINE = 'x"y\rz\n'
+"""No part of a row, whether quotes are open or not: it stands for a line that is too large."""
+DELIMITERS = {"csv": ",", "tsv": "\t"}
 EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
 
@@ -44,7 +47,7 @@ class Unit:
     url: str
     """Where the file lies."""
     format: str
-    """jsonl, parquet or text."""
+    """jsonl, parquet, csv, tsv or text."""
     compression: str | None
     """gzip, zstd or None."""
     weight: int
@@ -92,13 +95,16 @@ def plan_units(files: Sequence[SourceFile], sources: Sequence[SourceConfig], uni
 
     Raises ValueError when a big parquet file is none.
     """
-    return [unit for file in files for unit in _plan_file(file, sources[file.source], unit_bytes)]
+    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+        plans = pool.map(lambda file: _plan_file(file, sources[file.source], unit_bytes), files)
+        return [unit for plan in plans for unit in plan]
 
 
 def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[Unit]:
     weight = file.size * EXPANSION.get(file.compression or file.format, 1)
     whole = Unit(file.source, file.url, file.format, file.compression, weight)
-    if weight <= unit_bytes or file.compression or (file.format == "text" and source.document == "file"):
+    is_one = file.format in DELIMITERS or (file.format == "text" and source.document == "file")
+    if weight <= unit_bytes or file.compression or is_one:
         return [whole]
     if file.format == "parquet":
         return _plan_parquet(whole, source, unit_bytes)
@@ -112,9 +118,7 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
 
 def _plan_parquet(whole: Unit, source: SourceConfig, unit_bytes: int) -> list[Unit]:
     with open_file(whole.url) as file:
-        parquet = _open_parquet(file, whole, source)
-        column = parquet.schema_arrow.names.index(source.text_key)
-        sizes = [_text_bytes(parquet, group, column) for group in range(parquet.num_row_groups)]
+        sizes = text_bytes(open_parquet(file, whole.url, source.text_key), source.text_key)
     units: list[Unit] = []
     start = size = 0
     for group, bytes_here in enumerate(sizes):
@@ -152,6 +156,8 @@ def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterat
             yield from _read_parquet(file, unit, source, rejects)
         elif unit.format == "jsonl":
             yield from _read_json_lines(file, unit, source.text_key, rejects)
+        elif unit.format in DELIMITERS:
+            yield from _read_table(file, unit, source.text_key, rejects)
         elif source.document == "line":
             yield from _read_text_lines(file, unit, rejects)
         else:
@@ -200,7 +206,7 @@ def _read_json_lines(file: IO[bytes], unit: Unit, text_key: str, rejects: Reject
             continue
         try:
             record = parse(line.removeprefix(codecs.BOM_UTF8).decode())
-            text = record[text_key]
+            text = record[text_key] if text_key in record else _nested(record, text_key)
         except UnicodeDecodeError:
             rejects.add("invalid_utf8", number)
         except KeyError:
@@ -213,6 +219,17 @@ def _read_json_lines(file: IO[bytes], unit: Unit, text_key: str, rejects: Reject
                 yield number, text
             else:
                 rejects.add("empty" if text == "" else "missing_text", number)
+
+
+def _nested(record: Any, text_key: str) -> Any:
+    """Value of a field within fields, such as `meta.text`. KeyError when there is none."""
+    if not isinstance(record, dict):
+        raise TypeError
+    for key in text_key.split("."):
+        if not isinstance(record, dict):
+            raise KeyError(text_key)
+        record = record[key]
+    return record
 
 
 def _read_lines(file: IO[bytes], unit: Unit) -> Iterator[bytes | None]:
@@ -267,41 +284,15 @@ def _split_lines(blocks: Iterator[bytes]) -> Iterator[bytes | None]:
         yield b"".join(pending) if size <= MAX_DOCUMENT_BYTES else None
 
 
-# ---- parquet
-
-
-def _open_parquet(file: IO[bytes], unit: Unit, source: SourceConfig) -> pq.ParquetFile:
-    """Opens a parquet file and sees that the text column is there and holds text."""
-    try:
-        parquet = pq.ParquetFile(file, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(unit, error) from None
-    schema = parquet.schema_arrow
-    if source.text_key not in schema.names:
-        raise Mistake(
-            f"{unit.url}: no column '{source.text_key}' (it has {', '.join(schema.names)}); set text_key of its source"
-        )
-    kind = schema.field(source.text_key).type
-    if isinstance(kind, pa.DictionaryType):
-        kind = kind.value_type
-    if not re.fullmatch(r"(large_)?(string|binary)(_view)?", str(kind)):
-        raise Mistake(f"{unit.url}: column '{source.text_key}' is {kind}, not text; set text_key of its source")
-    return parquet
-
-
-def _text_bytes(parquet: pq.ParquetFile, group: int, column: int) -> int:
-    row_group = parquet.metadata.row_group(group)
-    if row_group.num_columns == len(parquet.schema_arrow.names):
-        return row_group.column(column).total_uncompressed_size
-    return row_group.total_byte_size
+# ---- columns
 
 
 def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterator[Record]:
-    parquet = _open_parquet(file, unit, source)
+    parquet = open_parquet(file, unit.url, source.text_key)
     stop = parquet.num_row_groups if unit.stop is None else unit.stop
     number = 0
     for group in range(unit.start, stop):
-        for values in _column_values(parquet, group, unit, source.text_key):
+        for values in column_values(parquet, unit.url, group, source.text_key):
             for raw in values:
                 number += 1
                 if raw is None:
@@ -312,27 +303,38 @@ def _read_parquet(file: IO[bytes], unit: Unit, source: SourceConfig, rejects: Re
                     yield from _decode(number, raw, rejects)
 
 
-def _column_values(parquet: pq.ParquetFile, group: int, unit: Unit, text_key: str) -> Iterator[list[bytes | None]]:
-    """Values of the text column, a few megabytes at a time."""
-    row_group = parquet.metadata.row_group(group)
-    mean_bytes = row_group.total_byte_size // max(row_group.num_rows, 1) + 1
-    rows = min(max((8 << 20) // mean_bytes, 1), 8192)
-    batches = parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[text_key], use_threads=False)
-    while True:
+def _read_table(file: IO[bytes], unit: Unit, text_key: str, rejects: Rejects) -> Iterator[Record]:
+    """A column of rows separated by commas or tabs (RFC 4180), the first of which names the columns.
+
+    A row that does not have as many fields as that, or quotes that do not close, is counted and left out.
+    """
+    csv.field_size_limit(MAX_DOCUMENT_BYTES)
+    rows = csv.reader(_table_lines(file, unit), delimiter=DELIMITERS[unit.format], strict=True)
+    names: list[str] = []
+    for number in itertools.count(0):
         try:
-            batch = next(batches, None)
-        except (pa.ArrowException, OSError) as error:
-            raise _damaged(unit, error) from None
-        if batch is None:
+            row = next(rows, None)
+        except csv.Error as error:
+            rejects.add("too_large" if "limit" in str(error) else f"malformed_{unit.format}", number)
+            continue
+        if row is None:
             return
-        # bytes, because arrow does not see to it that a string is valid UTF-8
-        yield batch.column(batch.schema.names.index(text_key)).cast(pa.large_binary()).to_pylist()
+        if not names:
+            names = row
+            if text_key not in names:
+                raise no_column(unit.url, text_key, [name.encode(errors="replace").decode() for name in names])
+        elif row:
+            if len(row) != len(names):
+                rejects.add(f"malformed_{unit.format}", number)
+            else:
+                yield from _decode(number, row[names.index(text_key)].encode(errors="surrogateescape"), rejects)
 
 
-def _damaged(unit: Unit, error: Exception) -> Exception:
-    if isinstance(error, OSError) and error.errno is not None:
-        return error
-    return Mistake(
-        f"{unit.url}: not a readable parquet file ({str(error).splitlines()[0]}); "
-        "fetch it again or correct the format of its source"
-    )
+def _table_lines(file: IO[bytes], unit: Unit) -> Iterator[str]:
+    """Lines with their line feeds; a byte that is no UTF-8 is kept as a surrogate."""
+    for number, line in enumerate(_read_lines(file, unit)):
+        if line is None:
+            yield SPOILED_LINE
+            continue
+        line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+        yield line.decode(errors="surrogateescape") + "\n"

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from common.mistakes import is_mistake, sentence
+from common.mistakes import SHOWN_CHARACTERS, Mistake, cut, is_mistake, sentence, shown
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.reading.grid import objective_for
 from data_pipeline.reading.order import Permutation
@@ -40,3 +42,25 @@ def test_a_full_disk_is_told_with_its_file_and_without_the_number():
     )
     assert sentence(OSError(errno.ENOSPC, "No space left on device")) == "No space left on device"
     assert sentence(OSError("no words of the kernel")) == "no words of the kernel"
+
+
+@pytest.mark.parametrize(
+    "value", ["x" * 5000, ["x" * 100] * 100, {"k": ["x"] * 5000}, 10**4000, "a\nb\x1b[31m\ud800", 0.5]
+)
+def test_a_value_is_shown_on_one_line_and_in_part(value):
+    assert len(shown(value)) <= SHOWN_CHARACTERS
+    assert shown(value).isprintable()
+
+
+@given(st.text(max_size=300), st.integers(10, 100))
+def test_a_cut_text_keeps_its_ends(text, length):
+    found = cut(text, length)
+    assert len(found) <= length
+    assert found.isprintable()
+    if text.isprintable() and len(text) <= length:
+        assert found == text
+
+
+def test_an_error_about_a_path_without_end_has_one():
+    assert len(sentence(OSError(errno.ENAMETOOLONG, "File name too long", "x" * 5000))) < 500
+    assert len(sentence(Mistake(f"data.path: {'x/' * 3000} holds no manifest.json"))) <= 1500

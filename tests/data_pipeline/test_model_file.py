@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from data_pipeline.building.build import build_dataset
+from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
 from data_pipeline.model_file import ModelFacts
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 
 PLAIN = {
     "model_type": "bpe",
@@ -48,6 +50,7 @@ def test_our_own_models_have_no_peculiarity(tokenizer):
         ({"add_dummy_prefix": True}, "it adds a blank to each text"),
         ({"byte_fallback": False}, "it has no byte fallback"),
         ({"user_defined_symbols": ["<tool>"]}, "it has user-defined symbols"),
+        ({"treat_whitespace_as_suffix": True}, "it marks blanks at the end of pieces"),
     ],
 )
 def test_models_of_other_kinds_are_encoded_by_sentencepiece_itself(make_model, changes, words, monkeypatch):
@@ -59,6 +62,10 @@ def test_models_of_other_kinds_are_encoded_by_sentencepiece_itself(make_model, c
     text = "a  <tool> def f(x):\n" * 30
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert np.array_equal(theirs.encode(text), reference.EncodeAsNumpy(text))
+    with pytest.raises(
+        ValueError, match=rf"^tokenizer\.path: .*their\.model is of a kind .*\({words}.*\); train another"
+    ):
+        theirs.refuse_peculiar()
 
 
 @pytest.mark.parametrize(("key", "name"), [("bos_id", "<s>"), ("eos_id", "</s>")])
@@ -66,3 +73,29 @@ def test_a_model_without_borders_of_documents_is_refused(make_model, key, name):
     path = make_model(**{key: -1})
     with pytest.raises(ValueError, match=rf"their\.model: has no {name} .*; train"):
         Tokenizer.load(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [({"add_dummy_prefix": True}, "it adds a blank"), ({"bos_id": -1}, "has no <s>")],
+)
+def test_a_build_refuses_them_before_it_looks_at_its_sources(make_model, tmp_path, changes, words):
+    make_model(**changes).rename(tmp_path / "tokenizer.model")
+    config = DataConfig(path=str(tmp_path / "data"), sources=[SourceConfig(path=str(tmp_path / "nothing"))])
+    with pytest.raises(ValueError, match=words):
+        build_dataset(config, TokenizerConfig(path=str(tmp_path)))
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("tokenizer.json", "a tokenizer of Hugging Face, which is not read here; or name another folder"),
+        ("spiece.model", "copy it to tokenizer.model in a folder of its own"),
+    ],
+)
+def test_a_tokenizer_in_another_form_is_named_and_nothing_is_trained_beside_it(tmp_path, name, words):
+    (tmp_path / name).write_text("{}")
+    for act in (Tokenizer.load, lambda path: train_tokenizer(TokenizerConfig(path=str(path)), [])):
+        with pytest.raises(ValueError, match=rf"tokenizer\.path: .* holds {name} and no tokenizer\.model: .*{words}"):
+            act(tmp_path)

@@ -111,7 +111,7 @@ def test_the_fast_encoder_forgets_without_changing_ids(tokenizer_config, referen
 
 
 def test_an_encoder_with_other_ids_is_found_out_and_replaced(tokenizer_config, monkeypatch):
-    monkeypatch.setattr(module.FastEncoder, "encode", lambda self, text: np.zeros(len(text), np.uint32))
+    monkeypatch.setattr(fast_encoder.FastEncoder, "encode", lambda self, text: np.zeros(len(text), np.uint32))
     careful = Tokenizer.load(tokenizer_config.path)
     assert careful.encoder == "sentencepiece"
     assert "differ on awkward strings" in careful.encoder_note

@@ -8,9 +8,11 @@ import pytest
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import train_tokenizer
+from launcher.console import StageProgress
 from launcher.evaluate import evaluate
 from launcher.generate import generate
-from launcher.stages import convert, load_run
+from launcher.run_folder import existing
+from launcher.stages import convert
 from model.exchange.importing import import_hf
 from tests.training.runs import save_config, steps_of, tiny_config, torchrun
 
@@ -47,7 +49,7 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
     runs, shape, real_dataset, tokenizer_config, tmp_path
 ):
     served = tmp_path / "served"
-    assert "logits and greedy tokens equal ours" in convert(runs[shape], served)
+    assert convert(runs[shape], served, StageProgress("converting")).num_texts > 0
 
     prompt = "import <mask> as os" if shape == "encoder" else "import os"
     (text,) = generate(served, [prompt], max_new_tokens=4, temperature=0.0, seed=0)
@@ -72,14 +74,26 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
     assert abs(first - evaluated) < abs(first - fresh), "it begins where the other run ended, not anew"
 
 
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+def test_a_run_that_pins_a_kernel_of_other_devices_is_examined_as_if_it_pinned_none(runs, backend, tmp_path):
+    run = shutil.copytree(runs["causal"], tmp_path / "run")
+    _, config = existing(run)
+    save_config(
+        config.model_copy(update={"model": config.model.model_copy(update={"attention_backend": backend})}), run
+    )
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"query": "import", "choices": [" sys", " banana split"], "gold": 0}) + "\n")
+    assert evaluate(run, [task]) == evaluate(runs["causal"], [task])
+
+
 def test_a_tokenizer_other_than_that_of_the_training_is_refused(runs, corpus_file, tmp_path):
     other = TokenizerConfig(path=str(tmp_path / "tokenizer"), vocab_size=500, training_megabytes=0.1, num_sentinels=4)
     train_tokenizer(other, [SourceConfig(path=str(corpus_file))])
     run = shutil.copytree(runs["causal"], tmp_path / "run")
-    config = load_run(run)
+    _, config = existing(run)
     save_config(config.model_copy(update={"tokenizer": other}), run)
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"query": "import", "choices": [" sys", " os"], "gold": 0}) + "\n")
-    for use in (lambda: evaluate(run, [task]), lambda: convert(run, tmp_path / "served")):
+    for use in (lambda: evaluate(run, [task]), lambda: convert(run, tmp_path / "served", StageProgress("converting"))):
         with pytest.raises(ValueError, match=r"tokenizer\.path: .* is not the tokenizer .* was trained with"):
             use()

@@ -17,7 +17,9 @@ from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig
 from launcher.config import check_config
 from launcher.console import Broken, Stopped
-from launcher.local import read_last_step, train_locally
+from launcher.local import train_locally
+from launcher.ranks import ending
+from launcher.run_folder import RunFolder, last_step
 
 
 @pytest.fixture(scope="module")
@@ -58,9 +60,9 @@ def when_step(run_dir, step, action):
 
     def wait():
         deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and read_last_step(run_dir).get("step", 0) < step:
+        while time.monotonic() < deadline and last_step(run_dir).get("step", 0) < step:
             time.sleep(0.02)
-        assert read_last_step(run_dir).get("step", 0) >= step, "the run did not get that far in time"
+        assert last_step(run_dir).get("step", 0) >= step, "the run did not get that far in time"
         action()
 
     thread = threading.Thread(target=wait)
@@ -87,6 +89,22 @@ def test_a_run_goes_to_its_last_step_and_is_not_trained_twice(config):
     assert train_locally(config()).already_finished
 
 
+def test_files_of_the_user_named_as_our_rooms_do_no_harm_and_nothing_stays_in_the_temporary_folder(
+    config, tmp_path, monkeypatch
+):
+    here, temporary = tmp_path / "here", tmp_path / "t"
+    here.mkdir()
+    temporary.mkdir()
+    for name in ("model", "training", "launcher", "data_pipeline", "common", "torch", "numpy"):
+        (here / f"{name}.py").write_text(f"raise SystemExit('the user has a {name}.py')\n")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    assert train_locally(config()).last["step"] == 4
+    left = [path.name for path in temporary.iterdir()]
+    assert [name for name in left if not name.startswith("torchinductor_")] == []  # torch's cache, one for each user
+
+
 def test_fresh_refuses_a_run_that_exists(config):
     train_locally(config())
     with pytest.raises(ValueError, match="this run exists and --fresh was given"):
@@ -102,6 +120,39 @@ def test_a_change_that_the_checkpoint_refuses_leaves_the_run_s_config_as_it_was(
     assert (trained.run_dir / "config.yaml").read_bytes() == before
 
 
+def test_a_start_tells_of_itself_alone_and_a_run_past_its_last_step_says_so(config):
+    train_locally(config())
+    refused = config().model_copy(update={"seed": 5})
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"order\.seed"):
+            train_locally(refused)
+    with pytest.raises(ValueError, match=r"training\.steps: 3, but the run stands at step 4 already") as caught:
+        train_locally(config(steps=3))
+    assert "seed" not in str(caught.value)
+    assert "training.steps=4" not in str(caught.value)
+    events = RunFolder.read(config().run_dir).events
+    assert len({event["attempt"] for event in events if event["event"] == "error"}) == 3
+
+
+def test_torn_metrics_and_a_strange_diary_stop_no_start_and_what_is_missing_is_said(config, capsys):
+    run_dir = train_locally(config()).run_dir
+    metrics, events = run_dir / "metrics.jsonl", run_dir / "events.jsonl"
+    whole = metrics.read_bytes().splitlines(keepends=True)
+    last = max(number for number, line in enumerate(whole) if b'"grad_norm"' in line)
+    torn = whole[last][: len(whole[last]) // 2]
+    metrics.write_bytes(b"".join(whole[:last]) + b'{"loss": \xff, "step": 4}\n{"step": null, "loss": null}\n' + torn)
+    with events.open("ab") as file:
+        file.write(b'{"event": "save", "time": "noon"}\n{"event": "sa')
+    assert train_locally(config(steps=6)).last["step"] == 6
+    assert "its time is text" in capsys.readouterr().out
+    lost = [event["reason"] for event in RunFolder.read(run_dir).events if event["event"] == "metrics lost"]
+    assert f"{metrics}: it has no figures of step 4, which an earlier start trained" in lost
+    assert len(lost) == 4
+    with pytest.raises(ValueError, match="model") as caught:
+        train_locally(config(steps=7).model_copy(update={"model": config().model.model_copy(update={"d_ff": 32})}))
+    assert "\n" not in str(caught.value)
+
+
 def test_a_mistake_that_only_the_ranks_can_see_comes_back_as_their_sentence(config):
     with pytest.raises(ValueError, match="a global batch needs 100000") as caught:
         train_locally(config(global_batch_size=100_000, micro_batch_size=1))
@@ -114,7 +165,7 @@ def test_a_killed_rank_is_named_as_such_and_the_next_start_goes_on(config):
     with pytest.raises(Broken, match="killed by SIGKILL"):
         train_locally(long)
     killer.join()
-    reached = read_last_step(long.run_dir)["step"]
+    reached = last_step(long.run_dir)["step"]
     result = train_locally(config(steps=reached + 3))
     assert result.last["step"] == reached + 3
     steps = [json.loads(line)["step"] for line in (long.run_dir / "metrics.jsonl").open() if '"grad_norm"' in line]
@@ -170,4 +221,57 @@ def test_a_killed_launch_takes_its_ranks_along_and_loses_no_step(config, tmp_pat
     assert worker_processes(long.run_dir) == []
     events = [json.loads(line) for line in (long.run_dir / "events.jsonl").open()]
     assert events[-1]["event"] == "stop"
-    assert events[-1]["step"] == read_last_step(long.run_dir)["step"]
+    assert events[-1]["step"] == last_step(long.run_dir)["step"]
+
+
+TRACE = """Timeout (0:00:30)!
+Thread 0x00007f1 (most recent call first):
+  File "torch/distributed/distributed_c10d.py", line 3021 in all_reduce
+  File "<frozen runpy>", line 88 in _run_code
+"""
+LAUNCHED = """Root Cause (first observed failure):
+  exitcode  : {code} (pid: 77)
+  error_file: <N/A>
+  traceback : Signal {code} ({name}) received by PID 77
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "launch", "code", "events", "words"),
+    [
+        (TRACE, "", 1, [], "a rank waited too long for another, which was stopped"),
+        (
+            "",
+            LAUNCHED.format(code=-9, name="SIGKILL"),
+            1,
+            [{"event": "error", "exit_code": 1, "message": "RuntimeError: Timed out waiting 30000ms for recv"}],
+            "a rank waited too long for another, which was stopped",
+        ),
+        (
+            "PeerLost: rank 3 did not answer in time (stop)",
+            "",
+            1,
+            [],
+            "waited too long for rank 3, which",
+        ),
+        (
+            TRACE + "rank 0 got nowhere for 0.5 minutes in step 4; the stacks of its threads are above",
+            LAUNCHED.format(code=-9, name="SIGKILL"),
+            1,
+            [],
+            "broke: rank 0 got nowhere for 0.5 minutes in step 4; it or a rank that it waits for was stopped",
+        ),
+        ("RuntimeError: x", "  exitcode  : -9 (pid: 77)\n  (SIGKILL)", 1, [], "a rank was killed by SIGKILL"),
+        ("", "", -9, [], "torch's launcher was killed by SIGKILL"),
+        ("Traceback\nKeyError: 'x'\n", "", 1, [], "training broke: KeyError: 'x'"),
+        ("", "", 7, [], "exit code 7"),
+    ],
+)
+def test_an_end_is_told_in_words_and_never_by_what_an_earlier_start_said(tmp_path, log, launch, code, events, words):
+    before = "error: an earlier mistake\nTimeout (0:00:30)!\n"
+    (tmp_path / "rank-0.log").write_text(before + log)
+    (tmp_path / "launch.log").write_text(launch)
+    error = ending(events, tmp_path, {tmp_path / "rank-0.log": len(before)}, code, asked=False)
+    assert isinstance(error, Broken)
+    assert words in str(error)
+    assert "frozen" not in str(error)

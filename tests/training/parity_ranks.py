@@ -92,6 +92,11 @@ class Way:
         words += [self.keys] if self.keys != "{}" else []
         return " ".join(words)
 
+    @property
+    def shows_masters(self) -> bool:
+        """Whether DeepSpeed finds a weight's fp32 copy by its name: in another order it takes one for another."""
+        return self.stage > 0 and "round_robin_gradients" not in self.keys
+
     def config(self, data: Path) -> RunConfig:
         """The run of this way."""
         zero = OFFLOADS[self.offload] | (AS_ON_GPUS if self.as_on_gpus else {}) | json.loads(self.keys)
@@ -130,6 +135,13 @@ def rounded_ways() -> Iterator[Way]:
         yield Way(stage, "bf16", 4, 0.05, communication="bf16")
 
 
+def measured_ways() -> Iterator[Way]:
+    """Those of which the bytes that live are counted."""
+    for stage, precision in itertools.product(range(4), ("fp32", "bf16")):
+        if (stage, precision) != (0, "bf16"):
+            yield Way(stage, precision, 4, 0.05)
+
+
 @dataclasses.dataclass
 class Reduced:
     """Notes what tensors of more than a number travel by collectives that sum, while `on`."""
@@ -155,7 +167,7 @@ class Reduced:
 
 
 def train(way: Way, data: Path, world: World, reduced: Reduced) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What a way comes to: loss and gradient norm of each step, and the fp32 weights at the end."""
+    """What a way comes to: loss and gradient norm of each step, and the weights at the end, if they show in fp32."""
     engine = build_engine(way.config(data), VOCAB_SIZE, world)
     lines = []
     reduced.dtypes, reduced.on = set(), True
@@ -165,7 +177,7 @@ def train(way: Way, data: Path, world: World, reduced: Reduced) -> tuple[dict[st
             lines.append((result.loss, result.grad_norm))
     reduced.on = False
     weights = {
-        name: (safe_get_full_fp32_param(weight) if way.stage else weight).detach().clone().contiguous()
+        name: (safe_get_full_fp32_param(weight) if way.shows_masters else weight).detach().float().clone().contiguous()
         for name, weight in engine.module.model.named_parameters()
     }
     facts = {"lines": lines, "optimizer": engine.holdings().optimizer, "reduced": sorted(reduced.dtypes)}
@@ -211,11 +223,7 @@ def main() -> None:
     for way in (*exact_ways(), *rounded_ways()):
         ways[str(way)], final = train(way, data, world, reduced)
         weights |= {f"{way}/{name}": weight for name, weight in final.items()}
-    sizes = {}
-    for stage, precision in itertools.product(range(4), ("fp32", "bf16")):
-        if (stage, precision) != (0, "bf16"):
-            way = Way(stage, precision, 4, 0.05)
-            sizes[str(way)] = held(way, data, world)
+    sizes = {str(way): held(way, data, world) for way in measured_ways()}
     if world.is_main:
         (folder / "results.json").write_text(json.dumps({"ways": ways, "held": sizes}))
         save_file(weights, folder / "weights.safetensors")

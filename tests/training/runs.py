@@ -84,12 +84,12 @@ def events_of(folder: Path, kind: str) -> list[dict]:
     return [e for e in map(json.loads, (folder / "events.jsonl").read_text().splitlines()) if e["event"] == kind]
 
 
-def torchrun(num_ranks: int, *command: str) -> subprocess.CompletedProcess:
+def torchrun(num_ranks: int, *command: str, timeout: float = TIMEOUT) -> subprocess.CompletedProcess:
     """Runs a module or script on ranks started by torch's launcher."""
     launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={num_ranks}"]
     launcher += ["--master-addr=127.0.0.1", f"--master-port={free_port()}", "--max-restarts=0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    how = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": TIMEOUT}
+    how = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": timeout}
     return subprocess.run([*launcher, *command], env=environment, **how)
 
 

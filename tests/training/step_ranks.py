@@ -96,7 +96,7 @@ def train(config: RunConfig, world: World, lopsided: bool, steps: int = STEPS) -
             batches = [without_targets(batch) for batch in batches]
         lr = learning_rate(config.schedule, config.optimizer.lr, step, STEPS)
         result = train_step(engine, batches, lr, world)
-        own = world.gather(sum(batch.num_targets for batch in batches))
+        own = world.gather_to_main(sum(batch.num_targets for batch in batches))
         lines.append({"loss": result.loss, "grad_norm": result.grad_norm, "targets": own})
     loader.close()
     engine.close()

@@ -1,10 +1,21 @@
 """What a run's config refuses, and that it survives being written down."""
 
-import pytest
-from pydantic import ValidationError
+from collections.abc import Iterator
 
+import pytest
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from model.config import ModelConfig
 from tests.training.runs import tiny_config
-from training.config import RunConfig
+from training.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainingConfig,
+    _types_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -19,11 +30,47 @@ from training.config import RunConfig
         ({"optimizer": {"betas": [0.9, 1.0]}}, "less than 1"),
         ({"optimizer": {"betas": [-0.1, 0.9]}}, "greater than or equal to 0"),
         ({"schedule": {"name": "constant", "min_lr_ratio": 0.1}}, "schedule.min_lr_ratio: schedule.name constant"),
+        ({"training": {"sequence_length": 2**64}}, "less than or equal to 16777216"),
+        ({"training": {"hang_minutes": 1e15}}, "less than or equal to 10080"),
+        ({"training": {"hang_minutes": 1e-300}}, "greater than or equal to 0.01"),
+        ({"training": {"steps": 10**18}}, "less than or equal to 1000000000"),
+        ({"training": {"sequence_length": 2**24, "micro_batch_size": 128, "global_batch_size": 128}}, "can number"),
+        ({"model": {"d_model": 10**9}}, "less than or equal to 1048576"),
+        ({"model": {"num_layers": 10**9}}, "less than or equal to 4096"),
+        ({"model": {"rope_theta": 1e300}}, "less than or equal to 1000000000000"),
+        ({"training": {"gradient_communication": "bf16"}}, "gradient_communication: bf16 would round the gradients"),
+        ({"training": {"gradient_communication": "fp16"}}, "'fp32' or 'bf16'"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_by_name(sections, words):
     with pytest.raises(ValidationError, match=words):
         tiny_config("data", **sections)
+
+
+def _numbers(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every number of a section of model or training, by its place, with what pydantic knows of it."""
+    for name, field in section.model_fields.items():
+        kinds = _types_in(field.annotation)
+        if kinds & {int, float} and bool not in kinds:
+            yield f"{prefix}{name}", field
+        for kind in kinds:
+            if (
+                isinstance(kind, type)
+                and issubclass(kind, BaseModel)
+                and not kind.__module__.startswith("data_pipeline")
+            ):
+                yield from _numbers(kind, f"{prefix}{name}.")
+
+
+@pytest.mark.parametrize("section", [TrainingConfig, OptimizerConfig, EvaluationConfig, CheckpointConfig, ModelConfig])
+def test_every_number_has_a_largest_value(section):
+    """A choice is bounded by itself."""
+    unbounded = [
+        place
+        for place, field in _numbers(section)
+        if "Literal" not in str(field.annotation) and not any(hasattr(bound, "le") for bound in field.metadata)
+    ]
+    assert unbounded == (["betas"] if section is OptimizerConfig else [])  # each of the two is below 1
 
 
 def test_truth_values_stay_what_they_are_where_they_are_meant():

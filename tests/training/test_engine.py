@@ -1,13 +1,17 @@
 """DeepSpeed's configuration as it follows from ours."""
 
+import os
+import stat
+from pathlib import Path
+
 import pytest
 
 from tests.training.runs import tiny_config
 from training.deepspeed_config import accumulation_steps, deepspeed_config
-from training.engine import check_zero_section
+from training.engine import check_zero_section, private_extensions
 
 
-def config_of(stage: int = 1, device: str = "cpu", world_size: int = 2, precision: str = "fp32", **keys):
+def config_of(stage: int = 2, device: str = "cpu", world_size: int = 2, precision: str = "fp32", **keys):
     training = {"zero_stage": stage, "precision": precision, "deepspeed": keys}
     config = deepspeed_config(tiny_config("data", training=training), world_size, device)
     check_zero_section(config["zero_optimization"])
@@ -55,12 +59,12 @@ def test_a_runs_own_keys_are_merged_in():
         ({"gradient_clipping": 1.0}, "training.deepspeed.gradient_clipping: it follows from optimizer.gradient_clip"),
         ({"zero_optimization": {"stage": 2}}, "training.deepspeed.zero_optimization.stage: it follows from training"),
         ({"optimizer": {"type": "Adam"}}, "training.deepspeed.optimizer: it follows from optimizer"),
-        ({"bf16": {"enabled": False}}, r"training.deepspeed.bf16.enabled: it follows from training.precision"),
+        ({"bf16": {"enabled": False}}, r"training.deepspeed.bf16: it follows from training.precision"),
+        ({"communication_data_type": "fp32"}, "communication_data_type: it follows from training.gradient_communicati"),
         ({"gradient_cliping": 1.0}, "training.deepspeed.gradient_cliping: not a key for DeepSpeed here; known are"),
         ({"zero_optimization": {"reduce_bucket": 1}}, "training.deepspeed.zero_optimization.reduce_bucket: Extra"),
         ({"zero_optimization": {"reduce_bucket_size": "x"}}, "zero_optimization.reduce_bucket_size: Input should be"),
         ({"zero_optimization": 3}, "training.deepspeed.zero_optimization: 3; expected a section"),
-        ({"bf16": True}, "training.deepspeed.bf16: True; expected a section with keys"),
         ({"wall_clock_breakdown": {"enabled": True}}, "wall_clock_breakdown: .*; expected a single value"),
         ({"activation_checkpointing": {}}, "activation_checkpointing: it follows from model.activation_checkpointing"),
         ({"compile": {"enabled": True}}, "training.deepspeed.compile: it follows from model.compile"),
@@ -70,3 +74,54 @@ def test_keys_that_conflict_or_mean_nothing_are_refused_by_name(keys, words):
     with pytest.raises(ValueError, match=words) as caught:
         config_of(**keys)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys", "words"),
+    [
+        (2, {"zero_quantized_gradients": True}, "zero_quantized_gradients: not taken, it rounds gradients between"),
+        (2, {"zenflow": {}}, "zero_optimization.zenflow: not taken, it updates weights late"),
+        (2, {"compute_grad_norm": False}, "compute_grad_norm: not taken, a step reports and checks the norm"),
+        (0, {"offload_optimizer": {"device": "cpu"}}, "passes over it below stage 1 and training.zero_stage is 0"),
+        (2, {"offload_param": {"device": "cpu"}}, "passes over it below stage 3 and training.zero_stage is 2"),
+        (3, {"offload_optimizer": {"device": "nvme"}}, "offload_optimizer.device: 'nvme'; expected cpu or none"),
+        (
+            3,
+            {"offload_optimizer": {"device": "cpu", "ratio": 0.5}},
+            "offload_optimizer.ratio: not taken, known are dev",
+        ),
+        (3, {"offload_param": True}, "offload_param: True; expected a section"),
+    ],
+)
+def test_keys_under_which_training_would_be_another_are_refused_by_name(stage, keys, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        config_of(stage, zero_optimization=keys)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("communication", ["fp32", "bf16"])
+def test_what_gradients_travel_in_is_always_said(communication):
+    training = {"precision": "bf16", "gradient_communication": communication}
+    config = deepspeed_config(tiny_config("data", training=training), 2, "cuda")
+    assert config["communication_data_type"] == communication
+
+
+def test_a_config_without_a_stage_shards_gradients_too():
+    assert deepspeed_config(tiny_config("data"), 2, "cuda")["zero_optimization"]["stage"] == 2
+
+
+def test_the_folder_for_extensions_is_private_and_goes_with_the_process_that_made_it(monkeypatch):
+    monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+    with private_extensions():
+        folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    with private_extensions():
+        assert Path(os.environ["TORCH_EXTENSIONS_DIR"]) != folder
+    assert not folder.exists() and "TORCH_EXTENSIONS_DIR" not in os.environ
+
+
+def test_a_folder_for_extensions_that_the_user_chose_stays_theirs(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    with private_extensions():
+        assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path)
+    assert tmp_path.exists()

@@ -12,7 +12,7 @@ from torch import nn
 
 from model.kernels.attention import AttentionPattern
 from model.network.transformer import Transformer
-from tests.training.parity_ranks import LR, STEPS, Way, exact_ways, rounded_ways
+from tests.training.parity_ranks import LR, STEPS, Way, exact_ways, measured_ways, rounded_ways
 from tests.training.runs import VOCAB_SIZE, torchrun
 from tests.training.step_ranks import batches_of
 
@@ -102,10 +102,10 @@ def plain_loop(way: Way, data: Path, addition: Sum | None = None) -> History:
     addition = addition or Sum()
     config = way.config(data)
     model = Transformer(config.model, VOCAB_SIZE, config.seed)
+    masters = {name: nn.Parameter(weight.detach().clone()) for name, weight in model.named_parameters()}
     if way.precision == "bf16":
         model.bfloat16()
     weights = dict(model.named_parameters())
-    masters = {name: nn.Parameter(weight.detach().float().clone()) for name, weight in weights.items()}
     groups: list[dict] = [
         {"params": [master for master in masters.values() if master.ndim == dims], "weight_decay": decay}
         for dims, decay in ((2, 0.1), (1, 0.0))
@@ -146,7 +146,7 @@ def plain_loop(way: Way, data: Path, addition: Sum | None = None) -> History:
 def folder(dataset, tmp_path_factory) -> Path:
     """What two ranks wrote."""
     folder = tmp_path_factory.mktemp("parity")
-    done = torchrun(2, "-m", "tests.training.parity_ranks", str(dataset), str(folder))
+    done = torchrun(2, "-m", "tests.training.parity_ranks", str(dataset), str(folder), timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -187,7 +187,11 @@ def plain(dataset) -> Callable[[Way], History]:
 
 @pytest.mark.parametrize("way", exact_ways(), ids=str)
 def test_every_way_to_train_follows_the_plain_loop(histories, plain, way):
-    assert histories(way).distance(plain(way)) < 1
+    expected = plain(way)
+    if way.stage and not way.shows_masters:
+        rounded = {name: weight.bfloat16().float() for name, weight in expected.weights.items()}
+        expected = dataclasses.replace(expected, weights=rounded)
+    assert histories(way).distance(expected) < 1
 
 
 @pytest.mark.parametrize("way", rounded_ways(), ids=str)
@@ -210,9 +214,9 @@ def test_the_gradient_is_clipped_on_the_way(plain):
 
 @pytest.mark.parametrize("way", [*exact_ways(), *rounded_ways()], ids=str)
 def test_gradients_cross_ranks_in_what_the_config_says(results, way):
-    assert results["ways"][str(way)]["reduced"] == [
-        {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[way.communication]
-    ]
+    said = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[way.communication]
+    weights = {"torch.bfloat16"} if "all_reduce_for_fetch" in way.keys else set()  # they travel by sums too then
+    assert set(results["ways"][str(way)]["reduced"]) == {said} | weights
 
 
 OPTIMIZERS = ("AdamW", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")
@@ -223,14 +227,9 @@ def test_the_stage_alone_decides_what_kind_of_optimizer_there_is(results, way):
     assert results["ways"][str(way)]["optimizer"] == OPTIMIZERS[way.stage]
 
 
-@pytest.mark.parametrize(
-    "way",
-    [Way(stage, precision, 4, 0.05) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")][:1]
-    + [Way(stage, precision, 4, 0.05) for stage in (1, 2, 3) for precision in ("fp32", "bf16")],
-    ids=str,
-)
+@pytest.mark.parametrize("way", measured_ways(), ids=str)
 def test_a_rank_holds_what_it_says_it_holds(results, way):
     held = results["held"][str(way)]
     said = sum(held[name] for name in ("weights", "gradients", "master_weights", "moments"))
-    of_batches = 6000
+    of_batches = 10_000
     assert said <= held["live"] < said + of_batches

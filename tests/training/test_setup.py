@@ -1,15 +1,22 @@
 """What is refused when a run is put together: what only the dataset tells."""
 
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import Manifest, ShardInfo
+from common.mistakes import Mistake
+from data_pipeline.manifest import Manifest, ShardInfo, comparable
+from data_pipeline.opening import open_dataset
 from data_pipeline.shards import ShardWriter
-from tests.training.runs import tiny_config
+from tests.training.runs import tiny_config, write_dataset
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
-from training.setup import prepare
+from training.mesh import Mesh
+from training.setup import identify, prepare
+from training.state.together import on_main
 
 
 def refusal(config: RunConfig, folder) -> str:
@@ -43,3 +50,74 @@ def test_held_out_documents_without_a_target_are_refused_before_the_first_step(t
     Manifest(**facts, **sentinels, config_fingerprint="few", splits=splits).save(tmp_path)
     message = refusal(tiny_config(tmp_path, objective={"name": "span_corruption"}), tmp_path / "run")
     assert message.startswith("evaluation.num_samples: the 1 held-out samples hold no target of span_corruption")
+
+
+class Relay:
+    """The host plane of two ranks that are asked one after the other, rank 0 first."""
+
+    def __init__(self, rank: int, sent: list):
+        self.rank, self.sent = rank, sent
+
+    def from_main(self, value):
+        """Rank 0's value, through a pickle as between hosts."""
+        if self.rank == 0:
+            self.sent.append(pickle.dumps(value))
+        return pickle.loads(self.sent[-1])
+
+
+def ranks():
+    """Worlds of two ranks that talk to each other."""
+    sent: list = []
+    alone = World.alone()
+    return [dataclasses.replace(alone, mesh=Mesh.of(rank, 2), plane=Relay(rank, sent)) for rank in range(2)]
+
+
+def test_rank_0_alone_reads_the_manifest_and_looks_for_the_shards(tmp_path, monkeypatch):
+    folder = write_dataset(tmp_path / "data")
+    looks = []
+
+    def look():
+        looks.append(folder)
+        return open_dataset(folder)
+
+    first, second = (on_main(world, look) for world in ranks())
+    assert second == first and second.fingerprints == first.fingerprints
+    assert looks == [folder]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "train-00000.idx"])
+def test_what_rank_0_finds_wrong_with_the_dataset_is_said_by_every_rank(tmp_path, name):
+    config = tiny_config(write_dataset(tmp_path / "data"))
+    (tmp_path / "data" / name).unlink()
+    said = []
+    for world in ranks():
+        with (
+            pytest.raises(Mistake, match=name) as refused,
+            prepare(config, tmp_path / "run", world, EventLog(tmp_path, world.rank)),
+        ):
+            pass
+        said.append(str(refused.value))
+    assert said[0] == said[1]
+
+
+def changed(manifest: Manifest, **update) -> Manifest:
+    return manifest.model_copy(update=update)
+
+
+def test_a_checkpoint_tells_when_ids_or_held_out_documents_are_others(tmp_path):
+    config = tiny_config(write_dataset(tmp_path / "data"))
+    manifest = Manifest.load(tmp_path / "data")
+    then = identify(config, manifest, 1)
+    only_train = {"train": manifest.splits["train"]}
+    swapped = {**manifest.splits, "validation": manifest.splits["train"]}
+    for other in (
+        changed(manifest, bos_id=9),
+        changed(manifest, special_ids={"mask": 4}),
+        changed(manifest, splits=only_train),
+        changed(manifest, splits=swapped),
+    ):
+        old, new = comparable(then.data, identify(config, other, 1).data)
+        assert old != new
+    as_before = dataclasses.replace(then, data=manifest.fingerprints["tokens"])
+    old, new = comparable(as_before.data, then.data)
+    assert old == new

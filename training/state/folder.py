@@ -6,6 +6,7 @@ latest              names the one to go on from
 
 import contextlib
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -16,7 +17,11 @@ from pathlib import Path
 from common.files import write_whole
 from training.lock import WITHOUT_LOCKS
 
+LOG = logging.getLogger("training.state.folder")
+
 LATEST, DAMAGED, READERS = "latest", "damaged.txt", "readers"
+REPLACED = ".tmp-old-"
+"""Names of complete checkpoints that were replaced or given up begin so; somebody may still be reading them."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -62,15 +67,18 @@ def point_to(folder: Path) -> None:
     if pointer.is_dir() and not pointer.is_symlink():
         moved = pointer.with_name(f"{LATEST}-{secrets.token_hex(4)}")
         pointer.rename(moved)
-        print(f"{pointer}: it was a folder, which is now called {moved.name}", flush=True)
+        LOG.warning(f"{pointer}: it was a folder, which is now called {moved.name}")
     write_whole(pointer, f"{folder.name}\n".encode())
 
 
 def sweep(run_dir: Path) -> None:
     """Deletes what half-written and replaced checkpoints have left, and names what cannot be deleted yet."""
-    for leftover in checkpoints_dir(run_dir).glob(".tmp-*"):
-        if not discard(leftover):
-            print(f"{leftover}: some of it is in use and cannot be deleted yet", flush=True)
+    with without_readers(run_dir) as free:
+        for leftover in checkpoints_dir(run_dir).glob(".tmp-*"):
+            if not free and leftover.name.startswith(REPLACED):
+                continue
+            if not discard(leftover):
+                LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
 
 
 def discard(path: Path) -> bool:
@@ -116,7 +124,7 @@ def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) ->
     with without_readers(run_dir) as free:
         if not free:
             return []
-        aside = [path.rename(path.with_name(f".tmp-old-{path.name}-{secrets.token_hex(4)}")) for path in gone]
+        aside = [path.rename(path.with_name(f"{REPLACED}{path.name}-{secrets.token_hex(4)}")) for path in gone]
     for path in aside:
         discard(path)
     return gone
@@ -126,7 +134,7 @@ def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) ->
 def reading(run_dir: Path) -> Iterator[None]:
     """Keeps the run, which may be training, from deleting checkpoints while the block reads one."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):  # no save has been here, so no run that would delete one
+        with contextlib.suppress(FileNotFoundError):  # every save makes it first, so none is under way
             descriptor = os.open(run_dir / READERS, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             _lock(run_dir / READERS, descriptor, fcntl.LOCK_SH)
@@ -151,5 +159,5 @@ def _lock(path: Path, descriptor: int, how: int) -> bool:
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        print(f"{path}: this file system has no locks, so a checkpoint may be deleted while it is read", flush=True)
+        LOG.warning(f"{path}: this file system has no locks, so a checkpoint may be deleted while it is read")
     return True

@@ -1,3 +1,4 @@
+import csv
 import gzip
 import io
 import json
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from common.mistakes import is_mistake
 from data_pipeline.building import source_files as files
 from data_pipeline.building import sources
+from data_pipeline.building.local_files import local_files
 from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import Rejects, group_tasks, plan_units, read_documents
 from data_pipeline.config import SourceConfig
@@ -267,6 +269,171 @@ def test_whatever_a_remote_file_system_raises_is_one_sentence(url, words):
     with pytest.raises(ValueError, match=words) as caught:
         read_all(SourceConfig(path=url), unit_bytes=500)
     assert is_mistake(caught.value)
+
+
+# ---- tables, nested fields, links, endings
+
+
+@pytest.mark.parametrize(("name", "mark"), [("a.csv", ","), ("a.tsv", "\t"), ("a.csv.gz", ",")])
+def test_a_column_of_a_table_is_read_whatever_is_in_it(tmp_path, stdlib_documents, name, mark):
+    texts = [*stdlib_documents[:30], 'quoted "words", commas,\ttabs\nand lines\r\n', "NUL \x00", "\u4e2d\u6587"]
+    table = io.StringIO()
+    writer = csv.writer(table, delimiter=mark, lineterminator="\n")
+    writer.writerows([["id", "text"], *enumerate(texts)])
+    raw = b"\xef\xbb\xbf" + table.getvalue().encode()
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    found, rejects = read_all(SourceConfig(path=str(tmp_path / name)), unit_bytes=1000)
+    assert found == texts
+    assert not rejects.counts
+
+
+def test_bad_rows_of_a_table_are_counted(tmp_path, monkeypatch):
+    raw = (
+        b'id,text\n1,good\n2\n3,too,many\n\n4,\n5,"a"b\n6,\xff\n7,"two\nlines"\n8,'
+        + b"x" * 5000
+        + b'\n9,last\n10,"open\n'
+    )
+    (tmp_path / "a.csv").write_bytes(raw)
+    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    found, rejects = read_all(SourceConfig(path=str(tmp_path / "a.csv")))
+    assert found == ["good", "two\nlines", "last"]
+    assert rejects.by_reason() == {"empty": 1, "invalid_utf8": 1, "malformed_csv": 5}
+    assert rejects.examples["invalid_utf8"] == [f"{tmp_path / 'a.csv'} record 7"]
+
+
+def test_a_table_without_the_column_is_one_sentence(tmp_path):
+    (tmp_path / "a.csv").write_text("title,body\n1,2\n")
+    with pytest.raises(
+        ValueError, match=r"a\.csv: no column 'text' \(it has title, body\); set text_key of its source"
+    ):
+        read_all(SourceConfig(path=str(tmp_path / "a.csv")))
+
+
+def test_fields_within_fields_are_read(tmp_path):
+    records = [
+        {"meta": {"text": "one"}},
+        {"meta": {"text": None}},
+        {"meta": None},
+        {"meta.text": "by its own name"},
+        {},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    found, rejects = read_all(SourceConfig(path=str(tmp_path / "a.jsonl"), text_key="meta.text"))
+    assert found == ["one", "by its own name"]
+    assert rejects.by_reason() == {"missing_text": 3}
+    rows = [
+        {"text": "one", "deep": {"er": "x"}},
+        {"text": None, "deep": {"er": "y"}},
+        None,
+        {"text": "two", "deep": None},
+    ]
+    pq.write_table(pa.table({"id": range(4), "meta": rows}), tmp_path / "b.parquet", row_group_size=2)
+    found, rejects = read_all(SourceConfig(path=str(tmp_path / "b.parquet"), text_key="meta.text"), unit_bytes=10)
+    assert found == ["one", "two"]
+    assert rejects.by_reason() == {"missing_text": 2}
+    assert read_all(SourceConfig(path=str(tmp_path / "b.parquet"), text_key="meta.deep.er"))[0] == ["x", "y"]
+    with pytest.raises(ValueError, match=r"no column 'meta\.none' \(it has id, meta\)"):
+        read_all(SourceConfig(path=str(tmp_path / "b.parquet"), text_key="meta.none"))
+
+
+@pytest.fixture
+def linked(tmp_path):
+    """1,000 documents, 950 of them behind links as in a cache of Hugging Face: blobs without endings, snapshots."""
+    cache = tmp_path / "cache"
+    (cache / "snapshots" / "abc").mkdir(parents=True)
+    (cache / "blobs").mkdir()
+    for number in range(50):
+        (cache / "snapshots" / "abc" / f"{number:03d}.jsonl").write_bytes(json_lines([f"plain {number}"]))
+    for number in range(450):
+        (cache / "blobs" / f"{number:064x}").write_bytes(json_lines([f"blob {number}"]))
+        (cache / "snapshots" / "abc" / f"b{number:03d}.jsonl").symlink_to(f"../../blobs/{number:064x}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for number in range(500):
+        (elsewhere / f"{number:03d}.jsonl").write_bytes(json_lines([f"folder {number}"]))
+    (cache / "snapshots" / "more").symlink_to(elsewhere)
+    return cache
+
+
+def test_links_to_files_and_folders_are_followed(linked):
+    texts, _ = read_all(SourceConfig(path=str(linked / "**" / "*.jsonl")))
+    kinds = ("plain", 50), ("blob", 450), ("folder", 500)
+    assert sorted(texts) == sorted(f"{kind} {number}" for kind, count in kinds for number in range(count))
+    assert len(read_all(SourceConfig(path=str(linked / "snapshots" / "more" / "*.jsonl")))[0]) == 500
+    assert len(read_all(SourceConfig(path=str(linked / "snapshots" / "*" / "*.jsonl")))[0]) == 1000
+
+
+def test_links_that_lead_nowhere_or_round_are_named(linked):
+    everything = SourceConfig(path=str(linked / "**" / "*.jsonl"))
+    dangling = linked / "snapshots" / "abc" / "gone.jsonl"
+    dangling.symlink_to("../../blobs/none")
+    for source in (everything, SourceConfig(path=str(dangling))):
+        with pytest.raises(
+            ValueError, match=r"gone\.jsonl: this link points to \.\./\.\./blobs/none, which is not there"
+        ):
+            list_files([source])
+    dangling.unlink()
+    (linked / "snapshots" / "round").symlink_to("..")
+    with pytest.raises(ValueError, match=r"snapshots/round: this link leads back to .*cache, which it lies in; remove"):
+        list_files([everything])
+    assert len(list_files([SourceConfig(path=str(linked / "snapshots" / "abc" / "*.jsonl"))])) == 500
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*", "**", "*/*.jsonl", "**/*.jsonl", "a/**/*.jsonl", "[ab]/?.jsonl", "a/**", "*/d/*"]
+)
+def test_patterns_mean_what_they_mean_elsewhere(tmp_path, pattern):
+    for name in ("b.jsonl", "a/c.jsonl", "a/d/e.jsonl", "b/f.jsonl", "a/.hidden.jsonl", "a/skip.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    path = str(tmp_path / pattern)
+    elsewhere = fsspec.filesystem("file").glob(path, detail=True)
+    assert sorted(local_files(path)) == sorted(name for name, info in elsewhere.items() if info["type"] == "file")
+
+
+@pytest.mark.parametrize("name", ["a.jsonlines", "a.jl", "a.jsonl.1", "a.jsonl.12.gz", "a.JSONL", "a.jsonl.gz.2"])
+def test_other_endings_of_json_lines_are_known(tmp_path, name):
+    raw = json_lines(["one", "two"])
+    (tmp_path / name).write_bytes(gzip.compress(raw) if "gz" in name else raw)
+    assert read_all(SourceConfig(path=str(tmp_path / name)))[0] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "part-00000",
+            r"part-00000: a name without an ending tells no format; set format of data\.sources\[0\] to jsonl,",
+        ),
+        ("part-00000.gz", r"part-00000\.gz: a name without an ending tells no format"),
+        ("a.dat", r"a\.dat: \.dat is no ending that is known; set format .* or make its path match fewer files"),
+    ],
+)
+def test_an_unknown_ending_is_refused_until_its_format_is_set(tmp_path, name, words):
+    raw = json_lines(["by choice"])
+    (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
+    with pytest.raises(ValueError, match=words):
+        list_files([SourceConfig(path=str(tmp_path / name))])
+    assert read_all(SourceConfig(path=str(tmp_path / name), format="jsonl"))[0] == ["by choice"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.rst", "a.html", "a.tex", "a.txt.zst", "a.C"])
+def test_known_endings_of_text_are_text(tmp_path, name):
+    (tmp_path / name).write_bytes(compress(b"words", "zstd") if name.endswith("zst") else b"words")
+    assert read_all(SourceConfig(path=str(tmp_path / name)))[0] == ["words"]
+
+
+def test_a_zstd_window_too_large_to_read_is_named_for_what_it_is(tmp_path):
+    # the head of a frame whose window is 2 GiB, as 'zstd --long=31' writes from a pipe; of 128 MiB in the second
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([21 << 3]) + b"x" * 100)
+    with pytest.raises(
+        ValueError, match=r"its zstd window is 2048 MiB and 128 can be read; recompress it with --long=27"
+    ):
+        read_all(SourceConfig(path=str(tmp_path / "a.jsonl.zst")))
+    (tmp_path / "a.jsonl.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([17 << 3]) + b"x" * 100)
+    with pytest.raises(ValueError, match="truncated or damaged"):
+        read_all(SourceConfig(path=str(tmp_path / "a.jsonl.zst")))
 
 
 def test_a_chosen_format_overrules_the_name(tmp_path):

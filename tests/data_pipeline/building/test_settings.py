@@ -1,0 +1,31 @@
+"""Whether a dataset was built with the same settings, however the paths of its sources are written."""
+
+import json
+
+import pytest
+
+from common.mistakes import Mistake
+from data_pipeline.building.folder import SETTINGS_NAME, _refuse
+
+SETTINGS = {"data.min_characters": 1, "data.sources": [{"path": "a/*.jsonl"}, {"path": "s3://b/*"}], "tokenizer": "t"}
+
+
+@pytest.fixture
+def refuse(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps(SETTINGS))
+    return lambda **changes: _refuse(tmp_path, {**SETTINGS, **changes})
+
+
+def test_a_source_is_the_same_by_its_absolute_path(refuse, tmp_path):
+    refuse(**{"data.sources": [{"path": f"{tmp_path}/a/*.jsonl"}, {"path": "s3://b/*"}]})
+
+
+@pytest.mark.parametrize("path", ["/elsewhere/a/*.jsonl", "a/*.json"])
+def test_another_source_or_setting_is_refused_by_name(refuse, path):
+    with pytest.raises(Mistake, match=r"built with data\.sources"):
+        refuse(**{"data.sources": [{"path": path}, {"path": "s3://b/*"}]})
+    with pytest.raises(Mistake, match=r"built with data\.min_characters 1, not 2"):
+        refuse(**{"data.min_characters": 2})
+    with pytest.raises(Mistake, match="other settings"):
+        refuse(**{"data.new_key": None})

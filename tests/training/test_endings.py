@@ -1,0 +1,59 @@
+"""How ranks end that something went wrong with: which of them tells, in what words, with what status."""
+
+import signal
+
+from tests.training.runs import events_of, finish, save_config, start_ranks, tiny_config, wait_for_step
+from training import worker
+from training.events import EventLog
+from training.plane import PeerLost
+from training.state.folder import latest_checkpoint
+from training.worker import EXIT_BROKEN, EXIT_MISTAKE, report
+
+EXPLODING = {"lr": 1e3, "weight_decay": 1e3, "gradient_clipping": 0.0}
+"""Every step multiplies matrices by a million."""
+
+
+def test_a_rank_that_stands_still_ends_the_others_with_the_reason_in_words(dataset, tmp_path):
+    config = tiny_config(dataset, training={"steps": 100_000, "hang_minutes": 0.1})
+    folder = save_config(config, tmp_path / "run")
+    ranks = start_ranks(folder, 2)
+    wait_for_step(folder, 3, ranks)
+    ranks[1].send_signal(signal.SIGSTOP)
+    ranks[0].wait(timeout=90)
+    ranks[1].kill()
+    (code, error), _ = finish(ranks)
+    assert code == EXIT_BROKEN
+    words = error.strip().splitlines()[-1]
+    assert words.startswith("another rank has left or hangs: ")
+    assert "rank 1 did not answer in time" in words or "imed out" in words
+    (event,) = events_of(folder, "error")
+    assert event["message"] == words and event["exit_code"] == EXIT_BROKEN
+
+
+def test_a_rank_that_lost_a_peer_lets_the_peer_tell_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(worker, "OTHERS_SPEAK_FIRST", 0.0)
+    EventLog(tmp_path, 1).error("KeyError: 'x'", EXIT_BROKEN)
+    assert report(PeerLost("rank 1 has left (sum 3)"), EventLog(tmp_path, 0)) == EXIT_BROKEN
+    (event,) = events_of(tmp_path, "error")
+    assert event["rank"] == 1
+    assert capsys.readouterr().err.strip().endswith("another rank has left or hangs: rank 1 has left (sum 3)")
+
+
+def test_of_many_ranks_that_lost_a_peer_one_tells(tmp_path, monkeypatch):
+    monkeypatch.setattr(worker, "OTHERS_SPEAK_FIRST", 0.0)
+    for rank in (0, 1, 2):
+        report(PeerLost(f"rank {rank + 1} has left (sum 3)"), EventLog(tmp_path, rank))
+    (event,) = events_of(tmp_path, "error")
+    assert event["message"] == "another rank has left or hangs: rank 1 has left (sum 3)"
+
+
+def test_a_loss_that_is_no_number_is_a_mistake_which_no_restart_would_mend(dataset, tmp_path):
+    config = tiny_config(dataset, optimizer=EXPLODING, schedule={"warmup_steps": 0})
+    folder = save_config(config, tmp_path / "run")
+    for code, error in finish(start_ranks(folder, 2)):
+        assert code == EXIT_MISTAKE, error
+        last = error.strip().splitlines()[-1]
+        assert last.startswith("error: step ") and "Traceback" not in error
+        assert "the loss is" in last or "the gradient is not finite" in last
+    assert {event["exit_code"] for event in events_of(folder, "error")} == {EXIT_MISTAKE}
+    assert latest_checkpoint(folder) is None

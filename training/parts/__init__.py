@@ -1,0 +1,1 @@
+"""What happens beside the steps of a run, each thing a part with its own state (see part.py)."""
