@@ -9,7 +9,10 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import yaml
 
+from model.exchange.importing import MODEL_FILE
+from model.exchange.tensor_files import TensorWriter
 from model.network.layers import Draw
 from model.network.transformer import Transformer
 from tests.memory import peak_memory
@@ -39,6 +42,8 @@ SHAPES = {
     },
 }
 """What a run of each shape is made of, so that every kind of weight is made once."""
+IMPORTED_SEED = 99
+"""Seed of the weights that runs start from which import some."""
 LARGE = {"num_layers": 12, "d_model": 512, "num_heads": 8, "num_kv_heads": 8, "d_ff": 2048}
 """A model whose weights are large beside what its making takes for itself."""
 
@@ -93,6 +98,30 @@ def rearranged(data: Path) -> list[tuple[str, RunConfig]]:
     return found
 
 
+def imported(data: Path, folder: Path, world: World) -> list[tuple[str, RunConfig]]:
+    """Runs that start from imported weights, those of seed 99, at every way of sharing."""
+    found = []
+    model = {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "tie_embeddings": True}
+    for stage, precision in WAYS[:5]:
+        config = tiny_config(
+            data,
+            model=model,
+            objective={"name": "prefix_lm"},
+            training={"zero_stage": stage, "precision": precision, "initial_weights": str(folder)},
+        )
+        found.append((f"imported ZeRO {stage} {precision}", config))
+    if world.is_main:
+        folder.mkdir()
+        weights = dict(Transformer(config.model, VOCAB_SIZE, IMPORTED_SEED).named_parameters())
+        writer = TensorWriter(folder, {name: tuple(w.shape) for name, w in weights.items()}, torch.float32, 1 << 14)
+        for name, weight in weights.items():
+            writer.write(name, weight)
+        keys = config.model.model_dump(mode="json", exclude_defaults=True) | {"vocab_size": VOCAB_SIZE}
+        (folder / MODEL_FILE).write_text(yaml.safe_dump({"model": keys}))
+    world.max([0.0])
+    return found
+
+
 def differing(engine: Engine, config: RunConfig) -> list[str]:
     """Weights that are not those of a plain model: the fp32 ones bit for bit, those to compute with their rounding.
 
@@ -102,7 +131,8 @@ def differing(engine: Engine, config: RunConfig) -> list[str]:
     from deepspeed.runtime.zero import GatheredParameters  # after training.engine, which sets DeepSpeed up
     from deepspeed.utils import safe_get_full_fp32_param
 
-    plain = dict(Transformer(config.model, VOCAB_SIZE, config.seed).named_parameters())
+    seed = IMPORTED_SEED if config.training.initial_weights else config.seed
+    plain = dict(Transformer(config.model, VOCAB_SIZE, seed).named_parameters())
     wrong = []
     is_alone = config.training.zero_stage == 0 or "round_robin_gradients" in str(config.training.deepspeed)
     for name, parameter in engine.module.named_parameters():
@@ -142,7 +172,8 @@ def main() -> None:
     data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     world = connect(timedelta(minutes=3))
     wrong = {}
-    for name, config in [case for shape in SHAPES for case in configs_of(data, shape)] + rearranged(data):
+    cases = [case for shape in SHAPES for case in configs_of(data, shape)] + rearranged(data)
+    for name, config in cases + imported(data, folder / f"imported-{world.size}", world):
         engine = build_engine(config, VOCAB_SIZE, world)
         wrong[name] = differing(engine, config)
         engine.close()
