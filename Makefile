@@ -23,6 +23,7 @@ bench: install
 	$(BIN)/python -m benchmarks.loader --check
 	$(BIN)/python -m benchmarks.objectives --check
 	$(BIN)/python -m benchmarks.attention --check
+	$(BIN)/python -m benchmarks.checkpoint --check
 
 install: $(INSTALLED)
 

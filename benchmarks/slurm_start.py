@@ -25,6 +25,7 @@ from rich.table import Table
 from benchmarks.loader import write_documents
 from common.json_lines import read_lines
 from launcher import practice
+from launcher.run_folder import diary
 
 PHASES = (
     ("submit command: checks, job file, sbatch", "command", "submitted"),
@@ -105,7 +106,7 @@ def moments(run: Path) -> dict[str, float]:
             raise TimeoutError(f"{run}: no step within {PATIENCE:g} s")
         time.sleep(0.1)
         steps = [line for line in read_lines(run / "metrics.jsonl") if "loss" in line]
-    events = {event["event"]: event["time"] for event in reversed(read_lines(run / "events.jsonl"))}
+    events = {event["event"]: event["time"] for event in reversed(diary(run).records)}
     return {name: events[name] for name in ("job_start", "launch", "start", "ready") if name in events} | {
         "step": steps[0]["time"]
     }

@@ -1,22 +1,27 @@
 """Files that are whole or not there: checksummed while written, synced to the disk, renamed into place.
 
     temporary_name(path) -> path of a file of this one attempt -> os.replace -> path
+    folder_aside(path)   -> the same of a folder of files
 
 Two attempts at the same file, such as that of a worker which outlived its build and that of the next build, never
 share a temporary file: whichever is renamed last, the result is whole.
 """
 
 import contextlib
+import errno
 import io
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import IO
 
 import xxhash
+
+from common.mistakes import Mistake
 
 _TEMPORARY = re.compile(r"(.+)\.\d+-[0-9a-f]{12}\.tmp")
 
@@ -60,6 +65,80 @@ def naming(path: Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = str(path)
         raise
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""What a disk answers that has no room."""
+SPARE_BYTES = 32 * 2**20
+"""Room for small files beside those whose sizes are known."""
+
+
+def refuse_foreign(out: Path, marker: str, what: str) -> None:
+    """ValueError when `out` is there, is not empty and has no file `marker`: then it is no `what` folder of ours."""
+    if not out.exists() or (out.is_dir() and ((out / marker).is_file() or not any(out.iterdir()))):
+        return
+    raise Mistake(f"{out}: it exists and is no folder shardline {what}; choose another name or remove it")
+
+
+@contextlib.contextmanager
+def folder_aside(out: Path, num_bytes: int = 0) -> Iterator[Path]:
+    """An empty folder beside `out` that takes its name on leaving, whole and durable; gone if something is raised.
+
+    A folder that has the name is replaced. `num_bytes` is what will be written at least. Raises ValueError, which says
+    how much is needed, when the disk has no room for that or is full before the end.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    if (free := shutil.disk_usage(out.parent).free) < num_bytes + SPARE_BYTES:
+        raise Mistake(_no_room(out, num_bytes, free))
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    try:
+        yield aside
+        _make_durable(aside)
+        _put_in_place(aside, out)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+        raise Mistake(_no_room(out, num_bytes, shutil.disk_usage(out.parent).free)) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _no_room(out: Path, num_bytes: int, free: int) -> str:
+    needed = (num_bytes + SPARE_BYTES) / 1e9
+    return (
+        f"{out}: no room for it on its disk: {needed:.3g} GB are needed and {free / 1e9:.3g} GB are free (or a quota "
+        "allows less); free some or name a folder on another disk"
+    )
+
+
+def _put_in_place(aside: Path, out: Path) -> None:
+    """The folder takes its name; one it replaces is gone only once it has."""
+    if not out.exists():
+        aside.rename(out)
+        sync_folder(out.parent)
+        return
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    out.rename(old)
+    try:
+        aside.rename(out)
+    except BaseException:
+        old.rename(out)
+        raise
+    sync_folder(out.parent)
+    shutil.rmtree(old)
+
+
+def _make_durable(folder: Path) -> None:
+    """All files readable by whom one made the ordinary way is, and on disk for good."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
+        sync_folder(path)
 
 
 def sync_file(path: Path) -> None:

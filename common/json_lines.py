@@ -8,6 +8,7 @@ A reader says with a `Form` what it relies on; a line that does not keep to it i
 import dataclasses
 import errno
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 
 Record = dict[str, Any]
 NUMBER: tuple[type, ...] = (int, float)
+"""A finite number."""
 FIGURE: tuple[type, ...] = (int, float, type(None))
-"""A number that may be unknown."""
+"""A number that may be unknown, infinite or none at all (NaN)."""
 _BLOCK = 65536
 """Bytes read at once from a file's end: a hundred lines of metrics."""
 
@@ -142,6 +144,8 @@ def _fault(key: str, value: Any, kind: "Kind") -> str:
         return f"in its {key}, {fault}" if fault else ""
     kinds = kind if isinstance(kind, tuple) else (kind,)
     right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if right and kind is NUMBER and not math.isfinite(value):
+        return f"its {key} is not finite"
     return "" if right else f"its {key} is {_kind_of(value)}"
 
 

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
+from launcher.checkpoint_cli import checkpoint_app
 from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
@@ -29,6 +30,7 @@ app.add_typer(config_app, name="config")
 app.add_typer(model_app, name="model")
 app.add_typer(tokenizer_app, name="tokenizer")
 app.add_typer(data_app, name="data")
+app.add_typer(checkpoint_app, name="checkpoint")
 
 MARKS = {"good": "[green]ok[/]", "optional": "[yellow]--[/]", "bad": "[red]no[/]"}
 
@@ -151,6 +153,21 @@ def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     to: Annotated[str, typer.Option(help="Target format: hf.")] = "hf",
+    special_tokens_in_text: Annotated[
+        bool | None,
+        typer.Option(
+            "--special-tokens-in-text/--no-special-tokens-in-text",
+            help="Whether </s> or <mask> in a text mean the special tokens to the folder's tokenizer; unless said, "
+            "they do where the objective hides tokens.",
+        ),
+    ] = None,
+    with_tokenizer: Annotated[
+        bool,
+        typer.Option(
+            "--with-tokenizer/--without-tokenizer",
+            help="Without: the sentencepiece model as it is, where it has no exact form in Hugging Face's format.",
+        ),
+    ] = True,
 ) -> None:
     """Writes the newest checkpoint as a servable Hugging Face folder, checked before it is published.
 
@@ -161,7 +178,8 @@ def convert(
     if to != "hf":
         raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
     with StageProgress("converting") as progress:
-        made = stages.convert(run, out, progress)
+        chosen = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+        made = stages.convert(run, out, progress, **chosen)
     for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
     say(views.conversion(made))

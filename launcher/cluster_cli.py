@@ -35,7 +35,7 @@ def submit(
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="Name of a profile, or path of one.")],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
     limit: Annotated[
-        str | None, typer.Option("--time", help="Time limit, as 24:00:00; the profile's if empty.")
+        str | None, typer.Option("--time", help="Time limit, as 24h or 2-12:00:00; the profile's if empty.")
     ] = None,
     chain: Annotated[int, typer.Option(min=1, help="Jobs in a row; each goes on where the last one stopped.")] = 1,
     after: Annotated[int | None, typer.Option(metavar="JOB", help="Begin when this job has ended.")] = None,

@@ -57,15 +57,17 @@ def _load_model(folder: Path, config: "RunConfig") -> "Transformer":
 
     from model.config import ModelConfig
     from model.network.transformer import Transformer
+    from training.scoring import execution
     from training.state.identity import read_saved
     from training.state.loading import stream_weights
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     saved = read_saved(folder).identity.model
-    model_config = ModelConfig(**{**config.model.model_dump(), **saved, "compile": False})
+    trained = ModelConfig(**{**config.model.model_dump(), **saved})
+    model_config, dtype = execution(trained, device)
     with torch.device("meta"):
         model = Transformer(model_config, saved["vocab_size"])
-    state = {name: weight.to(device) for name, weight in stream_weights(folder)}
+    state = {name: weight.to(device, dtype) for name, weight in stream_weights(folder)}
     if model_config.tie_embeddings:
         state["head.weight"] = state["embedding.weight"]
     model.load_state_dict(state, assign=True)

@@ -5,7 +5,6 @@ encoder-decoders    prompt -> what the decoder says of it, sentinels and all
 encoders            prompt with <mask> in it -> the prompt with the likeliest piece in place of each
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +16,8 @@ from common.mistakes import Mistake
 def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
     """One text for each prompt; a temperature of 0 takes the likeliest token every time.
 
-    Raises ValueError when the folder is not a converted model, when its modeling file is not ours, or when a prompt
-    for an encoder has no mask in it.
+    Nothing of the folder is run. Raises ValueError when it holds no model of the classes that are written here, or when
+    a prompt for an encoder has no mask in it.
     """
     if not (folder / "config.json").exists():
         raise Mistake(
@@ -28,7 +27,7 @@ def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, tempe
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
-    from model.exchange.parity import quiet_transformers
+    from model.exchange.in_transformers import quiet_transformers
 
     with quiet_transformers():
         tokenizer, model = _load(folder)
@@ -39,26 +38,24 @@ def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, tempe
 
 def _load(folder: Path) -> tuple[Any, Any]:
     import torch
-    import transformers
 
-    from model.exchange.hf_configs import BY_TYPE
-    from model.exchange.importing import is_our_code
+    from model.exchange.json_objects import shown
+    from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
 
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
-    found = BY_TYPE.get(kind)
-    auto = getattr(transformers, found.auto if found else "AutoModelForCausalLM")
-    shipped = found.shipped if found else None
-    if shipped is not None and not is_our_code(folder, shipped):
-        raise Mistake(f"{folder / shipped}: it is not the modeling file that shardline ships; nobody else's is run")
-    how: dict[str, Any] = {"local_files_only": True, "trust_remote_code": shipped is not None}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **how)
-    return tokenizer, auto.from_pretrained(folder, dtype=torch.float32, **how).eval()
+    theirs = HfFolder.read(folder)
+    correspondence(theirs)
+    with theirs.clean_view() as view:
+        tokenizer = load_tokenizer(theirs, view)
+        try:
+            return tokenizer, load_model(theirs, view, torch.float32)
+        except Exception as error:  # transformers raises what it pleases of files that it does not take
+            raise Mistake(f"{folder}: transformers cannot load it ({shown(str(error))})") from error
 
 
 def _speak(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:
     import torch
 
-    from model.exchange.parity import cache_for
+    from model.exchange.in_transformers import cache_for
 
     how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
     if model.config.is_encoder_decoder:

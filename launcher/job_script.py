@@ -107,12 +107,8 @@ def job_name(run: str, stage: str) -> str:
 
 def environment_of(profile: ClusterProfile) -> dict[str, str]:
     """Variables the ranks get."""
-    network = {}
-    if profile.network_interface:
-        network = {"NCCL_SOCKET_IFNAME": profile.network_interface}
-        if not profile.network_interface.startswith(("^", "=")):  # only NCCL knows what these mean
-            network["GLOO_SOCKET_IFNAME"] = profile.network_interface
-    return {**network, **profile.environment}
+    network = {"NCCL_SOCKET_IFNAME": profile.network_interface} if profile.network_interface else {}
+    return {**network, **profile.environment}  # gloo's follows from it on each node: see slurm/network.py
 
 
 def cpus_of(job: Job, profile: ClusterProfile) -> int:
@@ -159,7 +155,7 @@ def health_arguments(profile: ClusterProfile) -> list[str]:
         "max-clock-skew": health.max_clock_skew_seconds,
         "min-matmul-tflops": health.min_matmul_tflops,
         "min-allreduce": health.min_allreduce_gb_per_second,
-        "timeout": max(5, health.timeout_seconds // 2),
+        "timeout": health.timeout_seconds,
     }
     return [
         f"--{name}={value:g}" if isinstance(value, float) else f"--{name}={value}" for name, value in values.items()

@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+from common.limits import open_all_files_allowed
+
 PYTHON = (sys.executable, "-P")
 """How to start Python so that it does not import from the working folder: users keep a `model.py` there."""
 PR_SET_PDEATHSIG = 1
@@ -30,6 +32,8 @@ def main() -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    if warning := open_all_files_allowed(int(os.environ["WORLD_SIZE"])):
+        print(warning, file=sys.stderr, flush=True)
     os.execv(sys.executable, [*PYTHON, "-m", "training.worker", run_dir])
 
 

@@ -43,8 +43,8 @@ def _located(path: str, base: Path) -> str:
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run was ever started in this folder."""
-    return any((folder / name).exists() for name in ("checkpoints", "events.jsonl", "logs"))
+    """Whether a run has left something in this folder that is worth going on with."""
+    return any((folder / name).is_file() for name in ("events.jsonl", "metrics.jsonl", "checkpoints/latest"))
 
 
 def base_of(file: Path, tree: dict[str, Any]) -> Path | None:

@@ -2,13 +2,15 @@
 
 import importlib.util
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipeline.opening import open_dataset
 from launcher.job_script import Job
-from launcher.profiles import ClusterProfile, seconds_of
+from launcher.profiles import ClusterProfile
+from launcher.time_limits import seconds_of
 from training.config import RunConfig
 
 LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
@@ -35,10 +37,16 @@ def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterato
             f"micro_batch_size = {job.nodes} x {profile.num_ranks} x {training.micro_batch_size}; "
             f"use a multiple of {per_step}"
         )
-    if seconds_of(job.time) <= profile.warning_seconds:
+    seconds = seconds_of(job.time)
+    if seconds is not None and seconds <= profile.warning_seconds:
         yield (
             f"--time {job.time}: is not longer than the profile's warning_seconds {profile.warning_seconds}, "
             "so the run would be told to save before it begins; ask for more time"
+        )
+    if job.nodes > 1 and "|" in re.sub(r"\[[^]]*\]", "", profile.constraint or ""):
+        yield (
+            f"constraint: {profile.constraint} may give one job nodes of both kinds, and the slower ones set the pace; "
+            f"bracket it, as [{profile.constraint}], so that all nodes are of one kind"
         )
     if config.checkpoint.interval_steps is None:
         yield (
@@ -49,7 +57,11 @@ def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterato
 
 def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
     paths = {"run folder": job.run_dir, "data.path": config.data.path, "tokenizer.path": config.tokenizer.path}
-    if profile.container is None:
+    if profile.stage_in:
+        paths |= {"stage_in.archive": profile.stage_in.archive}
+        if not Path(profile.stage_in.archive).is_file():
+            yield f"stage_in.archive: {profile.stage_in.archive} is not a file; make it with tar, or mend the path"
+    elif profile.container is None:
         # the program itself may be a link out of the shared folder, to a Python that every node has
         paths |= {"Python": str(Path(job.python).parent), "shardline": str(Path(__file__).resolve().parent.parent)}
         if not (os.access(job.python, os.X_OK) or shutil.which(job.python)):

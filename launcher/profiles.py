@@ -6,23 +6,86 @@ stands for an environment variable of the job; nothing else in any value means a
 
 import difflib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from common.mistakes import Mistake
 from common.section import Section
 from launcher.config import read_yaml, validated
+from launcher.time_limits import time_limit
 
 FOLDER = Path(__file__).resolve().parent.parent / "configs" / "clusters"
 
-Line = Annotated[str, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
+OURS = {
+    "--account": "account",
+    "--array": "",
+    "--constraint": "constraint",
+    "--cpus-per-task": "cpus_per_rank",
+    "--exclusive": "exclusive",
+    "--export": "environment",
+    "--export-file": "environment",
+    "--gpus-per-node": "gpus_per_node",
+    "--job-name": "",
+    "--mem": "memory",
+    "--no-requeue": "",
+    "--nodes": "",
+    "--ntasks": "ranks_per_node",
+    "--ntasks-per-node": "ranks_per_node",
+    "--open-mode": "",
+    "--output": "",
+    "--partition": "partition",
+    "--qos": "qos",
+    "--requeue": "",
+    "--reservation": "reservation",
+    "--signal": "warning_seconds",
+    "--time": "time",
+    "--wrap": "",
+    **dict(zip(("-A", "-C", "-p", "-q", "-t"), ("account", "constraint", "partition", "qos", "time"), strict=True)),
+    **dict(zip(("-N", "-n", "-J", "-o", "-a"), ("", "ranks_per_node", "", "", ""), strict=True)),
+}
+"""Options that a job is made of, with the key that sets each; empty where the job alone knows what it must be."""
+OF_ALL_STEPS = ("--export", "--export-file", "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task")
+"""Those among them that what a job runs on its nodes is made of."""
+
+
+def _quoted(value: Any) -> Any:
+    if isinstance(value, bool | int | float):
+        raise PydanticCustomError(
+            "unquoted", "without quotes YAML reads it so (24:00:00 as 86400, 01234 as 668, no as False); quote it"
+        )
+    return value
+
+
+def _not_ours(option: str) -> str:
+    name = option.partition("=")[0]
+    name = name if name.startswith("--") else name[:2]
+    if name in OURS:
+        hint = f"the key `{OURS[name]}` sets it" if OURS[name] else "each job has its own"
+        raise PydanticCustomError("ours", "{name}: {hint}; remove it from this list", {"name": name, "hint": hint})
+    return option
+
+
+def _not_of_all_steps(option: str) -> str:
+    return _not_ours(option) if option.partition("=")[0] in OF_ALL_STEPS else option
+
+
+def _time(text: str) -> str:
+    try:
+        return time_limit(text, "time")
+    except Mistake as mistake:
+        raise PydanticCustomError("time", "{what}", {"what": str(mistake).removeprefix("time: ")}) from None
+
+
+Text = Annotated[str, BeforeValidator(_quoted)]
+Line = Annotated[Text, Field(min_length=1, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Text without control characters: it may stand in one line of a job file."""
-Option = Annotated[str, Field(pattern=r"^--?[A-Za-z][^\x00-\x1f\x7f]*$")]
+Option = Annotated[Text, Field(pattern=r"^--?[A-Za-z][^\x00-\x1f\x7f]*$")]
 """An option of a command, as `--switches=1`."""
 VariableName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-Duration = Annotated[str, Field(pattern=r"^(\d+|\d+:\d\d|\d+:\d\d:\d\d|\d+-\d\d?|\d+-\d\d?:\d\d|\d+-\d\d?:\d\d:\d\d)$")]
-"""A time as Slurm writes it: minutes, minutes:seconds, hours:minutes:seconds, days-hours[:minutes[:seconds]]."""
+Duration = Annotated[Text, AfterValidator(_time)]
+"""A time limit in one of launcher.time_limits' forms; as Slurm writes it once it is read."""
 
 
 class ContainerConfig(Section):
@@ -36,6 +99,19 @@ class ContainerConfig(Section):
     """Folders to be seen inside, as `/lustre:/lustre`. Expanded."""
     options: list[Option] = Field(default_factory=list)
     """Further options: of srun (`--container-...`) for pyxis, of `apptainer exec` for apptainer."""
+
+
+class StageInConfig(Section):
+    """A Python environment that each node unpacks to its own disk, as shared folders serve many imports badly."""
+
+    archive: Line
+    """Archive on a shared folder, as `tar -C env -cf env.tar.zst --zstd .` makes it; tar must be able to read it."""
+    to: Line
+    """Folder on each node's disk; below it, each archive gets a folder by its digest and is unpacked once. Expanded."""
+    python: Line = "bin/python"
+    """Python in the archive, which ranks then use."""
+    timeout_seconds: int = Field(default=1800, ge=10)
+    """How long a node may take to unpack; one that takes longer is left out of the job."""
 
 
 class HealthConfig(Section):
@@ -52,9 +128,9 @@ class HealthConfig(Section):
     min_matmul_tflops: float = Field(default=0.0, ge=0)
     """Least speed of a bf16 matrix product on each GPU (fp32 on a CPU); 0 only wants it right."""
     min_allreduce_gb_per_second: float = Field(default=0.0, ge=0)
-    """Least speed of an all-reduce between the nodes, bytes of the buffer per second; 0 only wants it right."""
+    """Least speed of an all-reduce over all GPUs of all nodes, bytes of a buffer per second; 0 only wants it right."""
     timeout_seconds: int = Field(default=180, ge=10)
-    """How long the check may take; a node that has not answered by then has failed."""
+    """How long the check may take, the start of containers included; a node without an answer by then has failed."""
 
 
 class ClusterProfile(Section):
@@ -71,7 +147,7 @@ class ClusterProfile(Section):
     qos: Line | None = None
     """Quality of service."""
     constraint: Line | None = None
-    """Features that nodes must have, as `h100&ib`."""
+    """Features that nodes must have, as `h100&ib`, or `[a100|a40]`: all of them the one or all of them the other."""
     reservation: Line | None = None
     """Reservation."""
     gpus_per_node: int = Field(default=0, ge=0)
@@ -92,9 +168,9 @@ class ClusterProfile(Section):
     """Time limit where `--time` gives none."""
     warning_seconds: int = Field(default=120, ge=1)
     """How long before the time limit the run is told to save; more than a step and a save take."""
-    sbatch: list[Option] = Field(default_factory=list)
+    sbatch: list[Annotated[Option, AfterValidator(_not_ours)]] = Field(default_factory=list)
     """Further options of sbatch, as `--switches=1`."""
-    srun: list[Option] = Field(default_factory=list)
+    srun: list[Annotated[Option, AfterValidator(_not_of_all_steps)]] = Field(default_factory=list)
     """Further options of srun for the ranks, as `--mpi=none`."""
     cpu_bind: Line | None = "cores"
     """srun's `--cpu-bind` for the ranks; empty leaves it to the cluster."""
@@ -104,6 +180,8 @@ class ClusterProfile(Section):
     """Shell files to source before the modules, as /etc/profile.d/modules.sh."""
     container: ContainerConfig | None = None
     """Container of the ranks; empty runs them as they are."""
+    stage_in: StageInConfig | None = None
+    """Python environment to unpack on each node before anything runs there; empty uses `python` where it lies."""
     python: Line | None = None
     """Python that has shardline, on the nodes or in the container; empty means the one that submits."""
     scratch: Line | None = None
@@ -111,7 +189,8 @@ class ClusterProfile(Section):
     shared_paths: list[Line] = Field(default_factory=lambda: ["/"])
     """Folders that all nodes share; runs, data and Python must lie in them."""
     network_interface: Line | None = None
-    """Network that NCCL and gloo meet on, as `ib0`."""
+    """Network that NCCL and gloo meet on, as `ib0`, or a pattern of NCCL's, as `^docker`; empty lets each node choose
+    the one that leads to the others."""
     environment: dict[VariableName, Line] = Field(default_factory=dict)
     """Environment variables of the ranks. Values are expanded."""
     health: HealthConfig = HealthConfig()
@@ -130,6 +209,9 @@ class ClusterProfile(Section):
             raise Mistake(f"ranks_per_node: {self.num_ranks} is more than gpus_per_node {self.gpus_per_node}")
         if self.gpu_type and not self.gpus_per_node:
             raise Mistake("gpu_type: gpus_per_node is 0, so no GPU is asked for; set it or remove gpu_type")
+        if self.stage_in and (self.container or self.python):
+            other = "container" if self.container else "python"
+            raise Mistake(f"stage_in: {other} says already what Python ranks use; remove one of the two")
         if not self.shared_paths:
             raise Mistake("shared_paths: is empty; name the folders that all nodes share, as /lustre")
         for path in self.shared_paths:
@@ -156,18 +238,3 @@ def load_profile(name: str) -> ClusterProfile:
 def names() -> list[str]:
     """Names of the profiles that come with shardline."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def seconds_of(duration: str) -> int:
-    """Seconds of a time as Slurm writes it."""
-    days, dash, rest = duration.partition("-")
-    if not dash:
-        days, rest = "0", duration
-    parts = [int(part) for part in rest.split(":")]
-    if dash:  # hours[:minutes[:seconds]]
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:  # minutes[:seconds]
-        hours, minutes, seconds = 0, *[*parts, 0][:2]
-    return ((int(days) * 24 + hours) * 60 + minutes) * 60 + seconds

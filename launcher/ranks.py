@@ -30,8 +30,12 @@ LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
-HUNG = re.compile(r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)")
-"""How the clock of a rank that got nowhere, or its wait for another, tells of it."""
+NOWHERE = re.compile(r"rank \d+ got nowhere for [^;]*")
+"""How a rank's own watch tells that it hangs."""
+WAITED = re.compile(
+    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)"
+)
+"""How a wait for another rank ends, by whatever clock."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks for a checkpoint and a clean end."""
 
@@ -146,9 +150,14 @@ def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int,
 def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: int) -> str:
     """Why ranks died, as far as anybody can tell, in words."""
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
-    if hung := [found for lines in [errors, *said] for found in map(HUNG.match, lines) if found]:
-        who = next((found["rank"] for found in hung if found["rank"]), "another")
-        return f"a rank waited longer than training.hang_minutes for {who}, which was stopped, hangs or is overloaded"
+    lines = [line for lines in [errors, *said] for line in lines]
+    if nowhere := next(filter(None, map(NOWHERE.match, lines)), None):
+        return f"{nowhere[0]}; it or a rank that it waits for was stopped, hangs or is overloaded"
+    if waited := [found for found in map(WAITED.match, lines) if found]:
+        who = next((found["rank"] for found in waited if found["rank"]), "another")
+        return (
+            f"a rank waited too long for {who}, which was stopped, hangs or is overloaded (see training.hang_minutes)"
+        )
     if killed := KILLED.findall(launch_log.read_text(errors="replace")):
         return f"a rank was killed by {killed[-1]}"
     if code < 0:

@@ -95,13 +95,12 @@ def _charts(steps: list[Record], evaluations: list[Record]) -> list[dict[str, An
         loss.append(Series("held-out loss", at, [e["loss"] for e in evaluations], "--second", dots=True))
         entropy = evaluations[-1]["unigram_entropy"]
         loss.append(Series("unigram entropy", [xs[0], xs[-1]], [entropy] * 2, "--soft", dashed=True))
-    return [
-        chart("Loss (nats per token) by step", loss),
-        chart(
-            "Throughput (tokens per second) by step", [Series("tokens/s", xs, [s["tokens_per_second"] for s in steps])]
-        ),
-        chart("Learning rate by step", [Series("learning rate", *_curve(steps, "lr"))]),
+    charts = [
+        ("Loss (nats per token) by step", loss),
+        ("Throughput (tokens per second) by step", [Series("tokens/s", *_curve(steps, "tokens_per_second"))]),
+        ("Learning rate by step", [Series("learning rate", *_curve(steps, "lr"))]),
     ]
+    return [chart(title, lines) for title, lines in charts if any(line.xs for line in lines)]
 
 
 def chart(title: str, lines: list[Series]) -> dict[str, Any]:
@@ -193,12 +192,13 @@ def _run_rows(steps: list[Record]) -> list[tuple[str, str]]:
 
 def _known(steps: list[Record], key: str) -> list[float]:
     """A figure of the steps that have it."""
-    return [step[key] for step in steps if step.get(key) is not None]
+    return _curve(steps, key)[1]
 
 
 def _curve(steps: list[Record], key: str) -> tuple[list[float], list[float]]:
     """A figure over the steps that have it."""
-    return [step["step"] for step in steps if step.get(key) is not None], _known(steps, key)
+    known = [step for step in steps if step.get(key) is not None and math.isfinite(step[key])]
+    return [step["step"] for step in known], [step[key] for step in known]
 
 
 def _median(values: list[float]) -> float:

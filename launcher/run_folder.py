@@ -54,7 +54,7 @@ class RunFolder:
     def read(cls, path: Path) -> "RunFolder":
         """How the run in this folder stands; all is empty when there is none."""
         config = path / CONFIG
-        events, jobs = _diary(path), examine(path / JOBS, JOB)
+        events, jobs = diary(path), examine(path / JOBS, JOB)
         last = read_last(path / METRICS_FILE, METRICS, "loss")
         # a long run's whole file would be searched for what its diary says is not there
         evaluated = not events.records or any(event["event"] == "evaluate" for event in events.records)
@@ -103,7 +103,7 @@ def last_step(path: Path) -> Record:
     return next(iter(read_last(path / METRICS_FILE, METRICS, "loss").records), {})
 
 
-def _diary(path: Path) -> Lines:
+def diary(path: Path) -> Lines:
     """Events of all who write some, oldest first: rank 0's, and those of other machines in files of their own."""
     files = [path / EVENTS, *sorted((path / "events").glob("*.jsonl"))]
     found = [examine(file, EVENT) for file in files]

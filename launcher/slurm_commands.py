@@ -17,6 +17,10 @@ from launcher.console import Broken
 TIMEOUT_SECONDS = 60
 FIELDS = {"id": "A", "state": "T", "reason": "r", "start": "S", "used": "M", "limit": "l", "nodes": "N", "name": "j"}
 SEPARATOR = "\x1f"
+CALLERS = ("SLURM_", "SBATCH_", "SALLOC_", "SQUEUE_", "SINFO_", "SCANCEL_", "SCONTROL_")
+"""Variables by which an environment gives options to Slurm's commands, and to those of a job that inherits it."""
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+"""Those among them that say where the cluster is and who asks."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +114,14 @@ class Slurm:
         words = [program, *command[1:]]
         try:
             limits: dict[str, Any] = {"capture_output": True, "text": True, "timeout": TIMEOUT_SECONDS}
-            return subprocess.run(words, cwd=cwd, input=given, **limits)
+            return subprocess.run(words, cwd=cwd, input=given, env=environment(), **limits)
         except subprocess.TimeoutExpired:
             raise Broken(f"{command[0]} did not answer within {TIMEOUT_SECONDS} s; is Slurm's controller up?") from None
+
+
+def environment() -> dict[str, str]:
+    """The environment of Slurm's commands: ours without a caller's options, so that jobs get what was asked for."""
+    return {name: value for name, value in os.environ.items() if name in KEPT or not name.startswith(CALLERS)}
 
 
 def _words(done: subprocess.CompletedProcess[str]) -> str:

@@ -15,8 +15,11 @@ from training.config import RunConfig
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
+    from model.exchange.convert import ExportSpec
 
 NUM_SAMPLE_TEXTS, SAMPLE_TOKENS = 50, 512
+EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True}
+"""How a run is exported unless something else is asked for."""
 CONTINUES = ("next_token", "prefix_lm")
 """Objectives whose inputs are the beginning of a text and no more; those of others have special tokens in them."""
 
@@ -66,6 +69,19 @@ class Converted:
     """Held-out texts that token ids were compared on; 0 where the dataset is not there any more."""
     data: Path
     reused: bool
+    plain_tokenizer: str | None = None
+    """Name of the sentencepiece model in it, where it has no tokenizer of Hugging Face's."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportedTokenizer:
+    """What `data build` can do with the tokenizer that came with imported weights."""
+
+    folder: Path
+    obstacle: str | None = None
+    """Why it does not take it."""
+    lacks: tuple[str, ...] = ()
+    """Special pieces it does not have, which objectives that hide tokens need."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +93,7 @@ class ImportedWeights:
     """Their class in transformers."""
     model_file: Path
     """The model section of a config that fits them."""
-    tokenizer: Path | None
-    """The tokenizer that came with them, where there was one."""
+    tokenizer: ImportedTokenizer
 
 
 def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokenizer:
@@ -111,28 +126,45 @@ def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
     )
 
 
-def convert(run_dir: Path, out: Path, progress: StageProgress) -> Converted:
+def convert(
+    run_dir: Path,
+    out: Path,
+    progress: StageProgress,
+    *,
+    special_tokens_in_text: bool | None = None,
+    with_tokenizer: bool = True,
+) -> Converted:
     """Writes the newest sound checkpoint of a run as a Hugging Face folder that has been checked against our own model.
 
+    special_tokens_in_text: whether names such as </s> in a text are to mean the special tokens in plain calls of the
+    folder's tokenizer; None means that they do where the objective hides tokens. Without a tokenizer the sentencepiece
+    model lies in the folder as it is.
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
     from common.files import checksum
-    from model.exchange.convert import exported_from
+    from model.exchange.convert import PLAIN_TOKENIZER, export_hf, exported_from
     from training.state.folder import reading
+    from training.state.loading import stream_weights
     from training.state.sums import CHECKSUMS
 
     _, config = existing(run_dir)
+    asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+    chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
+    plain = None if with_tokenizer else PLAIN_TOKENIZER
     with reading(run_dir):
         newest = newest_checkpoint(run_dir)
         tokenizer = tokenizer_of(config, newest.folder)
-        source, data = checksum(newest.folder / CHECKSUMS), Path(config.data.path)
+        source, data = checksum(newest.folder / CHECKSUMS) + chosen, Path(config.data.path)
         if exported_from(out) == source:
-            return Converted(out, newest, 0, data, reused=True)
-        texts = _held_out_texts(config, tokenizer)
+            return Converted(out, newest, 0, data, True, plain)
+        texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
+        spec = _export_spec(config, newest.folder, tokenizer, texts, source, special_tokens_in_text)
+        if not with_tokenizer:
+            spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
         with naming(out):
-            _export(config, newest.folder, tokenizer, out, texts, source)
-    return Converted(out, newest, len(texts), data, reused=False)
+            export_hf(stream_weights(newest.folder), spec, out)
+    return Converted(out, newest, len(texts), data, False, plain)
 
 
 def newest_checkpoint(run_dir: Path) -> NewestCheckpoint:
@@ -162,35 +194,35 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def _export(
+def _export_spec(
     config: RunConfig,
     folder: Path,
     tokenizer: "Tokenizer",
-    out: Path,
     texts: list[str],
     source: str,
-) -> None:
+    reads_specials: bool | None,
+) -> "ExportSpec":
     from model.config import ModelConfig
-    from model.exchange.convert import export_hf
+    from model.exchange.convert import ExportSpec, TokenizerSpec
     from training.state.identity import read_saved
-    from training.state.loading import stream_weights
 
     identity = read_saved(folder).identity
     order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
-    export_hf(
-        stream_weights(folder),
+    hides = any(name not in CONTINUES for name in asked)
+    return ExportSpec(
         ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
         identity.model["vocab_size"],
-        out,
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
         eos_id=tokenizer.eos_id,
         pad_id=tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id,
-        tokenizer_model=tokenizer.model_path,
-        ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
-        reads_specials=any(name not in CONTINUES for name in asked),
-        sample_texts=texts,
+        tokenizer=TokenizerSpec(
+            tokenizer.model_path,
+            ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
+            reads_specials=hides if reads_specials is None else reads_specials,
+            sample_texts=texts,
+        ),
         source=source,
     )
 
@@ -205,8 +237,25 @@ def import_weights(folder: Path, out: Path, progress: StageProgress) -> Imported
     progress.note(f"importing {folder} and comparing it with transformers")
     with naming(out):
         found = import_hf(folder, out)
-    tokenizer = out / "tokenizer"
-    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer if tokenizer.is_dir() else None)
+    tokenizer = examine_tokenizer(folder, out / "tokenizer", found.vocab_size)
+    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer)
+
+
+def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTokenizer:
+    """What can be done with the tokenizer that was copied from `source` to `folder`, if there was one."""
+    from data_pipeline.tokenizer import Tokenizer
+
+    if not folder.is_dir():
+        found = "a tokenizer.json only" if (source / "tokenizer.json").is_file() else "none"
+        return ImportedTokenizer(folder, f"{source} has {found}, and sentencepiece models are what is read")
+    try:
+        tokenizer = Tokenizer.load(folder, fast_encoder="off")
+    except Mistake as error:
+        return ImportedTokenizer(folder, str(error))
+    if (size := tokenizer.vocab_size) > vocab_size:
+        return ImportedTokenizer(folder, f"it has {size} pieces and the model's vocab_size is {vocab_size}")
+    lacks = [f"<{name}>" for name in ("mask", "cls", "sep") if name not in tokenizer.special_ids]
+    return ImportedTokenizer(folder, lacks=(*lacks, *([] if tokenizer.sentinel_ids else ["<extra_id_0>"])))
 
 
 def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:

@@ -16,9 +16,10 @@ from common.json_lines import append_line
 from common.mistakes import Mistake
 from launcher import practice, preflight
 from launcher.job_script import Job, render
-from launcher.profiles import ClusterProfile, load_profile, seconds_of
+from launcher.profiles import ClusterProfile, load_profile
 from launcher.run_folder import JOBS, RunFolder, keep_config
 from launcher.slurm_commands import Slurm
+from launcher.time_limits import seconds_of, time_limit
 from training.config import RunConfig
 
 
@@ -31,7 +32,7 @@ class Request:
     nodes: int
     """Number of nodes."""
     time: str | None = None
-    """Time limit; None takes the profile's."""
+    """Time limit in one of launcher.time_limits' forms; None takes the profile's."""
     chain: int = 1
     """Number of training jobs, each beginning when the one before has ended."""
     after: int | None = None
@@ -107,7 +108,7 @@ def _jobs(config: RunConfig, request: Request, profile: ClusterProfile) -> list[
         "workdir": str(Path.cwd()),
         "python": profile.python or sys.executable,
         "nodes": request.nodes,
-        "time": request.time or profile.time,
+        "time": time_limit(request.time, "--time") if request.time is not None else profile.time,
     }
     training = [Job(**common, steps=config.training.steps)] if not request.only_data else []
     return [*([Job(**common, stage="data")] if request.stage == "data" else []), *training]

@@ -3,7 +3,7 @@
 from common.json_lines import Record
 from launcher.console import number
 from launcher.local import TrainingResult
-from launcher.stages import BuiltData, Converted, ImportedWeights, NewestCheckpoint, TrainedTokenizer
+from launcher.stages import BuiltData, Converted, ImportedTokenizer, ImportedWeights, NewestCheckpoint, TrainedTokenizer
 
 
 def tokenizer(found: TrainedTokenizer) -> str:
@@ -59,16 +59,29 @@ def conversion(made: Converted) -> str:
     name = made.checkpoint.folder.name
     if made.reused:
         return f"reused {made.out}, made from {name}"
+    equal = f"{name} in {made.out}: logits and greedy tokens equal ours in transformers"
+    if made.plain_tokenizer:
+        return f"{equal}; no tokenizer of Hugging Face's is in it, {made.plain_tokenizer} gives the ids of the training"
     on = f"on {made.num_texts} held-out texts"
     if not made.num_texts:
         on = f"on awkward strings only, as {made.data} is not there"
-    return f"{name} in {made.out}: logits and greedy tokens equal ours in transformers, token ids {on}"
+    return f"{equal}, token ids {on}"
 
 
 def imported(made: ImportedWeights) -> str:
     """Imported weights, and how a run starts from them."""
-    also = f"; its tokenizer is in {made.tokenizer}" if made.tokenizer else ""
     return (
-        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers{also}\n"
-        f"to start from it: training.initial_weights: {made.out}, with the model section of {made.model_file}"
+        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers\n"
+        f"to start from it: training.initial_weights: {made.out}, with the model section of {made.model_file}\n"
+        f"{imported_tokenizer(made.tokenizer)}"
     )
+
+
+def imported_tokenizer(found: ImportedTokenizer) -> str:
+    """Whether `data build` takes the tokenizer of imported weights, and what it lacks."""
+    if found.obstacle is not None:
+        return f"its tokenizer cannot be used by data build: {found.obstacle}"
+    lacks = "it has the special tokens of every objective"
+    if found.lacks:
+        lacks = f"it has no {', '.join(found.lacks)}, so next_token and prefix_lm are the objectives for it"
+    return f"its tokenizer: tokenizer.path: {found.folder}, for data build; {lacks}"

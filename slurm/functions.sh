@@ -1,18 +1,23 @@
-# ---- what happens, for people (the job's log) and programs (events.jsonl, slurm/attempts)
+# ---- what happens, for people (the job's log) and programs (events/job-ATTEMPT.jsonl, slurm/attempts)
 restart=${SLURM_RESTART_COUNT:-0}
 attempt=$SLURM_JOB_ID.$restart
 export SHARDLINE_ATTEMPT=$attempt PYTHONUNBUFFERED=1
-mkdir -p "$RUN/slurm" "$RUN/logs"
+MARKS=$RUN/slurm/marks-$attempt # what ranks leave there says why they ended: see slurm/rank.py
+stopping=0 term=0 asker= ranks=
+mkdir -p "$RUN/slurm" "$RUN/logs" "$RUN/events"
 touch "$RUN/slurm/attempts"
-events_before=$(stat -c %s "$RUN/events.jsonl" 2>/dev/null || echo 0)
-log() { echo "$(date '+%F %T') [$attempt] $*"; }
+log() { echo "$(date '+%F %T') [$attempt] $*" >&2; }
 words() { echo "${*//[^A-Za-z0-9_.,:;()+\/\[\] -]/?}"; } # for a JSON string
 event() { # EVENT [MORE KEYS]
-  echo "{\"time\": $(date +%s.%N), \"event\": \"$1\", \"job\": $SLURM_JOB_ID, \"restart\": $restart${2:+, $2}}" >>"$RUN/events.jsonl"
+  echo "{\"time\": $(date +%s.%N), \"event\": \"$1\", \"job\": $SLURM_JOB_ID, \"restart\": $restart${2:+, $2}}" \
+    >>"$RUN/events/job-$attempt.jsonl"
 }
 note() { echo "$1 $attempt $2" >>"$RUN/slurm/attempts"; }
 newest() { cat "$RUN/checkpoints/latest" 2>/dev/null || echo none; }
-said() { tail -c "+$((events_before + 1))" "$RUN/events.jsonl" 2>/dev/null | grep -qF "$1"; }
+marked() { [ -e "$MARKS/$1" ]; }
+all_nodes() { scontrol show hostnames "$SLURM_JOB_NODELIST"; } # needs no controller
+join() { paste -sd,; }
+without() { grep -vxFf <(echo "$1"); } # LINES: those of stdin that are not among them
 taken_over() { # whether a later start holds the run (see training/fence.py)
   local job count
   IFS=. read -r job count 2>/dev/null <"$RUN/attempt" || return 1
@@ -31,21 +36,50 @@ end() { # REASON MESSAGE
   event job_end "\"reason\": \"$1\", \"message\": \"$(words "$2")\""
 }
 
-# ---- other jobs of this run
-later_jobs() { # of the chain, which are still waiting
-  [ -e "$RUN/slurm/chain" ] || return 0
-  local job found=
-  while read -r job; do
-    [ -z "$found" ] || squeue --noheader --jobs="$job" --states=PENDING --format=%A 2>/dev/null
-    [ "$job" != "$SLURM_JOB_ID" ] || found=1
-  done <"$RUN/slurm/chain"
+# ---- Slurm's controller, which may be away for minutes: it restarts, or its host does
+ANSWER=
+pause() { sleep "$1" & wait $!; } # ends early when a signal comes
+controller_is_up() { timeout --kill-after=5 60 scontrol ping 2>/dev/null | grep -q ' is UP'; }
+patiently() { # COMMAND...: its output goes to ANSWER; tried again while the controller is away; 1 when it is refused
+  local refusals=0 said="" deadline=$((SECONDS + ${SHARDLINE_CONTROLLER_PATIENCE:-900}))
+  while [ "$refusals" -lt 2 ]; do # twice: it may have come back between the command and the question whether it is up
+    ANSWER=$(timeout --kill-after=5 60 "$@") && return 0
+    if controller_is_up; then
+      refusals=$((refusals + 1))
+    else
+      [ -n "$said" ] || log "Slurm's controller does not answer: waiting for it"
+      said=1
+      leave_if_taken_over
+      [ "$SECONDS" -lt "$deadline" ] || break
+      pause 5
+    fi
+    [ "$term" = 0 ] || break
+  done
+  ANSWER=
+  return 1
 }
-drop_later_jobs() { for job in $(later_jobs); do scancel --quiet "$job"; done; }
+field() { sed -n "s/.* $1=\([^ ]*\).*/\1/p"; } # NAME, of `scontrol -o show job`
+restarted() { # by what `scontrol` says: whether Slurm has started the job again since
+  local now
+  now=$(field Restarts <<<"$1")
+  [[ $now =~ ^[0-9]+$ ]] && ((now > restart))
+}
 leave_if_superseded() { # the job may run elsewhere by now, while this node is out of Slurm's sight
-  [ "$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* Restarts=\([0-9]*\).*/\1/p')" = "$restart" ] && return 0
+  leave_if_taken_over
+  patiently scontrol -o show job "$SLURM_JOB_ID" && restarted "$ANSWER" || return 0
   log "this start is over: the job went on without it"
   exit 1
 }
+state() { # of the job, to ANSWER; empty when Slurm knows it no more
+  patiently squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T
+}
+
+# ---- other jobs of this run
+later_jobs() { # of the chain, which are still waiting
+  [ -e "$RUN/slurm/chain" ] && patiently squeue --noheader --me --states=PENDING --format=%A || return 0
+  sed "0,/^$SLURM_JOB_ID\$/d" "$RUN/slurm/chain" | grep -xFf <(echo "$ANSWER")
+}
+drop_later_jobs() { for job in $(later_jobs); do patiently scancel --quiet "$job"; done; }
 give_up() { # REASON STATUS MESSAGE
   leave_if_superseded
   end "$1" "$3"
@@ -54,11 +88,12 @@ give_up() { # REASON STATUS MESSAGE
 }
 
 # ---- signals: USR1 is Slurm's warning before the time limit; TERM means that Slurm ends or moves the job by itself
-stopping=0 term=0 asker= steps=
-ask() { # the steps to save, again and again: what is just starting up hears nothing
-  while leave_if_superseded && scancel --quiet --signal=USR1 "$SLURM_JOB_ID"; do sleep 10; done
+ask_ranks() { # to save, again and again, as what is just starting up hears nothing; srun passes it on by itself
+  [ -n "$ranks" ] && [ -z "$asker" ] || return 0
+  until taken_over || ! kill -USR1 "$ranks" 2>/dev/null; do sleep 10; done &
+  asker=$!
 }
-trap 'stopping=1; log "USR1: the time limit is near, the ranks save"; [ -n "$asker" ] || { ask & asker=$!; }' USR1
+trap 'stopping=1; log "USR1: the time limit is near, the ranks save"; ask_ranks' USR1
 trap 'term=1; log TERM' TERM
 await() { # PID: its exit status, whatever signals come meanwhile
   local status
@@ -68,13 +103,12 @@ await() { # PID: its exit status, whatever signals come meanwhile
     kill -0 "$1" 2>/dev/null || return "$status"
   done
 }
-pause() { sleep "$1" & wait $!; } # ends early when a signal comes
 
 # ---- starting again
 requeue() { # REASON MESSAGE
   leave_if_superseded
   end "$1" "$2"
-  if ! scontrol requeue "$SLURM_JOB_ID"; then
+  if ! patiently scontrol requeue "$SLURM_JOB_ID" && [ "$term" = 0 ]; then
     log "Slurm does not requeue this job; submit it again"
     exit 1
   fi
@@ -85,41 +119,59 @@ requeue_without() { # MESSAGE NODE...: Slurm takes exclusions for pending jobs o
   leave_if_superseded
   local message=$1 before all
   shift
-  before=$(scontrol -o show job "$SLURM_JOB_ID" | sed -n 's/.* ExcNodeList=\([^ ]*\).*/\1/p' | grep -vxF '(null)')
-  all=$(IFS=,; echo "$*")${before:+,$before}
-  if [ "$(sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N |
-    sort -u | grep -cvxFf <(scontrol show hostnames "$all"))" -lt "$NODES" ]; then
+  patiently scontrol -o show job "$SLURM_JOB_ID"
+  before=$(field ExcNodeList <<<"$ANSWER" | grep -vxF '(null)')
+  all=$(printf '%s\n' "$@" | join)${before:+,$before}
+  patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N
+  if [ "$(sort -u <<<"$ANSWER" | without "$(scontrol show hostnames "$all")" | wc -w)" -lt "$NODES" ]; then
     give_up broken_nodes 1 "$message; partition $SLURM_JOB_PARTITION has not $NODES others, so the job stops"
   fi
   end unhealthy "$message; requeued without"
-  for job in $(later_jobs); do scontrol update JobId="$job" ExcNodeList="$all"; done
-  scontrol requeue "$SLURM_JOB_ID" || exit 1
+  for job in $(later_jobs); do patiently scontrol update JobId="$job" ExcNodeList="$all"; done
+  patiently scontrol requeue "$SLURM_JOB_ID" || [ "$term" = 1 ] || exit 1
   for ((i = 0; i < 100; i++)); do
     scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$all" 2>/dev/null && break
     sleep 0.1
   done
   exit 1
 }
-answers() { # NODES...: whether a step runs on them
-  timeout --kill-after=5 60 srun --overlap --nodes="$#" --ntasks="$#" --ntasks-per-node=1 --nodelist="$(IFS=,; echo "$*")" \
-    true >/dev/null 2>&1
+
+# ---- nodes that do not answer
+PROBE=(timeout --kill-after=5 60 srun --export=ALL --overlap --ntasks-per-node=1 --kill-on-bad-exit=0)
+refusal() { # FILE: why srun starts nothing at all, by its own words there; that is no node's fault
+  grep -ahm1 'srun: fatal: \|srun: error: Unable to create step\|srun: unrecognized option\|srun: invalid option' "$1" \
+    2>/dev/null | grep -v 'completing or completed'
 }
-dead_nodes() { # of the job
-  local nodes node
-  nodes=$(scontrol show hostnames "$SLURM_JOB_NODELIST")
-  answers $nodes && return 0
-  for node in $nodes; do { answers "$node" || echo "$node"; } & done
-  wait
+look_for_dead_nodes() { # to DEAD, a line each; to REFUSAL why nobody could be asked. One srun asks them all
+  local all answered silent said=$RUN/slurm/probe-$attempt
+  DEAD= REFUSAL=
+  all=$(all_nodes)
+  answered=$("${PROBE[@]}" --nodes="$NODES" --ntasks="$NODES" printenv SLURMD_NODENAME 2>"$said")
+  silent=$(without "$answered" <<<"$all")
+  [ -n "$answered" ] || REFUSAL=$(refusal "$said")
+  rm -f "$said"
+  [ -n "$silent" ] && [ -z "$REFUSAL" ] || return 0
+  if [ "$(wc -l <<<"$silent")" -le 64 ]; then # a dead node may have kept others from answering: each is asked alone
+    DEAD=$(xargs -P 16 -n 1 "$BASH" -c '"${@:1:$#-1}" --nodes=1 --ntasks=1 --nodelist="${!#}" true >/dev/null 2>&1 ||
+      echo "${!#}"' - "${PROBE[@]}" <<<"$silent" | sort)
+  else
+    DEAD=$silent
+  fi
 }
 leave_dead_nodes() { # Slurm moves the job off dead nodes; requeueing it before Slurm has seen them leaks their GPUs (22.05)
   local dead="" patience
   [ "$term" = 0 ] || return 0
-  if [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    dead=$(dead_nodes | sort | paste -sd,)
-    [ -n "$dead" ] || return 0
+  state
+  if [ "$ANSWER" = RUNNING ]; then
+    look_for_dead_nodes
+    [ -z "$REFUSAL" ] || log "no node could be asked whether it lives: $REFUSAL"
+    [ -n "$DEAD" ] || return 0
+    dead=$(join <<<"$DEAD")
     event node_lost "\"nodes\": \"$(words "$dead")\""
   fi
-  patience=$(($(scontrol show config | sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p') * 2 + 60))
+  patiently scontrol show config
+  patience=$(sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p' <<<"$ANSWER")
+  patience=$((${patience:-300} * 2 + 60))
   log "${dead:-a node} does not answer: waiting up to $patience s for Slurm to move the job"
   for ((i = 0; i < patience && !term; i++)); do
     leave_if_taken_over
@@ -147,6 +199,6 @@ refuse_two_jobs() {
   local other
   other=$(sed -n 's/^\([0-9]*\)\.[0-9]*$/\1/p' "$RUN/attempt" 2>/dev/null)
   [ -n "$other" ] && [ "$other" != "$SLURM_JOB_ID" ] || return 0
-  [ -z "$(squeue --noheader --jobs="$other" --states=RUNNING --format=%A 2>/dev/null)" ] ||
-    give_up refused 1 "job $other is training this run already"
+  patiently "$BASH" -c 'squeue --noheader --jobs="$1" --states=RUNNING --format=%A 2>/dev/null' - "$other"
+  [ -z "$ANSWER" ] || give_up refused 1 "job $other is training this run already"
 }

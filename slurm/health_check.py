@@ -1,17 +1,21 @@
-"""Is this node fit to train? One task per node: `python -m slurm.health_check VERDICTS ...`, before the ranks start.
+"""Is this node fit to train? One task per node: `python -P -m slurm.health_check VERDICTS ...`, before ranks start.
 
-VERDICTS/<node> gets one line: `ok`, or what is wrong. Basic: GPUs counted, ECC, memory, disk, clock. Full: each GPU (or
-the CPU) multiplies matrices, right and fast enough; then the nodes meet and reduce a tensor, right and fast enough.
+VERDICTS/<node> gets one line: `ok`, or what is wrong, or would be if nothing more came of it. Basic: GPUs counted, ECC,
+memory, disk; then all nodes meet at the first one and compare clocks. Full: each GPU (or the CPU) multiplies matrices,
+right and fast enough; then all GPUs of all nodes reduce a tensor, right and fast enough.
 """
 
 import argparse
-import datetime
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+
+from common.files import write_whole
+from common.mistakes import Mistake
+from slurm import all_reduce, meeting
 
 QUERY = "index,ecc.errors.uncorrected.volatile.total,retired_pages.pending"
 MATRIX, BUFFER_BYTES, REPEATS = 4096, 64 << 20, 5
@@ -28,11 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Checks this node and writes its verdict; exit status 0 even when unfit, as the job reads the verdicts."""
     options = _parser().parse_args(arguments)
     name = os.environ.get("SLURMD_NODENAME") or os.uname().nodename
+
+    def note(verdict: str) -> None:
+        write_whole(options.verdicts / name, f"{' '.join(verdict.split())}\n".encode())
+
     verdict = _first_fault(checks(options))
-    if options.level == "full":  # an unfit node goes there too, to tell the others not to wait for it
-        met = _first_fault([lambda: check_network(options, fit=verdict == "ok")])
-        verdict = met if verdict == "ok" else verdict
-    _write(options.verdicts / name, verdict)
+    met = _first_fault([lambda: meet(options, verdict, note)])  # an unfit one goes too: the others need not wait for it
+    verdict = met if verdict == "ok" else verdict
+    note(verdict)
     if verdict != "ok":
         print(f"{name}: {verdict}", flush=True)
     return 0
@@ -55,7 +62,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scratch", type=Path, default=Path("/tmp"), help="folder that must have room")
     parser.add_argument("--min-memory-gb", type=float, default=0.0)
     parser.add_argument("--min-disk-gb", type=float, default=0.0)
-    parser.add_argument("--now", type=float, default=None, help="the first node's clock, seconds")
     parser.add_argument("--max-clock-skew", type=float, default=30.0, help="seconds")
     parser.add_argument("--min-matmul-tflops", type=float, default=0.0)
     parser.add_argument("--min-allreduce", type=float, default=0.0, help="GB/s")
@@ -66,7 +72,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def checks(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
     """What is to be checked, cheap things first; each raises Unfit."""
-    yield lambda: check_clock(time.time(), options.now, options.max_clock_skew)
     yield lambda: check_memory(Path("/proc/meminfo").read_text(), options.min_memory_gb)
     yield lambda: check_disk(options.scratch, options.min_disk_gb)
     yield lambda: _check_injected(os.environ.get("SHARDLINE_BROKEN_NODE"))
@@ -76,10 +81,10 @@ def checks(options: argparse.Namespace) -> Iterator[Callable[[], None]]:
         yield lambda: check_matmul(options.gpus, options.min_matmul_tflops)
 
 
-def check_clock(here: float, there: float | None, most: float) -> None:
-    """Compares this node's clock with the first node's a moment ago, both in seconds."""
-    if there is not None and not -most <= here - there <= 2 * most:  # the task took a while to start
-        raise Unfit(f"the clock differs from the first node's by {here - there:+.0f} s")
+def check_clock(clock: meeting.Clock, most: float) -> None:
+    """Against the most seconds a node's clock may differ from the first node's, by what is sure of it."""
+    if abs(clock.ahead) - clock.error > most:
+        raise Unfit(f"the clock differs from the first node's by {clock.ahead:+.0f} s")
 
 
 def check_memory(meminfo: str, least: float) -> None:
@@ -155,61 +160,50 @@ def check_matmul(num_gpus: int, least: float) -> None:
             raise Unfit(f"{device}: {2 * size**3 / best / 1e12:.0f} TFLOP/s in a matrix product, {least:g} wanted")
 
 
-def check_network(options: argparse.Namespace, fit: bool) -> None:
-    """Meets the other nodes at the first one's address; when all came and are fit, they sum a buffer together.
+def meet(options: argparse.Namespace, verdict: str, note: Callable[[str], None]) -> None:
+    """Meets the other nodes at the first one; raises Unfit when that shows something wrong with this one.
 
     A node that is unfit or did not come is named by its own verdict or its silence, so the others just go home.
+    `note` takes what is to be thought of this node if nothing more comes of it.
     """
-    import torch.distributed as dist
+    node, num_nodes, fit = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"]), verdict == "ok"
+    if node == 0:
+        note(verdict)
+        all_fit = meeting.host(options.port, num_nodes, fit, options.timeout)
+    else:
+        note(verdict if not fit else UNREACHED)
+        all_fit = _visit(options, verdict, note)
+    if options.level == "full" and all_fit:
+        note("the all-reduce over the nodes hangs")
+        check_allreduce(options)
 
-    rank, size = int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
-    patience = datetime.timedelta(seconds=options.timeout)
+
+def _visit(options: argparse.Namespace, verdict: str, note: Callable[[str], None]) -> bool:
     try:
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], options.port, None, rank == 0, patience, False)
-        store.set(f"fit-{rank}", str(int(fit)))
-    except RuntimeError:
-        raise Unfit(UNREACHED) from None
+        guest = meeting.Guest(os.environ["MASTER_ADDR"], options.port, options.timeout)
+        clock = guest.clock()
+        wrong = _first_fault([lambda: check_clock(clock, options.max_clock_skew)])
+        verdict = wrong if verdict == "ok" else verdict
+        note(verdict)
+        all_fit = guest.all_fit(verdict == "ok")
+        guest.close()
+    except meeting.Unreached:
+        raise Unfit(UNREACHED if verdict == "ok" else verdict) from None
+    if verdict != "ok":
+        raise Unfit(verdict)
+    return all_fit
+
+
+def check_allreduce(options: argparse.Namespace) -> None:
+    """Sums a buffer over all GPUs of all nodes and times it against `min_allreduce` GB/s."""
+    num_bytes = BUFFER_BYTES if options.gpus else CPU_BUFFER_BYTES
     try:
-        everybody_fit = all(store.get(f"fit-{other}") == b"1" for other in range(size))
-    except RuntimeError:
-        everybody_fit = False
-    try:
-        if everybody_fit:
-            _check_allreduce(dist, store, rank, size, patience, options)
-        store.set(f"left-{rank}", "1")
-        if rank == 0:  # the others still talk to the store it holds
-            store.wait([f"left-{other}" for other in range(size)], patience)
-    except RuntimeError as error:
-        if everybody_fit:
-            raise Unfit(f"no all-reduce over the nodes: {str(error).splitlines()[0][:200]}") from None
-
-
-def _check_allreduce(dist, store, rank: int, size: int, patience: datetime.timedelta, options) -> None:
-    import torch
-
-    backend, device = ("nccl", "cuda:0") if options.gpus else ("gloo", "cpu")
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
-    num_floats = (BUFFER_BYTES if options.gpus else CPU_BUFFER_BYTES) // 4
-    best = float("inf")
-    for _ in range(REPEATS):
-        buffer = torch.ones(num_floats, device=device)
-        dist.barrier()
-        started = time.perf_counter()
-        dist.all_reduce(buffer)
-        wrong = bool((buffer != size).any())
-        best = min(best, time.perf_counter() - started)
-        if wrong:
-            raise Unfit("an all-reduce over the nodes gives wrong sums")
-    dist.destroy_process_group()
-    if num_floats * 4 / best / 1e9 < options.min_allreduce:
-        speed = num_floats * 4 / best / 1e9
+        seconds = all_reduce.over_all_nodes(options.gpus, num_bytes, options.port + 1, options.timeout)
+    except (all_reduce.Failed, Mistake) as failure:
+        raise Unfit(f"no all-reduce over the nodes: {failure}") from None
+    speed = num_bytes / seconds / 1e9
+    if speed < options.min_allreduce:
         raise Unfit(f"all-reduce over the nodes at {speed:.2f} GB/s, {options.min_allreduce:g} wanted")
-
-
-def _write(path: Path, line: str) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(" ".join(line.split()) + "\n")
-    aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,24 @@
-"""The run's diary, `events.jsonl`: one JSON line for each start, resume, save, evaluation, stop, finish and error."""
+"""The run's diary: one JSON line for each start, resume, save, evaluation, stop, finish and error.
+
+`events.jsonl` is rank 0's, and all ranks' where they are on one machine. What other machines have to say stands in
+files of their own in `events/`, as network file systems do not append whole lines for several machines: errors of
+ranks of a scheduler's job, and what its script does. Readers merge them (launcher/run_folder.py).
+"""
 
 import time
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 from common.json_lines import append_line, read_lines
 from training.lines import EVENT
 
 RECENT = 64
 """Last events among which an error of another rank is looked for."""
+
+FOLDER = "events"
+"""In a run's folder: one file for each start of a job, and one for each error of such a start."""
 
 
 class EventLog:
@@ -29,10 +39,36 @@ class EventLog:
 
     def error(self, message: str, exit_code: int) -> None:
         """Adds an error of this rank, unless another rank of the same start has just said the same."""
-        now = time.time()
-        same = {"event": "error", "message": message, **self.facts}
-        for record in read_lines(self.path, EVENT)[-RECENT:]:
-            if record.get("time", 0) > now - 60 and all(record.get(key) == value for key, value in same.items()):
-                return
         facts = {"rank": self.rank, "message": message, "exit_code": exit_code}
-        append_line(self.path, {"time": now, "event": "error", **facts, **self.facts})
+        record = {"time": time.time(), "event": "error", **facts, **self.facts}
+        if self._of_job:
+            self._error_of_job(record)
+        elif not any(each.get("message") == message for each in self._recent_errors()):
+            append_line(self.path, record)
+
+    def has_been_told(self) -> bool:
+        """Whether a rank of this start has noted an error, outside of a job within the last minute."""
+        if self._of_job:
+            return any((self.path.parent / FOLDER).glob(f"error-{self._of_job}-*.jsonl"))
+        return bool(self._recent_errors())
+
+    @property
+    def _of_job(self) -> str:
+        """Name of this start of a scheduler's job, whose ranks may be on many machines; else empty."""
+        return f"{self.facts['job']}.{self.facts['restart']}" if "job" in self.facts else ""
+
+    def _recent_errors(self) -> list[dict[str, Any]]:
+        since, same = time.time() - 60, {"event": "error", **self.facts}
+        recent = [record for record in read_lines(self.path, EVENT)[-RECENT:] if record.get("time", 0) > since]
+        return [record for record in recent if all(record.get(key) == value for key, value in same.items())]
+
+    def _error_of_job(self, record: dict[str, Any]) -> None:
+        """The first rank of a start to say something makes the file for it, and no other does."""
+        digest = xxhash.xxh3_64_hexdigest(record["message"].encode(errors="replace"))
+        path = self.path.parent / FOLDER / f"error-{self._of_job}-{digest}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        try:
+            path.touch(exist_ok=False)
+        except FileExistsError:
+            return
+        append_line(path, record)

@@ -30,6 +30,6 @@ METRICS = Form(
     {"evaluation": EVALUATION, **dict.fromkeys(_FIGURES, FIGURE)},
     with_key={"loss": STEP},
 )
-KEPT = Form({"step": int}, {"loss": NUMBER})
+KEPT = Form({"step": int})
 """A line of metrics that a resume may keep: of it no more is asked."""
 JOB = Form({"job": int, "stage": str}, {"time": NUMBER, "commands": (str, type(None)), "log": str})

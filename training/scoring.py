@@ -15,8 +15,12 @@ from data_pipeline.config import ObjectiveConfig
 from data_pipeline.reading.packing import IGNORED, LAYOUTS, Layout, PackedBatch, Row, pack_layout
 from data_pipeline.reading.ranking import Encode, Question, ranking
 from data_pipeline.vocabulary import Vocabulary
+from model.config import ModelConfig
+from model.kernels.attention import resolve_backend
 from model.network.transformer import Transformer
 from training.step import Patterns, model_inputs
+
+HALF_PRECISION_BACKENDS = ("flash", "varlen")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +34,22 @@ class ChoiceResult:
     """The same with likelihoods taken per UTF-8 byte of the choice, so that short choices have no advantage."""
     chance: float
     """What guessing scores on average."""
+
+
+def execution(config: ModelConfig, device: torch.device) -> tuple[ModelConfig, torch.dtype]:
+    """How a trained model is asked on a device: its config with what runs there, and the dtype of its weights.
+
+    A backend that takes half precision only and runs here is kept, in bf16 as in training; in all other cases weights
+    are fp32 and such a backend gives way to `auto`.
+    """
+    config = config.model_copy(update={"compile": False, "activation_checkpointing": False})
+    if config.attention_backend not in HALF_PRECISION_BACKENDS:
+        return config, torch.float32
+    try:
+        resolve_backend(config.attention_backend, device, torch.bfloat16, config.head_size, config.positions)
+    except Mistake:
+        return config.model_copy(update={"attention_backend": "auto"}), torch.float32
+    return config, torch.bfloat16
 
 
 def score_questions(

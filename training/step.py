@@ -54,9 +54,9 @@ class Patterns:
         return Patterns(own, encoder, cross)
 
     def pin(self) -> "Patterns":
-        """The same patterns in page-locked memory, from which a GPU copies in the background."""
+        """The same patterns in page-locked memory, from which a GPU copies in the background, with all worked out."""
         own, encoder, cross = (
-            part.pin() if part is not None else None for part in (self.own, self.encoder, self.cross)
+            part.prepare().pin() if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
         return Patterns(own, encoder, cross)

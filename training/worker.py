@@ -25,7 +25,6 @@ import torch.distributed as dist
 import yaml
 from pydantic import ValidationError
 
-from common.json_lines import read_lines
 from common.mistakes import Mistake, cut, is_mistake, sentence, shown
 from common.plain_yaml import read_plain
 from training import fence, log
@@ -145,16 +144,10 @@ def _report_peer(error: Exception, events: EventLog | None) -> int:
     sentence = f"another rank has left or hangs: {' '.join(str(error).split())}"
     if events is not None:
         time.sleep(OTHERS_SPEAK_FIRST + STAGGER * min(events.rank, STAGGERED))
-        if not _has_been_told(events):
+        if not events.has_been_told():
             _note(events, sentence, EXIT_BROKEN)
     print(sentence, file=sys.stderr, flush=True)
     return EXIT_BROKEN
-
-
-def _has_been_told(events: EventLog) -> bool:
-    """Whether a rank has noted an error within the last minute."""
-    recent = [record for record in read_lines(events.path)[-64:] if record.get("event") == "error"]
-    return any(isinstance(when := record.get("time"), int | float) and when > time.time() - 60 for record in recent)
 
 
 def _note(events: EventLog | None, message: str, code: int) -> None:

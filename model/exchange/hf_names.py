@@ -41,7 +41,7 @@ WeightTable = dict[str, list[Part]]
 
 
 def weight_table(config: ModelConfig, vocab_size: int) -> WeightTable:
-    """All weights of a model that `hf_configs.check_exportable` lets pass; a tied head has no entry of its own."""
+    """All weights of a model that `hf_configs.architecture` lets pass; a tied head has no entry of its own."""
     if config.shape != "encdec":
         return _LlamaNames(config).decoder(vocab_size)
     return _T5Names(config).table(vocab_size) if config.positions == "t5_bias" else _LlamaNames(config).both(vocab_size)

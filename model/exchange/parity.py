@@ -1,6 +1,6 @@
 """Does a Hugging Face folder do what our model does? Asked of transformers itself, before anyone else can.
 
-    the folder, loaded by its Auto class  \
+    the folder, in transformers           \
                                            the same documents -> logits and greedy tokens in fp32, compared
     our model, its weights from a function /
 
@@ -8,22 +8,23 @@ Neither is ever whole in memory: ours reads a matrix when it is used, theirs a l
 tokenizer give sentencepiece's ids?
 """
 
-import contextlib
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sentencepiece
 import torch
 
+from common.mistakes import Mistake
 from model.config import ModelConfig
-from model.exchange.hf_configs import Architecture, architecture
+from model.exchange.architectures import SHIPPED, Architecture
+from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
-from model.exchange.tensor_files import TensorReader
+from model.exchange.in_transformers import Documents, run_theirs
+from model.exchange.json_objects import read_object, shown
+from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
-from model.kernels.on_demand import Read, layers_and_owners, owners, read_on_demand
+from model.kernels.on_demand import Read, owners, read_on_demand
 from model.network.transformer import EncoderInput, Transformer
 
 LOGIT_TOLERANCE = 1e-4
@@ -49,59 +50,80 @@ AWKWARD_TEXTS = (
 """Strings on which conversions of tokenizers went wrong before."""
 
 
+class OtherIds(Exception):
+    """A tokenizer does not give the ids or the texts that sentencepiece gives; the message says for what."""
+
+
 def check_tokenizer(
-    folder: Path,
-    tokenizer_model: Path,
-    sample_texts: Sequence[str] = (),
-    *,
-    ends_with_eos: bool = False,
-    has_code: bool = False,
+    path: Path, tokenizer_model: Path, sample_texts: Sequence[str] = (), *, ends_with_eos: bool = False
 ) -> None:
-    """Compares the folder's tokenizer with sentencepiece's, on awkward strings too; RuntimeError if they differ.
+    """Compares the folder's tokenizer with sentencepiece's, on awkward strings too; OtherIds if they differ.
 
-    ends_with_eos: whether plain calls are to put the end token behind; has_code: whether the folder's config needs
-    the modeling file beside it.
+    ends_with_eos: whether plain calls are to put the end token behind.
     """
-    from transformers import AutoTokenizer
-
-    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=has_code)
+    folder = HfFolder.read(path)
+    with folder.clean_view() as view:
+        theirs = load_tokenizer(folder, view)
     ours = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer_model))
     end = [ours.eos_id()] if ends_with_eos else []
-    for text in (*AWKWARD_TEXTS, *sample_texts):
+    for text in (*AWKWARD_TEXTS, *_texts_of_pieces(ours), *sample_texts):
         expected = ours.encode(text)
         plain = theirs.encode(text, add_special_tokens=False, split_special_tokens=True)
         opened = theirs.encode(text, split_special_tokens=True)
         if plain != expected or opened != [ours.bos_id(), *expected, *end]:
-            raise RuntimeError(
-                f"{folder}: the exported tokenizer gives {opened[:20]} for {text[:40]!r}, not {expected[:20]}"
-            )
+            raise OtherIds(f"it gives {opened[:20]} for {text[:40]!r}, sentencepiece {expected[:20]}")
         if theirs.decode(plain) != ours.decode(expected):
-            raise RuntimeError(
-                f"{folder}: the exported tokenizer decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}"
-            )
+            raise OtherIds(f"it decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}")
+
+
+def _texts_of_pieces(ours: sentencepiece.SentencePieceProcessor) -> Iterator[str]:
+    """Every piece of text once between letters, so that symbols that are cut out first, say, are among them."""
+    pieces = [
+        ours.id_to_piece(index).replace("\u2581", " ")
+        for index in range(ours.vocab_size())
+        if not (ours.is_control(index) or ours.is_unknown(index) or ours.is_byte(index))
+    ]
+    for start in range(0, len(pieces), 200):
+        yield "x".join(("", *pieces[start : start + 200], ""))
 
 
 def check_export(
-    folder: Path, config: ModelConfig, vocab_size: int, max_positions: int, start_id: int, digests: Mapping[str, str]
+    path: Path,
+    config: ModelConfig,
+    vocab_size: int,
+    max_positions: int,
+    start_id: int,
+    digests: Mapping[str, str],
 ) -> None:
     """Compares weights, logits and greedy tokens of the folder with ours, in fp32; RuntimeError if they differ.
 
     digests are those of the weights handed over, by their name; start_id opens the decoder of an encoder-decoder.
     Needs memory for one layer, whatever the size of the model.
     """
-    files = TensorReader(folder)
+    folder, found = HfFolder.read(path), architecture(config)
+    if folder.config.architecture != found or not _has_code(path, found):
+        raise RuntimeError(f"{path}: it is not the {found.name} that was exported")
+    files = folder.files
     if odd := set(files.places) ^ set(digests):
-        raise RuntimeError(f"{folder}: weight {min(odd)} is not the one that was exported")
+        raise RuntimeError(f"{path}: weight {min(odd)} is not the one that was exported")
     for name, digest in digests.items():
         if files.digest(name) != digest:
-            raise RuntimeError(f"{folder}: weight {name} on disk is not the one that was exported")
+            raise RuntimeError(f"{path}: weight {name} on disk is not the one that was exported")
     table = weight_table(config, vocab_size)
 
     def read(name: str) -> torch.Tensor:
         return one_from_hf(files.read, table, name)
 
     ours = Ours(config, vocab_size, read)
-    compare(folder, architecture(config), ours, max_positions, start_id, "nothing was exported")
+    compare(folder, ours, max_positions, start_id, "nothing was exported", RuntimeError)
+
+
+def _has_code(path: Path, found: Architecture) -> bool:
+    """Whether other people's tools find in a folder the modeling file that its class needs, as it is here."""
+    if found.shipped is None:
+        return True
+    named = read_object(path / "config.json").get("auto_map")
+    return named == auto_map(found) and (path / found.shipped).read_bytes() == (SHIPPED / found.shipped).read_bytes()
 
 
 class Ours(NamedTuple):
@@ -121,40 +143,34 @@ class Ours(NamedTuple):
         return model
 
 
-def compare(folder: Path, found: Architecture, ours: Ours, max_positions: int, start_id: int, consequence: str) -> None:
-    """Compares logits and greedy tokens of a folder of class `found` with those of ours.
+def compare(
+    folder: HfFolder, ours: Ours, max_positions: int, start_id: int, consequence: str, fault: type[Exception]
+) -> None:
+    """Compares logits and greedy tokens of a folder in transformers with those of ours.
 
-    Two documents of unequal lengths, padded, go through theirs at once. RuntimeError if they differ, ending in
-    `consequence`.
+    Two documents of unequal lengths, padded, go through theirs at once. RuntimeError if they differ, `fault` if
+    transformers cannot run the folder, both ending in `consequence`; ValueError if the logits are no numbers.
     """
-    files = TensorReader(folder)
     shape = ours.config.shape
     documents = _documents(shape, ours.vocab_size, max_positions, start_id)
     num_new = max(0, min(NUM_CHECKED, max_positions - max(map(len, documents.inputs))))
-    if files.num_bytes > SMALL_BYTES:
+    if folder.files.num_bytes > SMALL_BYTES:
         num_new = min(num_new, NUM_OF_LARGE)
     try:
-        logits, generated = _run_theirs(folder, found, files, documents, num_new, start_id)
+        logits, generated = run_theirs(folder, documents, num_new, start_id)
     except Exception as error:  # whatever their code raises says that the folder is not right
-        raise RuntimeError(f"{folder}: transformers cannot run it ({error}); {consequence}") from error
+        raise fault(f"{folder.path}: transformers cannot run it ({shown(str(error))}); {consequence}") from error
+    if not all(theirs.isfinite().all() for theirs in logits):
+        raise Mistake(f"{folder.path}: its weights give logits that are not finite; {consequence}")
     model = ours.make()
     for index, theirs in enumerate(logits):
         mine = run_ours(model, documents.inputs[index], documents.outputs[index])
-        _compare(folder, mine, theirs, "logits", consequence)
+        _compare(folder.path, mine, theirs, "logits", consequence)
     for index, tokens in enumerate(generated):
         outputs = tokens if shape != "encdec" else torch.cat((torch.tensor([start_id]), tokens))
         mine = run_ours(model, documents.inputs[index], outputs)[-1 - len(tokens) : -1]
         chosen = mine.gather(1, tokens[:, None])[:, 0]
-        _compare(folder, mine.amax(1), chosen, "generated tokens", consequence)
-
-
-class Documents(NamedTuple):
-    """What both models read."""
-
-    inputs: list[torch.Tensor]
-    """int64 [L] each: beginning of a text, prefix, masked text, or what an encoder reads."""
-    outputs: list[torch.Tensor]
-    """int64 [M] each: what follows; in an encoder-decoder it begins with the start token."""
+        _compare(folder.path, mine.amax(1), chosen, "generated tokens", consequence)
 
 
 def _documents(shape: str, vocab_size: int, max_positions: int, start_id: int) -> Documents:
@@ -201,118 +217,3 @@ def _compare(folder: Path, ours: torch.Tensor, theirs: torch.Tensor, what: str, 
     difference = (ours - theirs).abs().max().item()
     if not difference <= LOGIT_TOLERANCE * max(1.0, ours.abs().max().item()):
         raise RuntimeError(f"{folder}: the model's {what} differ from ours by {difference:.3g}; {consequence}")
-
-
-def load_theirs(folder: Path, found: Architecture) -> Any:
-    """A folder's model as its users load it, in its stored dtype. RuntimeError when its weights are not the class's."""
-    import transformers
-
-    model, facts = getattr(transformers, found.auto).from_pretrained(
-        folder,
-        local_files_only=True,
-        dtype="auto",
-        trust_remote_code=found.shipped is not None,
-        output_loading_info=True,
-    )
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if facts[fault]:
-            raise RuntimeError(f"{folder}: {fault.replace('_', ' ')} in {found.name}: {sorted(map(str, facts[fault]))}")
-    if type(model).__name__ != found.name:
-        raise RuntimeError(f"{folder}: transformers loads it as {type(model).__name__}, not as {found.name}")
-    return model.eval()
-
-
-def _run_theirs(
-    folder: Path, found: Architecture, files: TensorReader, documents: Documents, num_new: int, start_id: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Logits of each document as `run_ours` gives them, and num_new greedy tokens after its inputs."""
-    model = load_theirs(folder, found)
-    stored = {
-        id(weight): name for name, weight in model.named_parameters(remove_duplicate=False) if name in files.places
-    }
-    by_name = {name: stored.get(id(weight), name) for name, weight in model.named_parameters()}
-    read_on_demand(model, layers_and_owners(model), lambda name: files.read(by_name[name]))
-    with torch.no_grad():
-        logits = _their_logits(model, found, documents)
-        if not num_new or found.auto == "AutoModelForMaskedLM":
-            return logits, []
-        return logits, generate_theirs(model, found, documents.inputs, num_new, start_id)
-
-
-def _their_logits(model: Any, found: Architecture, documents: Documents) -> list[torch.Tensor]:
-    if found.auto == "AutoModelForSeq2SeqLM":
-        ids, mask = _padded(documents.inputs, left=False)
-        decoder_ids, decoder_mask = _padded(documents.outputs, left=False)
-        keys = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
-        logits = model(input_ids=ids, attention_mask=mask, **keys).logits
-        return [row[: len(tokens)] for row, tokens in zip(logits, documents.outputs, strict=True)]
-    texts = [torch.cat(parts) for parts in zip(*documents, strict=True)]
-    ids, mask = _padded(texts, left=False)
-    keys = {"prefix_lengths": torch.tensor([len(x) for x in documents.inputs])} if found.shipped else {}
-    logits = model(input_ids=ids, attention_mask=mask, **keys).logits
-    return [row[: len(tokens)] for row, tokens in zip(logits, texts, strict=True)]
-
-
-def generate_theirs(
-    model: Any, found: Architecture, inputs: Sequence[torch.Tensor], num_new: int, start_id: int
-) -> list[torch.Tensor]:
-    """num_new greedy tokens int64 [num_new] after each of `inputs` int64 [L], which go in as one padded batch."""
-    ids, mask = _padded(inputs, left=True)
-    # Without an end token, or generate would bar it until the last token: ours may well prefer it.
-    keys: dict[str, Any] = {"max_new_tokens": num_new, "min_new_tokens": num_new, "eos_token_id": None}
-    if found.auto == "AutoModelForSeq2SeqLM":
-        keys |= {"decoder_start_token_id": start_id} | cache_for(model)
-    out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, **keys)
-    return list(out[:, -num_new:])
-
-
-def cache_for(model: Any) -> dict[str, Any]:
-    """Keys for generate() of an encoder-decoder: a cache, where transformers would size one by the encoder's depth.
-
-    That is so for T5 unless its config has a `decoder_layers`, as those we write have (transformers 5.23).
-    """
-    from transformers import DynamicCache, EncoderDecoderCache
-
-    if model.config.model_type != "t5" or hasattr(model.config, "decoder_layers"):
-        return {}
-    return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
-
-
-def _padded(rows: Sequence[torch.Tensor], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [B, L] and its mask."""
-    longest = max(map(len, rows))
-    ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
-    for row, tokens in enumerate(rows):
-        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, place], mask[row, place] = tokens, 1
-    return ids, mask
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps transformers off the terminal meanwhile, and its copies of modeling files out of the home folder."""
-    from transformers import dynamic_module_utils
-    from transformers.utils import logging
-
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    home = dynamic_module_utils.HF_MODULES_CACHE
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            dynamic_module_utils.HF_MODULES_CACHE = folder
-            yield
-    finally:
-        dynamic_module_utils.HF_MODULES_CACHE = home
-        _forget_modules(folder)
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _forget_modules(folder: str) -> None:
-    """Takes modules out of Python whose files were in a folder that is gone, or later imports would get them."""
-    if folder in sys.path:
-        sys.path.remove(folder)
-    for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
-        del sys.modules[name]

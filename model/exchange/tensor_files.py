@@ -13,17 +13,21 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import xxhash
 
 from common.mistakes import Mistake
+from model.exchange.json_objects import parse_object, read_object, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+MOST_HEADER = 100 * 2**20
+"""Bytes of the largest header that the safetensors library reads."""
+MOST_DIMS = 8
 _MOST_AT_ONCE = 2**30
 """Bytes given to one system call: Linux takes no more than 2 GiB."""
 
@@ -96,7 +100,8 @@ class TensorReader:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.places = dict(_places(folder))
+        self.sources = _files(folder)
+        self.places = dict(_places(self.sources))
 
     def read(self, name: str) -> torch.Tensor:
         """A weight in its stored dtype, in memory of its own. ValueError when the folder has none of that name."""
@@ -129,26 +134,84 @@ class TensorReader:
         return sum(math.prod(place.shape) * place.dtype.itemsize for place in self.places.values())
 
 
-def _places(folder: Path) -> Iterator[tuple[str, Place]]:
+def _places(files: list[Path]) -> Iterator[tuple[str, Place]]:
+    known: set[str] = set()
+    for file in files:
+        for name, place in _places_in(file):
+            if name in known:
+                raise Mistake(f"{file}: the weight {shown(name)} is in another file of the folder too; copy it again")
+            known.add(name)
+            yield name, place
+
+
+def _files(folder: Path) -> list[Path]:
+    """The files of weights of a folder, those of its index where it has one."""
     index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    elif (folder / SINGLE).is_file():
-        names = [SINGLE]
-    else:
-        raise Mistake(f"{folder}: no {SINGLE} in it; give a folder whose weights are safetensors")
-    for file in (folder / name for name in names):
-        with file.open("rb") as source:
-            length = int.from_bytes(source.read(8), "little")
-            header = json.loads(source.read(length))
-        for name, facts in header.items():
-            if name == "__metadata__":
-                continue
-            dtype = _BY_NAME.get(facts["dtype"])
-            if dtype is None:
-                known = ", ".join(_BY_NAME)
-                raise Mistake(f"{file}: the weight {name} is stored as {facts['dtype']}; allowed are {known}")
-            yield name, Place(file, 8 + length + facts["data_offsets"][0], tuple(facts["shape"]), dtype)
+    if not index.is_file():
+        if not (folder / SINGLE).is_file():
+            raise Mistake(f"{folder}: no {SINGLE} in it; give a folder whose weights are safetensors")
+        return [folder / SINGLE]
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict) or not names or not all(map(_is_file_name, names.values())):
+        raise Mistake(f"{index}: its weight_map does not name *.safetensors files of this folder; copy it again")
+    files = [folder / name for name in sorted(set(names.values()))]
+    if missing := next((file for file in files if not file.is_file()), None):
+        raise Mistake(f"{index}: it names {missing.name}, which is not there; copy it too")
+    return files
+
+
+def _is_file_name(name: Any) -> bool:
+    """Whether it names a file of weights beside the index, and none elsewhere."""
+    return isinstance(name, str) and name.endswith(".safetensors") and not set(name) & set("/\\\0")
+
+
+def _places_in(file: Path) -> list[tuple[str, Place]]:
+    """Where the weights of a file lie. ValueError unless they fill it, one after the other, as its header says."""
+    size = file.stat().st_size
+    with file.open("rb") as source:
+        start = source.read(8)
+        length = int.from_bytes(start, "little")
+        if len(start) < 8 or length > min(size - 8, MOST_HEADER):
+            raise Mistake(f"{file}: its header is cut short, or it is no safetensors file; copy it again")
+        header = parse_object(file, source.read(length))
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise Mistake(f"{file}: its __metadata__ is no text by names; copy it again")
+    found = [(name, *_place(file, 8 + length, name, facts)) for name, facts in header.items()]
+    end = 8 + length
+    for name, place, place_end in sorted(found, key=lambda each: (each[1].offset, each[2])):
+        if place.offset != end:
+            raise Mistake(
+                f"{file}: the weight {shown(name)} does not begin where the one before it ends; copy it again"
+            )
+        if place_end > size:
+            raise Mistake(f"{file}: it ends inside the weight {shown(name)}; copy it again")
+        end = place_end
+    if end != size:
+        raise Mistake(f"{file}: there are {size - end} bytes behind its last weight; copy it again")
+    return [(name, place) for name, place, _ in found]
+
+
+def _place(file: Path, data: int, name: str, facts: Any) -> tuple[Place, int]:
+    """Where a weight lies by its entry in the header, and its end; the file's data begin at byte `data`."""
+    entry = facts if isinstance(facts, dict) else {}
+    kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+        raise Mistake(f"{file}: its header does not say where the weight {shown(name)} lies; copy it again")
+    dtype = _BY_NAME.get(kind) if isinstance(kind, str) else None
+    if dtype is None:
+        known = ", ".join(_BY_NAME)
+        raise Mistake(f"{file}: the weight {shown(name)} is stored as {shown(kind)}; allowed are {known}")
+    begin, end = offsets
+    needed = math.prod(shape) * dtype.itemsize
+    if end - begin != needed:
+        text = f"{end - begin} bytes, its shape {shown(shape)} and dtype {kind} make it {needed}"
+        raise Mistake(f"{file}: the weight {shown(name)} has {text}; copy it again")
+    return Place(file, data + begin, tuple(shape), dtype), data + end
+
+
+def _are_counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and len(value) <= MOST_DIMS and all(type(x) is int and 0 <= x < 2**62 for x in value)
 
 
 def in_groups(sizes: Mapping[str, int], most: int) -> Iterator[Sequence[str]]:

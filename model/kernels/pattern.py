@@ -10,8 +10,9 @@ Cross-attention is that with all keys in the prefix.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -76,6 +77,12 @@ class PrefixSplit:
     max_square_keys: int
     max_causal_queries: int
 
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PrefixSplit":
+        """The same with `change` made to every tensor."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionPattern:
@@ -131,16 +138,28 @@ class AttentionPattern:
         """The same pattern with its tensors on another device."""
         if self.cu_seqlens_q.device == torch.device(device):
             return self
-        queries = self.cu_seqlens_q.to(device, non_blocking=non_blocking)
-        same = self.cu_seqlens_k is self.cu_seqlens_q
-        keys = queries if same else self.cu_seqlens_k.to(device, non_blocking=non_blocking)
-        return dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
+        return self._with_tensors(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin(self) -> "AttentionPattern":
         """The same pattern in page-locked memory, from which a GPU copies in the background."""
-        queries = self.cu_seqlens_q.pin_memory()
-        keys = queries if self.cu_seqlens_k is self.cu_seqlens_q else self.cu_seqlens_k.pin_memory()
-        return dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
+        return self._with_tensors(torch.Tensor.pin_memory)
+
+    def prepare(self) -> "AttentionPattern":
+        """Works out now what kernels will ask of it, so that it goes along to a device ready; returns itself."""
+        for name in _DERIVED:
+            getattr(self, name)
+        if not (self.is_causal or self.is_bidirectional):
+            _ = self.split
+        return self
+
+    def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "AttentionPattern":
+        queries = change(self.cu_seqlens_q)
+        keys = queries if self.cu_seqlens_k is self.cu_seqlens_q else change(self.cu_seqlens_k)
+        changed = dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
+        changed.__dict__.update({name: self.__dict__[name] for name in _DERIVED if name in self.__dict__})
+        if "split" in self.__dict__:
+            changed.__dict__["split"] = self.split.with_tensors(change)
+        return changed
 
     @functools.cached_property
     def num_queries(self) -> int:
@@ -222,6 +241,10 @@ class AttentionPattern:
         return rows, columns
 
 
+_DERIVED = ("num_queries", "num_keys", "max_queries", "max_keys", "num_pairs", "is_causal", "is_bidirectional")
+"""What is worked out from the documents once: the same on every device."""
+
+
 class _Tokens(NamedTuple):
     document: torch.Tensor
     place: torch.Tensor
@@ -258,4 +281,6 @@ def _borders(lengths: list[int], device: torch.device) -> torch.Tensor:
 
 def _is_first(counts: list[int], lengths: list[int]) -> torch.Tensor:
     """Bool [T], true for the first so many tokens of each document."""
-    return torch.cat([torch.arange(n) < c for c, n in zip(counts, lengths, strict=True)] or [torch.empty(0).bool()])
+    repeats = torch.tensor(lengths, dtype=torch.int64)
+    ends = repeats.cumsum(0) - repeats + torch.tensor(counts, dtype=torch.int64)
+    return torch.arange(sum(lengths)) < ends.repeat_interleave(repeats)

@@ -17,6 +17,8 @@ HOSTILE = [
     b'{"step": 5.5}',
     b'{"loss": 1.0}',
     b'{"step": 5, "loss": "low"}',
+    b'{"step": 5, "loss": NaN}',
+    b'{"step": 5, "loss": 1e999}',
     b'{"step": 5, "evaluation": 3}',
     b'{"step": 5, "evaluation": {"loss": null}}',
     b'{"step": 5, "lo',

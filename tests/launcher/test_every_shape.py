@@ -74,6 +74,18 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
     assert abs(first - evaluated) < abs(first - fresh), "it begins where the other run ended, not anew"
 
 
+@pytest.mark.parametrize("backend", ["flash", "varlen"])
+def test_a_run_that_pins_a_kernel_of_other_devices_is_examined_as_if_it_pinned_none(runs, backend, tmp_path):
+    run = shutil.copytree(runs["causal"], tmp_path / "run")
+    _, config = existing(run)
+    save_config(
+        config.model_copy(update={"model": config.model.model_copy(update={"attention_backend": backend})}), run
+    )
+    task = tmp_path / "task.jsonl"
+    task.write_text(json.dumps({"query": "import", "choices": [" sys", " banana split"], "gold": 0}) + "\n")
+    assert evaluate(run, [task]) == evaluate(runs["causal"], [task])
+
+
 def test_a_tokenizer_other_than_that_of_the_training_is_refused(runs, corpus_file, tmp_path):
     other = TokenizerConfig(path=str(tmp_path / "tokenizer"), vocab_size=500, training_megabytes=0.1, num_sentinels=4)
     train_tokenizer(other, [SourceConfig(path=str(corpus_file))])
@@ -82,6 +94,6 @@ def test_a_tokenizer_other_than_that_of_the_training_is_refused(runs, corpus_fil
     save_config(config.model_copy(update={"tokenizer": other}), run)
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"query": "import", "choices": [" sys", " os"], "gold": 0}) + "\n")
-    for use in (lambda: evaluate(run, [task]), lambda: convert(run, tmp_path / "served")):
+    for use in (lambda: evaluate(run, [task]), lambda: convert(run, tmp_path / "served", StageProgress("converting"))):
         with pytest.raises(ValueError, match=r"tokenizer\.path: .* is not the tokenizer .* was trained with"):
             use()

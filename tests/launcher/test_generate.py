@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from common.mistakes import Mistake
 from launcher.generate import generate
 from model.config import ModelConfig
 from tests.model.exchange.exports import BASE, export, randomised
@@ -70,9 +71,16 @@ def test_an_encoder_without_a_gap_to_fill_says_so(folders):
         run(folders("encoder"), "x = 1")
 
 
-def test_nobody_elses_code_is_run(folders, tmp_path):
+def test_a_modeling_file_in_the_folder_is_not_run(folders, tmp_path):
     shutil.copytree(folders("prefix"), tmp_path / "copy")
     with (tmp_path / "copy" / "prefix_llama.py").open("a") as file:
         file.write("raise SystemExit\n")
-    with pytest.raises(ValueError, match=r"prefix_llama\.py: it is not the modeling file that shardline ships"):
-        run(tmp_path / "copy", "x")
+    assert run(tmp_path / "copy", "x = ") == run(folders("prefix"), "x = ")
+
+
+def test_folders_of_other_classes_are_refused(tmp_path):
+    with pytest.raises(Mistake, match=r"no config\.json in it"):
+        run(tmp_path, "x")
+    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(Mistake, match="model_type gpt2 is none that is read here; allowed are llama, "):
+        run(tmp_path, "x")

@@ -1,6 +1,7 @@
 """Job files: what they say for the example clusters, and that no name can make them say anything else."""
 
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -82,7 +83,7 @@ STUBS = {
 *hostnames*) printf "node0\\nnode1\\n" ;;
 *"show job"*) echo "JobId=1 Restarts=0 ExcNodeList=(null) " ;;
 *"show config"*) echo "SlurmdTimeout = 1 sec" ;;
-requeue*) kill -TERM "$PPID" ;;
+requeue*) kill -TERM "$JOB_SHELL" ;;
 esac""",
     "squeue": "echo RUNNING",
     "sinfo": 'printf "node%d\\n" 0 1 2 3 4',
@@ -137,20 +138,21 @@ def test_a_hostile_name_neither_breaks_a_job_file_nor_does_anything_when_it_runs
     subprocess.run(["bash", "-n", str(script)], check=True)
     slurm = {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "node[0-1]", "SLURM_NNODES": "2", "SLURM_JOB_PARTITION": "p"}
     environment = {"PATH": f"{stubs}:/usr/bin:/bin", "STUBS": str(tmp_path), "LC_ALL": "C.UTF-8", **slurm}
-    done = subprocess.run(["bash", str(script)], cwd=here, env=environment, capture_output=True, timeout=60)
+    command = ["bash", "-c", 'export JOB_SHELL=$$; exec bash "$0"', str(script)]
+    done = subprocess.run(command, cwd=here, env=environment, capture_output=True, timeout=60)
     assert done.returncode == 1, done.stderr  # it asks to be requeued
 
     assert not list(here.iterdir())
     assert not list(workdir.iterdir())
-    assert sorted(path.name for path in run_dir.iterdir()) == ["events.jsonl", "logs", "slurm"]
+    assert sorted(path.name for path in run_dir.iterdir()) == ["events", "logs", "slurm"]
     assert not list(tmp_path.rglob("CANARY*"))
     expected = {run_dir.name, workdir.name, here.name, "job.sh", "srun.said", "variable"}
     assert {path.name for path in tmp_path.iterdir()} == expected
     assert (tmp_path / "variable").read_text() == profile.environment["HOSTILE"].replace("${IFS}", " \t\n")
     said = (tmp_path / "srun.said").read_text().split("\0")
     if container == "pyxis":
-        python = said.index("slurm.rank") - 2
-        assert said[python : python + 4] == [f"/nowhere/{name}", "-m", "slurm.rank", str(run_dir)]
+        python = said.index("slurm.rank") - 3
+        assert said[python : python + 5] == [f"/nowhere/{name}", "-P", "-m", "slurm.rank", str(run_dir)]
         image = profile.container.image.replace("${IFS}", " \t\n")
         assert f"--container-image={image}" in said
 
@@ -182,3 +184,10 @@ def test_the_job_is_called_like_the_run_on_one_line_of_bearable_length():
     assert job_name("books", "train") == "books"
     assert job_name("a\nb", "data") == "a_b-data"
     assert len(job_name("x" * 300, "train")) <= 64
+
+
+@pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.stem)
+def test_every_python_of_a_job_looks_for_modules_in_no_folder_of_the_users(path):
+    started = re.findall(r'"\$PYTHON" .*', path.read_text())
+    assert started
+    assert all(line.startswith('"$PYTHON" -P -m ') for line in started)

@@ -239,20 +239,27 @@ LAUNCHED = """Root Cause (first observed failure):
 @pytest.mark.parametrize(
     ("log", "launch", "code", "events", "words"),
     [
-        (TRACE, "", 1, [], "a rank waited longer than training.hang_minutes for another, which was stopped"),
+        (TRACE, "", 1, [], "a rank waited too long for another, which was stopped"),
         (
             "",
             LAUNCHED.format(code=-9, name="SIGKILL"),
             1,
             [{"event": "error", "exit_code": 1, "message": "RuntimeError: Timed out waiting 30000ms for recv"}],
-            "a rank waited longer than training.hang_minutes for another, which was stopped",
+            "a rank waited too long for another, which was stopped",
         ),
         (
             "PeerLost: rank 3 did not answer in time (stop)",
             "",
             1,
             [],
-            "longer than training.hang_minutes for rank 3, which",
+            "waited too long for rank 3, which",
+        ),
+        (
+            TRACE + "rank 0 got nowhere for 0.5 minutes in step 4; the stacks of its threads are above",
+            LAUNCHED.format(code=-9, name="SIGKILL"),
+            1,
+            [],
+            "broke: rank 0 got nowhere for 0.5 minutes in step 4; it or a rank that it waits for was stopped",
         ),
         ("RuntimeError: x", "  exitcode  : -9 (pid: 77)\n  (SIGKILL)", 1, [], "a rank was killed by SIGKILL"),
         ("", "", -9, [], "torch's launcher was killed by SIGKILL"),

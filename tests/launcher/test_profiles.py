@@ -1,10 +1,8 @@
 """Cluster profiles: what they may say, and how a mistake in one is told."""
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from launcher.profiles import load_profile, names, seconds_of
+from launcher.profiles import load_profile, names
 
 
 @pytest.fixture
@@ -55,12 +53,43 @@ def test_a_mistake_in_a_profile_is_one_sentence_with_file_and_key(profile_file, 
     assert str(told.value).startswith(path)
 
 
-def test_times_are_read_as_slurm_reads_them():
-    times = {"90": 5400, "10:30": 630, "02:00:00": 7200, "1-0": 86400, "1-12:30": 131400, "2-01:00:05": 176405}
-    assert {text: seconds_of(text) for text in times} == times
+def test_an_option_that_a_key_sets_or_that_ranks_need_is_refused_by_name(profile_file):
+    with pytest.raises(
+        ValueError, match=r"sbatch\[0\]: found '--export=NONE'; --export: the key `environment` sets it"
+    ):
+        load_profile(profile_file("sbatch: ['--export=NONE']"))
+    with pytest.raises(ValueError, match=r"srun\[1\]: .*--export: the key `environment` sets it"):
+        load_profile(profile_file("srun: ['--mpi=none', '--export=NONE']"))
+    with pytest.raises(ValueError, match=r"sbatch\[0\]: .*-t: the key `time` sets it"):
+        load_profile(profile_file("sbatch: ['-t5']"))
+    assert load_profile(profile_file("srun: ['--mem=0', '--exclusive']")).srun
 
 
-@given(st.integers(0, 99), st.integers(0, 23), st.integers(0, 59), st.integers(0, 59))
-def test_a_full_time_is_the_sum_of_its_parts(days, hours, minutes, seconds):
-    text = f"{days}-{hours:02}:{minutes:02}:{seconds:02}"
-    assert seconds_of(text) == ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("time: 24:00:00", "time: found 86400"),
+        ("account: 01234", "account: found 668"),
+        ("partition: no", "partition: found False"),
+        ("memory: 0", "memory: found 0"),
+        ("environment: {OMP_NUM_THREADS: 8}", "environment.OMP_NUM_THREADS: found 8"),
+    ],
+)
+def test_what_yaml_reads_as_a_number_without_quotes_is_to_be_quoted(profile_file, text, found):
+    with pytest.raises(ValueError, match=f"{found}; without quotes YAML reads it so .*; quote it"):
+        load_profile(profile_file(text))
+
+
+def test_a_time_in_a_profile_is_kept_as_slurm_writes_it(profile_file):
+    assert load_profile(profile_file("time: 36h")).time == "1-12:00:00"
+    with pytest.raises(ValueError, match="time: found 'tomorrow'; 'tomorrow' is not a time limit; allowed: 90"):
+        load_profile(profile_file("time: tomorrow"))
+
+
+def test_staged_ranks_use_the_python_of_the_archive_alone(profile_file):
+    stage_in = "stage_in: {archive: /shared/env.tar, to: /local}"
+    assert load_profile(profile_file(stage_in)).stage_in.python == "bin/python"
+    with pytest.raises(ValueError, match="stage_in: python says already what Python ranks use"):
+        load_profile(profile_file(f"{stage_in}\npython: /usr/bin/python3"))
+    with pytest.raises(ValueError, match="stage_in: container says already"):
+        load_profile(profile_file(f"{stage_in}\ncontainer: {{kind: pyxis, image: x}}"))

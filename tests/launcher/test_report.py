@@ -1,11 +1,14 @@
 """The geometry of the report's charts."""
 
 import itertools
+import json
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher.report import BOTTOM, LEFT, RIGHT, TOP, Series, chart
+from launcher.report import BOTTOM, LEFT, RIGHT, TOP, Series, chart, write_report
+from tests.training.runs import tiny_config, write_dataset
 
 finite = st.floats(-1e6, 1e6)
 
@@ -31,3 +34,24 @@ def test_ticks_are_evenly_spaced_and_span_the_values(a, b):
 def test_a_line_with_too_many_points_is_thinned():
     drawn = chart("title", [Series("line", list(range(100_000)), [1.0] * 100_000)])
     assert len(drawn["series"][0]["points"].split()) < 2500
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"",
+        b'{"loss": \xff, "step": 5}\n',
+        b'{"step": null, "loss": null}\n',
+        b'{"step": 3, "loss": 1.0}\n{"st',
+        b'{"step": 3, "evaluation": {}}\n',
+    ],
+)
+def test_a_page_is_drawn_of_whatever_lines_are_whole(tmp_path, more):
+    config = tiny_config(write_dataset(tmp_path / "data"), runs_dir=str(tmp_path / "runs"))
+    config.run_dir.mkdir(parents=True)
+    lines = [{"step": step, "loss": 5.0, "tokens_per_second": 9.0, "step_seconds": 0.1} for step in (1, 2)]
+    whole = "".join(json.dumps(line) + "\n" for line in lines)
+    (config.run_dir / "metrics.jsonl").write_bytes(whole.encode() + more)
+    page = write_report(config).read_text()
+    assert "<svg" in page
+    assert "5.000" in page

@@ -173,3 +173,11 @@ def test_what_other_machines_wrote_of_a_run_stands_in_its_diary_in_order(run):
         '{"time": 0.5, "event": "job_start"}\n{"time": 2.0, "event": "job_end"}\n'
     )
     assert [event["event"] for event in RunFolder.read(run).events] == ["job_start", "evaluate", "job_end"]
+
+
+def test_a_config_of_that_name_among_other_files_is_a_config_like_any(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(MINIMAL))
+    config = load_to_start("config.yaml")
+    assert (str(config.run_dir), config.data.path) == ("runs/tiny", "data")

@@ -7,7 +7,7 @@ import time
 import pytest
 import yaml
 
-from launcher import cli
+from launcher import cli, slurm_commands
 from launcher.config import check_config
 from launcher.preflight import file_system_of
 from launcher.submit import Request, problems
@@ -71,6 +71,38 @@ def test_a_time_below_the_warning_and_a_run_that_never_saves_are_refused(faults)
     assert "--time 10: is not longer than the profile's warning_seconds 600" in fault
     (fault,) = faults(checkpoint={"interval_steps": None})
     assert "checkpoint.interval_steps: is empty" in fault
+
+
+def test_a_time_that_is_none_is_told_and_one_without_an_end_is_taken(faults):
+    for text in ("x", "-5", "1;id"):
+        with pytest.raises(ValueError, match=f"--time: '{text}' is not a time limit; allowed: "):
+            faults(request={"time": text})
+    assert faults(request={"time": "UNLIMITED"}) == faults(request={"time": "1d"}) == []
+
+
+def test_nodes_of_two_kinds_in_one_job_are_refused_unless_the_choice_is_bracketed(faults):
+    (fault,) = faults(profile={"constraint": "a100|a40"})
+    assert "bracket it, as [a100|a40]" in fault
+    assert faults(profile={"constraint": "[a100|a40]"}) == []
+    assert faults(profile={"constraint": "ib&[a100|a40]"}) == []
+    assert faults(profile={"constraint": "a100|a40"}, request={"nodes": 1}) == []
+
+
+def test_an_archive_to_stage_in_must_be_there_and_be_shared(faults, tmp_path):
+    stage_in = {"archive": str(tmp_path / "env.tar"), "to": "/local"}
+    (fault,) = faults(profile={"stage_in": stage_in})
+    assert fault.startswith(f"stage_in.archive: {tmp_path / 'env.tar'} is not a file")
+    (tmp_path / "env.tar").touch()
+    assert faults(profile={"stage_in": stage_in}) == []
+
+
+def test_options_of_slurm_in_the_callers_environment_reach_no_command(monkeypatch):
+    for name in ("SLURM_MEM_PER_CPU", "SBATCH_TIMELIMIT", "SBATCH_JOB_NAME", "SBATCH_EXPORT", "SQUEUE_USERS"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    found = slurm_commands.environment()
+    assert [name for name in found if name.startswith(("SLURM_", "SBATCH_", "SQUEUE_"))] == ["SLURM_CONF"]
+    assert found["PATH"]
 
 
 def test_a_python_that_is_not_there_is_told(faults):

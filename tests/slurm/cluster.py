@@ -13,6 +13,7 @@ import yaml
 
 from launcher import practice
 from launcher.config import check_config
+from launcher.run_folder import diary
 from launcher.submit import Request, submit
 from tests.training.runs import REPOSITORY, tiny_config
 
@@ -57,6 +58,12 @@ class Cluster:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
+
+    def controller(self, action: str) -> None:
+        """Stops Slurm's controller, or starts it again."""
+        command = [str(practice.SCRIPT), "ctld", action]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
 
     def node(self, action: str, name: str) -> None:
         """Breaks a node or mends it."""
@@ -118,6 +125,12 @@ class Run:
         """Its ranks, as this machine sees their processes."""
         return ranks_of(self.folder)
 
+    def script(self, job: int) -> psutil.Process:
+        """The shell that runs a job's script, on the first of its nodes."""
+        shells = [found for found in psutil.process_iter(["cmdline"]) if "slurm_script" in str(found.info["cmdline"])]
+        (shell,) = (each for each in shells if f"job{job:05d}" in str(each.info["cmdline"]) and not _is_copy(each))
+        return shell
+
     def run_out_of_time(self, job: int) -> None:
         """Has Slurm warn a job whose profile wants its warning 55 s before the end.
 
@@ -129,7 +142,9 @@ class Run:
         for rank in ranks:
             rank.suspend()
         warned = log.read_text().count("USR1: the time limit is near")
-        self.cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+        began = next(event["time"] for event in reversed(self.events("job_start")) if event["job"] == job)
+        minutes = int(time.time() - began + 30) // 60 + 1  # half a minute to a minute and a half are left
+        self.cluster.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
         self.until(lambda: log.read_text().count("USR1: the time limit is near") > warned)
         for rank in ranks:
             rank.resume()
@@ -144,9 +159,7 @@ class Run:
 
     def events(self, kind: str) -> list[dict]:
         """Events of one kind."""
-        path = self.folder / "events.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [line for line in lines if line["event"] == kind]
+        return [event for event in diary(self.folder).records if event["event"] == kind]
 
     def ends(self) -> list[str]:
         """Why each start of a job ended, as far as it could say."""
@@ -156,13 +169,19 @@ class Run:
         """All that is known of what happened."""
         logs = [*sorted((self.folder / "slurm").glob("*.log")), *sorted((self.folder / "logs").glob("*.log"))]
         texts = [f"--- {path}\n{path.read_text(errors='replace')[-3000:]}" for path in logs]
-        events = (self.folder / "events.jsonl").read_text()[-3000:]
+        events = str(diary(self.folder).records[-30:])
         return "\n".join([*texts, events, self.cluster.call("squeue"), self.cluster.call("sinfo", "-N", "-l")])
+
+
+def _is_copy(shell: psutil.Process) -> bool:
+    """Whether this is a part of a script that runs in the background."""
+    parent = shell.parent()
+    return parent is not None and "slurm_script" in str(parent.cmdline())
 
 
 def ranks_of(folder: Path) -> list[psutil.Process]:
     """Processes of a run's ranks on the practice cluster."""
-    words = ["-m", "slurm.rank", str(folder)]
+    words = ["-P", "-m", "slurm.rank", str(folder)]
     return [found for found in psutil.process_iter(["cmdline"]) if (found.info["cmdline"] or [])[1:] == words]
 
 

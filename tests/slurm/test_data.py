@@ -31,7 +31,7 @@ def driver_of(run) -> list[psutil.Process]:
     """The process that asks Ray for the work."""
     config = str(run.folder / "config.yaml")
     found = [process for process in psutil.process_iter(["cmdline"]) if config in (process.info["cmdline"] or [])]
-    return [process for process in found if process.info["cmdline"][1:3] == ["-m", "launcher.cli"]]
+    return [process for process in found if process.info["cmdline"][1:3] == ["-P", "-m"]]
 
 
 def test_a_build_on_two_nodes_gives_the_bytes_of_one_here_and_is_trained_on(

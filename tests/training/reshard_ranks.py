@@ -1,26 +1,32 @@
 """Run by test_resharding.py: real ranks that go on from checkpoints at other ZeRO stages and numbers of ranks.
 
 usage: python -m tests.training.reshard_ranks DATASET FOLDER
+       python -m tests.training.reshard_ranks --write-kept FIXTURE    (a fixture as this version writes it)
 """
 
+import dataclasses
 import json
 import os
+import shutil
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
-from tests.training.runs import VOCAB_SIZE, free_port, tiny_config
+from tests.training.runs import VOCAB_SIZE, free_port, tiny_config, write_dataset
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect
-from training.setup import build_engine
+from training.setup import build_engine, identify
 from training.state.choosing import choose
-from training.state.identity import RunIdentity, RunState
-from training.state.loading import load
+from training.state.identity import RunIdentity, RunState, check_identity
+from training.state.legacy import old_checkpoints, upgrade
+from training.state.loading import load, load_weights
 from training.state.saving import save
 from training.step import train_step
 
@@ -36,6 +42,8 @@ WAYS = {
     "2 plain": (2, "fp32"),
     "3 encdec": (3, "fp32"),
     "1 encdec": (1, "fp32"),
+    "kept": (1, "fp32"),
+    "kept 2": (2, "fp32"),
 }
 """Stage and precision by name."""
 CROSSINGS = [("1", "1"), ("3", "3"), ("1 bf16", "1 bf16"), ("0", "2"), ("2", "3"), ("3", "0"), ("3 encdec", "1 encdec")]
@@ -52,11 +60,18 @@ def config_of(data: Path, way: str, **optimizer: float) -> RunConfig:
     zero = {"2": {"round_robin_gradients": True}, "3": {"sub_group_size": 3000}}.get(way, {})
     training = {"zero_stage": stage, "precision": precision, "deepspeed": {"zero_optimization": zero}}
     training["micro_batch_size"] = 4
+    if "kept" in way:
+        return tiny_config(data, model=KEPT_MODEL, training=training, optimizer=optimizer)
     model = {"d_model": 30, "num_heads": 3, "num_kv_heads": 1, "d_ff": 51, "tie_embeddings": precision == "fp32"}
     if "encdec" in way:
         model |= {"shape": "encdec", "num_encoder_layers": 1, "positions": "t5_bias"}
     objective = {"name": "prefix_lm" if "encdec" in way else "next_token"}
     return tiny_config(data, model=model, training=training, optimizer=optimizer, objective=objective)
+
+
+FIXTURES = Path(__file__).parent / "state" / "fixtures"
+"""What earlier versions have written on two ranks: a checkpoint, its weights, and the losses of three steps more."""
+KEPT_MODEL = {"num_layers": 1, "d_model": 8, "num_heads": 2, "num_kv_heads": 1, "d_ff": 12, "tie_embeddings": True}
 
 
 class Ranks:
@@ -142,6 +157,34 @@ def spread(data: Path, folder: Path, world: World) -> dict:
     return results
 
 
+def keep(data: Path, folder: Path, world: World) -> dict:
+    """From checkpoints of earlier versions, pickles converted first: losses of three steps more."""
+    results = {}
+    for fixture in sorted(FIXTURES.iterdir()):
+        run_dir = folder / fixture.name
+        shutil.copytree(fixture, run_dir)
+        for old in old_checkpoints(run_dir):
+            upgrade(old)
+        found = choose(run_dir, world).checkpoint
+        now = identify(config_of(data, "kept"), Manifest.load(data), world.size)
+        now = dataclasses.replace(now, data=found.identity.data, tokenizer=found.identity.tokenizer)
+        check_identity(found.identity, now, found.folder)
+        with Ranks(data, "kept", world).load(run_dir) as run:
+            results[fixture.name] = run.train(SECOND)
+    return results
+
+
+def write_kept(data: Path, folder: Path, world: World) -> dict:
+    """Writes a fixture."""
+    with Ranks(data, "kept 2", world) as run:
+        run.train(FIRST)
+        identity = identify(run.config, Manifest.load(data), world.size)
+        path = save(run.engine, folder, run.state, identity, world)
+        if world.is_main:
+            save_file(load_weights(path), folder / "weights.safetensors")
+        return run.train(SECOND)
+
+
 def come_back(data: Path, folder: Path, world: World) -> dict:
     """From each checkpoint of `go_on` to the end, again on as many ranks as in the beginning."""
     results = {}
@@ -162,13 +205,13 @@ def come_back(data: Path, folder: Path, world: World) -> dict:
     return results
 
 
-PARTS = ((begin, 2), (go_on, 1), (spread, 4), (come_back, 2))
+PARTS = ((begin, 2), (go_on, 1), (spread, 4), (come_back, 2), (keep, 1))
 """What is done, and by how many ranks."""
 
 
 def as_rank(rank: int, number: int, port: int, data: Path, folder: Path) -> None:
     """One rank of a part: writes what rank 0 saw."""
-    part, num_ranks = PARTS[number]
+    part, num_ranks = PARTS[number] if number < len(PARTS) else (write_kept, 2)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": num_ranks, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ |= {name: str(value) for name, value in place.items()}
     world = connect(timedelta(minutes=3))
@@ -180,6 +223,13 @@ def as_rank(rank: int, number: int, port: int, data: Path, folder: Path) -> None
 
 def main() -> None:
     """Runs the parts one after the other, each on fresh ranks; forking saves importing DeepSpeed five times."""
+    if sys.argv[1] == "--write-kept":
+        folder = Path(sys.argv[2])
+        with tempfile.TemporaryDirectory() as name:
+            arguments = (len(PARTS), free_port(), write_dataset(Path(name)), folder)
+            torch.multiprocessing.start_processes(as_rank, arguments, 2, start_method="fork")
+        (folder / "write_kept.json").rename(folder / "losses.json")
+        return
     data, folder = Path(sys.argv[1]), Path(sys.argv[2])
     for number, (_, num_ranks) in enumerate(PARTS):
         arguments = (number, free_port(), data, folder)

@@ -6,6 +6,7 @@ import pytest
 
 from common.json_lines import append_line, read_lines
 from training.events import EventLog
+from training.lines import EVENT
 
 
 def test_only_rank_0_writes_ordinary_events_and_any_rank_an_error(tmp_path):
@@ -21,6 +22,22 @@ def test_an_error_that_all_ranks_share_is_written_once(tmp_path):
     for rank in range(3):
         EventLog(tmp_path, rank).error("no such dataset", 2)
     assert len(read_lines(tmp_path / "events.jsonl")) == 1
+
+
+def test_each_start_of_a_job_tells_each_error_once_in_a_file_of_its_own(tmp_path):
+    job = {"attempt": "7.0", "job": 7, "restart": 0}
+    EventLog(tmp_path, 0, job).write("start")
+    assert not EventLog(tmp_path, 1, job).has_been_told()
+    for rank in range(3):
+        EventLog(tmp_path, rank, job).error("no such dataset", 2)
+    EventLog(tmp_path, 2, job).error("another", 1)
+    assert EventLog(tmp_path, 1, job).has_been_told()
+    again = {"attempt": "7.1", "job": 7, "restart": 1}
+    assert not EventLog(tmp_path, 1, again).has_been_told()
+    EventLog(tmp_path, 1, again).error("no such dataset", 2)
+    assert [event["event"] for event in read_lines(tmp_path / "events.jsonl")] == ["start"]
+    found = [read_lines(path) for path in (tmp_path / "events").iterdir()]
+    assert sorted((line["attempt"], line["rank"]) for (line,) in found) == [("7.0", 0), ("7.0", 2), ("7.1", 1)]
 
 
 def test_lines_of_many_writers_never_mix(tmp_path):
@@ -49,3 +66,17 @@ def test_a_line_that_does_not_fit_the_disk_names_its_file(tmp_path):
     (tmp_path / "events.jsonl").symlink_to("/dev/full")
     with pytest.raises(OSError, match=r"events.jsonl: a line could not be written .No space left"):
         EventLog(tmp_path, 0).write("start")
+
+
+@pytest.mark.parametrize("line", [b'{"event": "save", "time": "noon"}\n', b'{"event": "sa', b"\xff\x00\n", b"[1]\n"])
+def test_a_strange_line_in_the_diary_costs_no_error_its_sentence(tmp_path, line):
+    (tmp_path / "events.jsonl").write_bytes(line)
+    EventLog(tmp_path, 1).error("the disk is full", 2)
+    assert read_lines(tmp_path / "events.jsonl", EVENT)[-1]["message"] == "the disk is full"
+
+
+def test_the_same_error_of_another_start_is_written_again(tmp_path):
+    for attempt in ("first", "second"):
+        for rank in range(2):
+            EventLog(tmp_path, rank, {"attempt": attempt}).error("no such dataset", 2)
+    assert [event["attempt"] for event in read_lines(tmp_path / "events.jsonl")] == ["first", "second"]

@@ -6,33 +6,20 @@ import time
 
 import pytest
 
-from training import checkpoint, fence
-from training.checkpoint import RunIdentity, RunState
+from tests.training.state.ranks import VectorEngine, save_step
+from training import fence
 from training.distributed import World
 from training.lock import refuse_second_writer, sole_writer
+from training.state.folder import complete_checkpoints
 
 
 def world_of(attempt: str) -> World:
     return World.alone(attempt=attempt)
 
 
-IDENTITY = RunIdentity(1, 1, "fp32", "data", "tokenizer", {}, {})
-
-
-class Slow:
-    """An engine whose save is overtaken: `meanwhile` happens while its files are being written."""
-
-    def __init__(self, meanwhile=lambda: None):
-        self.meanwhile = meanwhile
-
-    def save(self, aside):
-        (aside / "deepspeed").mkdir()
-        self.meanwhile()
-        return {}, None
-
-
-def save(run_dir, attempt, step, engine=None):
-    return checkpoint.save(engine or Slow(), run_dir, RunState(step), IDENTITY, world_of(attempt))
+def save(run_dir, attempt, step, meanwhile=lambda: None):
+    """Saves a checkpoint; `meanwhile` happens while it is being written."""
+    return save_step(run_dir, step, world_of(attempt), VectorEngine(while_saving=meanwhile))
 
 
 def test_a_superseded_attempt_saves_nothing(tmp_path):
@@ -41,14 +28,14 @@ def test_a_superseded_attempt_saves_nothing(tmp_path):
     fence.take(tmp_path, "7.1")
     with pytest.raises(fence.Superseded, match=r"7\.1 has taken this run over from 7\.0"):
         save(tmp_path, "7.0", 20)
-    assert [path.name for path in checkpoint.complete_checkpoints(tmp_path)] == ["step-00000010"]
+    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000010"]
 
 
 def test_a_save_that_is_overtaken_midway_leaves_no_checkpoint_and_no_trace(tmp_path):
     fence.take(tmp_path, "7.0")
     with pytest.raises((fence.Superseded, OSError)):
-        save(tmp_path, "7.0", 20, Slow(meanwhile=lambda: fence.take(tmp_path, "7.1")))
-    assert checkpoint.complete_checkpoints(tmp_path) == []
+        save(tmp_path, "7.0", 20, meanwhile=lambda: fence.take(tmp_path, "7.1"))
+    assert complete_checkpoints(tmp_path) == []
     save(tmp_path, "7.1", 20)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["latest", "step-00000020"]
 
@@ -62,11 +49,11 @@ def test_even_a_rename_that_comes_after_the_last_look_finds_nothing_to_rename(tm
         if len(looks) == 2:
             fence.take(run_dir, "7.1")
 
-    monkeypatch.setattr(checkpoint.fence, "check", look)
+    monkeypatch.setattr(fence, "check", look)
     with pytest.raises(OSError, match="could not be written"):
         save(tmp_path, "7.0", 20)
     assert looks == ["7.0", "7.0"]
-    assert checkpoint.complete_checkpoints(tmp_path) == []
+    assert complete_checkpoints(tmp_path) == []
 
 
 def test_an_earlier_restart_that_comes_late_cannot_take_the_run_back(tmp_path):

@@ -23,11 +23,11 @@ def test_a_second_writer_is_told_who_is_there_until_the_first_leaves(tmp_path):
         pass
 
 
-def test_a_file_system_without_locks_is_said_to_have_none(tmp_path, monkeypatch, capsys):
+def test_a_file_system_without_locks_is_said_to_have_none(tmp_path, monkeypatch, caplog):
     def unsupported(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", unsupported)
     with sole_writer(tmp_path, WORLD):
         pass
-    assert "no locks" in capsys.readouterr().out
+    assert "no locks" in caplog.text

@@ -1,6 +1,8 @@
 """Figures of steps and the files they go to."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -69,3 +71,39 @@ def test_tensorboard_holds_the_same_figures_and_no_step_twice_after_a_resume(tmp
     assert scalars == [(1, 1.0), (2, 1.0), (3, 1.0), (4, 2.0), (5, 2.0), (6, 2.0)]
     assert board.Scalars("eval/perplexity")[-1].value == pytest.approx(2.718281828)
     assert TAGS["mfu"] not in board.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    ("logged", "step", "interval", "words"),
+    [
+        ([1, 2, 3, 4], 4, 1, ""),
+        ([1, 2, 3], 4, 1, "it has no figures of step 4, which an earlier start trained"),
+        ([1, 2], 4, 1, "it has no figures of steps 3 to 4,"),
+        ([], 4, 1, "it has no figures of steps 1 to 4,"),
+        ([10, 20], 25, 10, ""),
+        ([10], 25, 10, "it has no figures of steps 11 to 20,"),
+        ([1, 2, 3, 4, 5, 6], 4, 1, ""),
+        ([], 0, 1, ""),
+    ],
+)
+def test_steps_of_earlier_starts_that_have_no_figures_are_named(tmp_path, logged, step, interval, words):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("".join(json.dumps({"step": each, "loss": 1.0}) + "\n" for each in logged))
+    gaps = forget_after(path, step, interval)
+    assert len(gaps) == bool(words)
+    assert all(words in gap for gap in gaps)
+
+
+def test_lines_are_on_the_disk_once_they_are_flushed(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(str(Path(f"/proc/self/fd/{descriptor}").readlink()))
+        fsync(descriptor)
+
+    writer = MetricsWriter(tmp_path, 0)
+    writer.training({"step": 1, "loss": 1.0})
+    monkeypatch.setattr(os, "fsync", note)
+    writer.flush()
+    writer.close()
+    assert str(tmp_path / "metrics.jsonl") in synced

@@ -214,9 +214,9 @@ def test_the_gradient_is_clipped_on_the_way(plain):
 
 @pytest.mark.parametrize("way", [*exact_ways(), *rounded_ways()], ids=str)
 def test_gradients_cross_ranks_in_what_the_config_says(results, way):
-    assert results["ways"][str(way)]["reduced"] == [
-        {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[way.communication]
-    ]
+    said = {"fp32": "torch.float32", "bf16": "torch.bfloat16"}[way.communication]
+    weights = {"torch.bfloat16"} if "all_reduce_for_fetch" in way.keys else set()  # they travel by sums too then
+    assert set(results["ways"][str(way)]["reduced"]) == {said} | weights
 
 
 OPTIMIZERS = ("AdamW", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer", "DeepSpeedZeroOptimizer_Stage3")

@@ -12,7 +12,8 @@ from data_pipeline.vocabulary import Vocabulary
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
 from model.network.transformer import EncoderInput, Transformer
-from training.scoring import log_likelihoods, score_questions
+from training import scoring
+from training.scoring import execution, log_likelihoods, score_questions
 
 VOCABULARY = Vocabulary(size=130, bos=1, eos=2, special={"mask": 4, "S": 8}, first_sentinel=10, num_sentinels=4)
 QUESTIONS = [
@@ -31,6 +32,18 @@ def model_of(shape: str, **keys) -> Transformer:
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_ff": 64}
     config = ModelConfig(shape=shape, **sizes, init_std=0.2, **keys)
     return Transformer(config, VOCABULARY.size).double().eval()
+
+
+@pytest.mark.parametrize("backend", ["flash", "varlen", "sdpa", "auto", "reference"])
+def test_a_pinned_backend_gives_way_where_it_cannot_run_and_else_stays(backend, monkeypatch):
+    config = ModelConfig(num_layers=1, d_model=32, num_heads=4, d_ff=64, attention_backend=backend, compile=True)
+    runs_here, dtype = execution(config, torch.device("cpu"))
+    assert (runs_here.compile, dtype) == (False, torch.float32)
+    assert runs_here.attention_backend == ("auto" if backend in ("flash", "varlen") else backend)
+    monkeypatch.setattr(scoring, "resolve_backend", lambda name, *where: name)
+    runs_there, dtype = execution(config, torch.device("cpu"))
+    assert runs_there.attention_backend == backend
+    assert dtype == (torch.bfloat16 if backend in ("flash", "varlen") else torch.float32)
 
 
 def alone(tokens: list[int], prefix: int) -> tuple:

@@ -27,8 +27,9 @@ from tests.training.runs import (
     wait_for_step,
     write_dataset,
 )
-from training.checkpoint import latest_checkpoint, load_model_state
 from training.events import EventLog
+from training.state.folder import latest_checkpoint
+from training.state.loading import load_weights
 from training.step import Patterns
 from training.worker import EXIT_DONE, EXIT_MISTAKE, EXIT_STOPPED, main, read_config, report
 
@@ -42,7 +43,7 @@ def exact(folder) -> list[list]:
 
 def same_weights(one, other) -> bool:
     """Whether two runs ended with the same weights to the last bit."""
-    a, b = (load_model_state(latest_checkpoint(folder)) for folder in (one, other))
+    a, b = (load_weights(latest_checkpoint(folder)) for folder in (one, other))
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -166,7 +167,7 @@ def last_evaluation(folder) -> float:
 
 
 def test_the_weights_taken_from_a_checkpoint_are_those_that_were_evaluated(straight, dataset):
-    state = load_model_state(latest_checkpoint(straight))
+    state = load_weights(latest_checkpoint(straight))
     assert {weight.dtype for weight in state.values()} == {torch.float32}
     assert held_out_loss(long_config(dataset), state) == pytest.approx(last_evaluation(straight), abs=1e-6)
 
@@ -187,7 +188,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint_bit_for_bit(dataset, tmp_path,
     assert exact(killed) == exact(whole)
     assert same_weights(killed, whole)
     assert not list((killed / "checkpoints").glob(".tmp*"))
-    state = load_model_state(latest_checkpoint(killed))
+    state = load_weights(latest_checkpoint(killed))
     close = 1e-6 if precision == "fp32" else 3e-3
     assert held_out_loss(config, state) == pytest.approx(last_evaluation(killed), abs=close)
 
@@ -230,14 +231,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_checkpoints_before_it(straig
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(straight, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(straight, folder)
-    weights = folder / "checkpoints" / "step-00000060" / "deepspeed" / "mp_rank_00_model_states.pt"
+    weights = folder / "checkpoints" / "step-00000060" / "part-00001.safetensors"
     data = bytearray(weights.read_bytes())
     data[len(data) // 2] ^= 1
     weights.write_bytes(data)
     run_to_end(folder)
     damaged = events_of(folder, "damaged")[0]
     assert damaged["checkpoint"] == "step-00000060"
-    assert "mp_rank_00_model_states.pt has another checksum" in damaged["faults"][0]
+    assert "part-00001.safetensors has another checksum" in damaged["faults"][0]
     assert events_of(folder, "resume")[0]["step"] == 40
     assert exact(folder) == exact(straight)
     assert same_weights(folder, straight)

@@ -20,6 +20,8 @@ from training.lock import WITHOUT_LOCKS
 LOG = logging.getLogger("training.state.folder")
 
 LATEST, DAMAGED, READERS = "latest", "damaged.txt", "readers"
+REPLACED = ".tmp-old-"
+"""Names of complete checkpoints that were replaced or given up begin so; somebody may still be reading them."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -71,9 +73,12 @@ def point_to(folder: Path) -> None:
 
 def sweep(run_dir: Path) -> None:
     """Deletes what half-written and replaced checkpoints have left, and names what cannot be deleted yet."""
-    for leftover in checkpoints_dir(run_dir).glob(".tmp-*"):
-        if not discard(leftover):
-            LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
+    with without_readers(run_dir) as free:
+        for leftover in checkpoints_dir(run_dir).glob(".tmp-*"):
+            if not free and leftover.name.startswith(REPLACED):
+                continue
+            if not discard(leftover):
+                LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
 
 
 def discard(path: Path) -> bool:
@@ -119,7 +124,7 @@ def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) ->
     with without_readers(run_dir) as free:
         if not free:
             return []
-        aside = [path.rename(path.with_name(f".tmp-old-{path.name}-{secrets.token_hex(4)}")) for path in gone]
+        aside = [path.rename(path.with_name(f"{REPLACED}{path.name}-{secrets.token_hex(4)}")) for path in gone]
     for path in aside:
         discard(path)
     return gone
@@ -129,7 +134,7 @@ def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) ->
 def reading(run_dir: Path) -> Iterator[None]:
     """Keeps the run, which may be training, from deleting checkpoints while the block reads one."""
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(FileNotFoundError):  # no save has been here, so no run that would delete one
+        with contextlib.suppress(FileNotFoundError):  # every save makes it first, so none is under way
             descriptor = os.open(run_dir / READERS, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             _lock(run_dir / READERS, descriptor, fcntl.LOCK_SH)

@@ -1,168 +1,137 @@
-"""Where ZeRO keeps each element of the training state, so that another number of ranks, or another stage, can go on.
+"""Checkpoints of before this format: DeepSpeed's pickles, converted once by somebody who trusts them.
 
-    checkpoint of R ranks -> saved Layout  \
-                                            copies -> the flat vectors of this rank, bit for bit
-    live engine of S ranks -> live Layout  /
+    step-00000020/deepspeed/*.pt -> where ZeRO put each element -> parts, index, state, checksums -> step-00000020/
+                                                                 the old folder stays, under another name
 
-Weights and moments are the same numbers at any stage and number of ranks; only where they lie differs. ZeRO
-flattens the parameters of an optimizer group into vectors, and cuts either each vector (stages 1 and 2,
-arXiv 1910.02054) or each parameter (stage 3) into one part per rank. A rank reads nothing but the parts that overlap
-its own, through memory maps.
+Reading a pickle runs whatever code lies in it. Files are mapped, so memory is that of one rank's part at most.
 """
 
-import dataclasses
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from common.files import checksum
 from common.mistakes import Mistake
+from training import fence
+from training.lock import refuse_second_writer
+from training.state.boxes import Box
+from training.state.folder import checkpoints_dir, complete_checkpoints, discard, without_readers
+from training.state.identity import STATE, RunIdentity, RunState, dump_state
+from training.state.index import WEIGHT, index_of, written_slices
+from training.state.layout import Layout, replicated, sharded
+from training.state.parts import part_name, write_part
+from training.state.saving import make_room, put_in_place, seal
+from training.state.sums import CHECKSUMS
 
-WEIGHT = "weight"
-"""Name of the fp32 weights among the kinds of state; the others are named as the optimizer names them."""
-
+SHARDS = "deepspeed"
+"""Folder inside an old checkpoint that holds DeepSpeed's files."""
+KEPT = "before-upgrade"
+"""What the name of an old checkpoint begins with once it has been converted."""
+PREFIX = "model."
+"""What old checkpoints put in front of the names of weights."""
 _OLD_STAGES = ("base_optimizer_state", "single_partition_of_fp32_groups")
 KEYS = {1: _OLD_STAGES, 2: _OLD_STAGES, 3: ("optimizer_state_dict", "fp32_flat_groups")}
 """Under which keys DeepSpeed saves a rank's optimizer and its vectors of weights, by stage."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Parameter:
-    """A parameter inside a flat vector."""
-
-    name: str
-    """Its name in the model."""
-    size: int
-    """Its elements."""
-    gap: int = 0
-    """Elements of padding after it, before any cutting."""
+def old_checkpoints(run_dir: Path) -> list[Path]:
+    """Checkpoints of a run that hold DeepSpeed's pickles, oldest first."""
+    return [folder for folder in complete_checkpoints(run_dir) if (folder / SHARDS).is_dir()]
 
 
-@dataclasses.dataclass(frozen=True)
-class Slice:
-    """Consecutive elements of a flattened parameter, where a rank holds them."""
+def upgrade(folder: Path) -> Path:
+    """Converts an old checkpoint in its place and returns where the old one is kept.
 
-    name: str
-    """The parameter."""
-    start: int
-    """First element inside the parameter."""
-    vector: int
-    """Number of the rank's vector that holds them."""
-    offset: int
-    """Where in that vector."""
-    length: int
-    """How many, at least 1."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Copy:
-    """Elements to copy from a vector of one layout to a vector of another."""
-
-    source: int
-    """Number of the vector to read."""
-    source_offset: int
-    """Where in it."""
-    target: int
-    """Number of the vector to write."""
-    target_offset: int
-    """Where in it."""
-    length: int
-    """How many elements."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How R ranks share a state; every rank has the same number of vectors, of the same lengths."""
-
-    vectors: tuple[tuple[Parameter, ...], ...]
-    """Parameters of each vector, in their order."""
-    lengths: tuple[int, ...]
-    """Elements of one rank's part of each vector, padding included."""
-    num_ranks: int
-    """R; 1 where nothing is sharded, because then each rank has all."""
-    cuts_parameters: bool
-    """Whether each parameter is cut into R parts (stage 3), or a vector of whole parameters is (stages 1 and 2)."""
-
-    def slices(self, rank: int) -> Iterator[Slice]:
-        """What `rank` holds."""
-        for number, (parameters, length) in enumerate(zip(self.vectors, self.lengths, strict=True)):
-            cut = self._cut_parameters if self.cuts_parameters else self._cut_vector
-            yield from cut(number, parameters, length, rank)
-
-    def _cut_vector(self, number: int, parameters: Sequence[Parameter], length: int, rank: int) -> Iterator[Slice]:
-        begin, end, at = rank * length, (rank + 1) * length, 0
-        for parameter in parameters:
-            first, last = max(at, begin), min(at + parameter.size, end)
-            if first < last:
-                yield Slice(parameter.name, first - at, number, first - begin, last - first)
-            at += parameter.size + parameter.gap
-
-    def _cut_parameters(self, number: int, parameters: Sequence[Parameter], length: int, rank: int) -> Iterator[Slice]:
-        at = 0
-        for parameter in parameters:
-            part = -(-parameter.size // self.num_ranks)
-            first, last = rank * part, min((rank + 1) * part, parameter.size)
-            if first < last:
-                yield Slice(parameter.name, first, number, at, last - first)
-            at += part
-        assert at == length, f"parts of {at} elements in a vector of {length}"
-
-
-def copies(source: Layout, target: Layout, rank: int) -> dict[int, list[Copy]]:
-    """What fills the vectors of `rank` of `target`, by the rank of `source` that holds it.
-
-    Every element of a parameter is filled once; padding is left out.
+    Runs the code that lies in it. Raises ValueError when it is damaged, or holds state that lies elsewhere.
     """
-    held: dict[str, list[tuple[int, Slice]]] = {}
-    for owner in range(source.num_ranks):
-        for piece in source.slices(owner):
-            held.setdefault(piece.name, []).append((owner, piece))
-    plan: dict[int, list[Copy]] = {}
-    for mine in target.slices(rank):
-        missing = mine.length
-        for owner, piece in held.get(mine.name, ()):
-            first = max(mine.start, piece.start)
-            length = min(mine.start + mine.length, piece.start + piece.length) - first
-            if length > 0:
-                where = piece.offset + first - piece.start, mine.vector, mine.offset + first - mine.start
-                plan.setdefault(owner, []).append(Copy(piece.vector, *where, length))
-                missing -= length
-        assert missing == 0, f"{missing} elements of {mine.name} are nowhere in the checkpoint"
-    return plan
+    run_dir = folder.parent.parent
+    refuse_second_writer(run_dir)
+    state, identity = _read_state(folder)
+    _refuse_damaged(folder)
+    attempt = fence.read(run_dir)
+    aside = make_room(run_dir, state.step, attempt)
+    try:
+        _convert(folder, aside, state, identity)
+        kept = folder.with_name(f"{KEPT}-{folder.name}")
+        with without_readers(run_dir) as free:
+            if not free:
+                raise Mistake(f"{run_dir}: somebody is reading a checkpoint of it; wait for that to end")
+            folder.rename(kept)
+        put_in_place(aside, folder, attempt)
+    finally:
+        discard(aside)
+    return kept
+
+
+def _convert(folder: Path, aside: Path, state: RunState, identity: RunIdentity) -> None:
+    saved = SavedState(folder / SHARDS, identity.zero_stage, identity.world_size)
+    digests = {}
+    for part in range(saved.num_parts):
+        slices, vectors = list(written_slices(saved.layout, part, saved.num_parts)), saved.vectors(part)
+        pieces = {k: [of[s.vector].narrow(0, s.offset, s.length) for s in slices] for k, of in vectors.items()}
+        digests[part_name(part)] = write_part(aside / part_name(part), pieces)
+    index = index_of(saved.layout, saved.kinds, saved.updates, saved.num_parts)
+    seal(aside, digests, index, dump_state(state, identity))
+
+
+def _read_state(folder: Path) -> tuple[RunState, RunIdentity]:
+    try:
+        facts = json.loads((folder / STATE).read_bytes())
+        return RunState(**facts["state"]), RunIdentity(**facts["identity"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise Mistake(f"{folder / STATE}: cannot be read ({error}); restore it from a copy") from None
+
+
+def _refuse_damaged(folder: Path) -> None:
+    try:
+        digests = dict(json.loads((folder / CHECKSUMS).read_bytes()))
+    except (ValueError, TypeError) as error:
+        raise Mistake(f"{folder / CHECKSUMS}: cannot be read ({error}); restore it from a copy") from None
+    unsummed = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")} - digests.keys()
+    for name in sorted(unsummed):
+        raise Mistake(f"{folder / name}: {CHECKSUMS} does not list it; move it away if it does not belong there")
+    for name, digest in sorted(digests.items()):
+        if not (folder / name).is_file() or checksum(folder / name) != digest:
+            raise Mistake(f"{folder / name}: it is not what was written; restore it from a copy")
 
 
 class SavedState:
-    """What DeepSpeed saved in a folder, at any stage; opening it reads names and sizes, not tensors."""
+    """What DeepSpeed saved in a folder, at any stage."""
 
-    def __init__(self, folder: Path, stage: int, num_ranks: int, parameters: Sequence[Parameter]):
-        """`parameters` in the optimizer's order, for stage 0: its files do not hold their names in that order.
-
-        Raises ValueError when parts of the state lie where only the ranks that wrote them look.
-        """
+    def __init__(self, folder: Path, stage: int, num_ranks: int):
+        """Raises ValueError when parts of the state lie where only the ranks that wrote them look."""
         if (folder / "offloaded_tensors").exists():
-            raise Mistake(f"{folder}: written with offload to NVMe; go on with the ranks and settings that wrote it")
+            raise Mistake(f"{folder}: written with offload to NVMe, which cannot be converted")
         self.folder, self.stage = folder, stage
-        self.parameters = parameters
+        self.num_parts = num_ranks if stage else 1
         model_file = "mp_rank_00_model_states.pt" if stage < 3 else "zero_pp_rank_0_mp_rank_00_model_states.pt"
         self.facts: dict[str, Any] = _open(folder / model_file)
-        assert not self.facts["buffer_names"], "buffers would have to be restored too"
         state = self._optimizer_state(0)
         if not isinstance(state, dict):
-            raise Mistake(f"{folder}: written with elastic_checkpoint; go on with the ranks and settings that wrote it")
-        self.steps: torch.Tensor = state[0]["step"]
+            raise Mistake(f"{folder}: written with elastic_checkpoint, which cannot be converted")
+        self.updates = int(state[0]["step"])
         self.kinds = [WEIGHT, *(kind for kind in state[0] if kind != "step")]
         self.layout = self._layout(state, num_ranks)
 
     def vectors(self, rank: int) -> dict[str, list[torch.Tensor]]:
         """Flat fp32 vectors of a rank by kind of state, on the host, mapped from its file."""
         state = self._optimizer_state(rank)
-        result = {kind: [state[i][kind].flatten() for i in sorted(state)] for kind in self.kinds if kind != WEIGHT}
-        if self.stage == 0:
-            weights = [self.facts["module"][parameter.name] for parameter in self.parameters]
-        else:
-            weights = self._shard(rank)[KEYS[self.stage][1]]
-        return {WEIGHT: [weight.detach().flatten() for weight in weights], **result}
+        moments = {kind: [state[i][kind].flatten() for i in sorted(state)] for kind in self.kinds if kind != WEIGHT}
+        weights = self._shard(rank)[KEYS[self.stage][1]] if self.stage else [weight for _, weight in self._module()]
+        return {WEIGHT: [weight.detach().flatten() for weight in weights], **moments}
+
+    def _module(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights of stage 0 in the optimizer's order: first those that decay; a tied one counts once."""
+        seen: set[int] = set()
+        own = []
+        for name, weight in self.facts["module"].items():
+            if weight.untyped_storage().data_ptr() not in seen:
+                seen.add(weight.untyped_storage().data_ptr())
+                own.append((name, weight))
+        yield from sorted(own, key=lambda named: named[1].ndim < 2)
 
     def _optimizer_state(self, rank: int) -> Any:
         if self.stage == 0:
@@ -177,50 +146,22 @@ class SavedState:
 
     def _layout(self, state: dict[int, Any], num_ranks: int) -> Layout:
         if self.stage == 0:
-            return whole_parameters(self.parameters)
+            layout = replicated([_box(name, weight.shape) for name, weight in self._module()])
+            assert layout.lengths == tuple(state[i][self.kinds[-1]].numel() for i in sorted(state)), "another order"
+            return layout
         gaps = self._shard(0).get("param_alignment_paddings") if self.stage < 3 else None
-        lengths = [state[i][self.kinds[-1]].numel() for i in sorted(state)]
-        return sharded(self.stage, num_ranks, self.facts["param_shapes"], lengths, gaps)
+        boxes = [[_box(name, shape) for name, shape in group.items()] for group in self.facts["param_shapes"]]
+        return sharded(self.stage, num_ranks, boxes, [state[i][self.kinds[-1]].numel() for i in sorted(state)], gaps)
 
 
-def sharded(
-    stage: int,
-    num_ranks: int,
-    shapes: Sequence[dict[str, torch.Size]],
-    lengths: Sequence[int],
-    gaps: Sequence[Sequence[int]] | None,
-) -> Layout:
-    """Layout of ZeRO 1 to 3 from what DeepSpeed knows of its vectors.
-
-    shapes: of the parameters of each vector, in order, by name; lengths: of a rank's part of each vector;
-    gaps: after each parameter of each vector, None for none.
-    """
-    vectors = []
-    for number, named in enumerate(shapes):
-        after = gaps[number] if gaps else [0] * len(named)
-        parts = zip(named.items(), after, strict=True)
-        vectors.append(tuple(Parameter(name, shape.numel(), gap) for (name, shape), gap in parts))
-    return Layout(tuple(vectors), tuple(lengths), num_ranks, cuts_parameters=stage == 3)
-
-
-def whole_parameters(parameters: Sequence[Parameter]) -> Layout:
-    """Layout of stage 0: each parameter a vector of its own, on every rank."""
-    vectors = tuple((parameter,) for parameter in parameters)
-    return Layout(vectors, tuple(parameter.size for parameter in parameters), 1, cuts_parameters=False)
-
-
-def gather(saved: SavedState, target: Layout, rank: int) -> dict[str, list[torch.Tensor]]:
-    """The vectors of `rank` of `target` by kind of state, fp32 on the host, zeros where nothing is saved."""
-    filled = {kind: [torch.zeros(length) for length in target.lengths] for kind in saved.kinds}
-    for owner, parts in copies(saved.layout, target, rank).items():
-        vectors = saved.vectors(owner)
-        for kind, into in filled.items():
-            for part in parts:
-                values = vectors[kind][part.source].narrow(0, part.source_offset, part.length)
-                into[part.target].narrow(0, part.target_offset, part.length).copy_(values)
-    return filled
+def _box(name: str, shape: Sequence[int]) -> Box:
+    return Box.whole(name.removeprefix(PREFIX), shape)
 
 
 def _open(file: Path) -> dict[str, Any]:
-    # DeepSpeed's own classes lie in these pickles; our checksums were compared before.
     return torch.load(file, map_location="cpu", mmap=True, weights_only=False)
+
+
+def kept_checkpoints(run_dir: Path) -> list[Path]:
+    """Old checkpoints that were converted and are kept, for the user to delete."""
+    return sorted(checkpoints_dir(run_dir).glob(f"{KEPT}-*"))

@@ -19,7 +19,7 @@ from common.files import sync_folder, write_whole
 from training import fence
 from training.distributed import World
 from training.state.choosing import INDEX
-from training.state.folder import checkpoints_dir, discard, point_to, step_name, sweep, without_readers
+from training.state.folder import REPLACED, checkpoints_dir, discard, point_to, step_name, sweep, without_readers
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import Index, index_of
 from training.state.layout import Layout
@@ -108,7 +108,7 @@ def put_in_place(aside: Path, final: Path, attempt: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise
-        replaced = aside.with_name(f".tmp-old-{aside.name.removeprefix('.tmp-')}")
+        replaced = aside.with_name(f"{REPLACED}{aside.name.removeprefix('.tmp-')}")
         final.rename(replaced)  # a run that went back to an older checkpoint comes by here again
         aside.rename(final)
         with without_readers(run_dir) as free:

@@ -3,7 +3,7 @@
 import torch
 
 from model.config import ModelConfig
-from model.exchange.convert import export_hf
+from model.exchange.convert import ExportSpec, TokenizerSpec, export_hf
 from model.exchange.parity import run_ours
 from model.network.transformer import Transformer
 
@@ -27,9 +27,11 @@ def randomised(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> T
 
 def export(model, out, tokenizer_model, **changes):
     """Exports all of a model's weights, or what `changes` says."""
-    arguments = {"max_positions": 128, "bos_id": START, "eos_id": 2, "pad_id": 3, "tokenizer_model": tokenizer_model}
     state = changes.pop("state") if "state" in changes else model.state_dict()
-    return export_hf(state, model.config, model.vocab_size, out, **arguments | changes)
+    plain = {key: changes.pop(key) for key in TokenizerSpec._fields if key in changes}
+    ids = {"bos_id": START, "eos_id": 2, "pad_id": 3}
+    facts = {"max_positions": 128, "tokenizer": TokenizerSpec(tokenizer_model, **plain)} | ids | changes
+    return export_hf(state, ExportSpec(model.config, model.vocab_size, **facts), out)
 
 
 def tokens(*lengths: int, seed: int = 5) -> list[torch.Tensor]:

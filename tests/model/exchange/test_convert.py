@@ -1,14 +1,21 @@
+import errno
 import json
+import os
 import re
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from common.mistakes import Mistake
+from launcher.generate import generate
 from model.config import ModelConfig
 from model.exchange import convert, parity
+from model.exchange.importing import import_hf
 from model.kernels.attention import AttentionPattern
 from tests.model.exchange.exports import BASE, VOCAB, export, randomised
 from tests.model.packs import positions_of
@@ -27,6 +34,7 @@ CASES = {
     "heads_that_do_not_divide": {"num_heads": 5, "num_kv_heads": 1, "head_dim": 10},
     "qwen3": {"qk_norm": True, "head_dim": 14, "num_kv_heads": 1},
 }
+SMALL = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SEED_OSS = ("biased_queries", "unbiased_queries", "heads_that_do_not_divide")
 CLASSES = {"qwen3": "Qwen3ForCausalLM", **dict.fromkeys(SEED_OSS, "SeedOssForCausalLM")}
 
@@ -181,7 +189,7 @@ def test_a_folder_that_does_not_do_what_the_model_does_never_gets_its_name(
 
 
 def test_a_tokenizer_that_gives_other_ids_never_gets_out(model, tmp_path, tokenizer_model, monkeypatch):
-    original = convert._write_tokenizer
+    original = convert._write_converted
 
     def with_prefix_space(folder, *args):
         original(folder, *args)
@@ -192,7 +200,113 @@ def test_a_tokenizer_that_gives_other_ids_never_gets_out(model, tmp_path, tokeni
         settings = json.loads((folder / "tokenizer_config.json").read_text())
         (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"add_prefix_space": True}))
 
-    monkeypatch.setattr(convert, "_write_tokenizer", with_prefix_space)
-    with pytest.raises(RuntimeError, match="the exported tokenizer"):
+    monkeypatch.setattr(convert, "_write_converted", with_prefix_space)
+    with pytest.raises(Mistake, match=r"no exact form in Hugging Face's format: it decodes .*--without-tokenizer"):
         export(model, tmp_path / "out", tokenizer_model)
     assert list(tmp_path.iterdir()) == []
+
+
+def sentencepiece_model(folder, **changes):
+    """A model of 400 pieces as others train them."""
+    how = {"model_type": "bpe", "byte_fallback": True, "normalization_rule_name": "identity", "bos_id": 1, "eos_id": 2}
+    how |= {"remove_extra_whitespaces": False, "add_dummy_prefix": False, "unk_id": 0, "pad_id": 3}
+    lines = [f"def f{i}(x): return x + {i} * other[{i % 7}]" for i in range(400)]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(lines),
+        model_prefix=str(folder / "other"),
+        vocab_size=400,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **how | changes,
+    )
+    return folder / "other.model"
+
+
+OTHERS = {
+    "a blank before each text": {"add_dummy_prefix": True},
+    "unigram": {"model_type": "unigram", "normalization_rule_name": "nmt_nfkc", "add_dummy_prefix": True},
+    "runs of blanks as symbols": {"user_defined_symbols": ["return", "  "]},
+    "blanks behind words": {"treat_whitespace_as_suffix": True, "add_dummy_prefix": True},
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_weights_can_leave_whatever_the_tokenizer_is(case, tmp_path):
+    """Refused before a weight is read, and what to do about it is said; then the weights are there without it."""
+    model = randomised(ModelConfig(**BASE), vocab_size=420)
+    tokenizer = sentencepiece_model(tmp_path, **OTHERS[case])
+    read = []
+
+    def weights():
+        for name, weight in model.state_dict().items():
+            read.append(name)
+            yield name, weight
+
+    with pytest.raises(Mistake, match=r"no exact form in Hugging Face's format: .*--without-tokenizer") as refusal:
+        export(model, tmp_path / "out", tokenizer, state=weights())
+    assert read == [] and "\n" not in str(refusal.value) and not (tmp_path / "out").exists()
+    folder = export(model, tmp_path / "out", tokenizer, state=weights(), as_it_is=True)
+    assert (folder / "sentencepiece.model").read_bytes() == tokenizer.read_bytes()
+    assert not (folder / "tokenizer.json").exists() and not (folder / "tokenizer.model").exists()
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert torch.equal(theirs.lm_head.weight, model.head.weight)
+    with pytest.raises(Mistake, match="it holds no tokenizer in a form of Hugging Face's"):
+        generate(folder, ["x"], max_new_tokens=1, temperature=0, seed=0)
+
+
+def test_symbols_that_a_tokenizer_cuts_out_first_are_cut_out_by_the_exported_one(tmp_path):
+    tokenizer = sentencepiece_model(tmp_path, user_defined_symbols=["<|im|>", "return"])
+    folder = export(randomised(ModelConfig(**BASE), vocab_size=420), tmp_path / "out", tokenizer)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ours = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    for text in ("a<|im|>b", " return<|im|> returns", "def f1(x):   return  x", "<|im|>"):
+        assert theirs.encode(text, add_special_tokens=False) == ours.encode(text)
+        assert theirs.decode(ours.encode(text)) == ours.decode(ours.encode(text))
+
+
+def test_a_tokenizer_without_padding_pads_with_its_end_and_gets_no_new_piece(tmp_path):
+    tokenizer = sentencepiece_model(tmp_path, pad_id=-1)
+    folder = export(randomised(ModelConfig(**BASE), vocab_size=420), tmp_path / "out", tokenizer, pad_id=2)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    assert theirs.pad_token_id == theirs.eos_token_id == 2
+    assert len(theirs) == sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)).vocab_size()
+
+
+@pytest.mark.parametrize("reads_specials", [True, False])
+def test_names_of_special_tokens_in_a_text_mean_them_on_choice(reads_specials, model, tmp_path, tokenizer_model):
+    folder = export(model, tmp_path / "out", tokenizer_model, reads_specials=reads_specials)
+    theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    ids = theirs("ab" + theirs.eos_token).input_ids
+    assert (ids[-1] == 2) == reads_specials and (2 in ids) == reads_specials
+    for chosen in (True, False):
+        assert (2 in theirs("ab" + theirs.eos_token, split_special_tokens=not chosen).input_ids) == chosen
+
+
+def test_a_disk_without_room_is_told_before_anything_is_written(model, tmp_path, tokenizer_model, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=5000))
+    LlamaForCausalLM(LlamaConfig(**SMALL)).save_pretrained(tmp_path / "theirs")
+    for use in (
+        lambda: export(model, tmp_path / "out", tokenizer_model),
+        lambda: import_hf(tmp_path / "theirs", tmp_path / "ours"),
+    ):
+        with pytest.raises(Mistake, match=r"ou\w+: no room for it on its disk: 0\.03\d+ GB are needed and 5e-06 GB"):
+            use()
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_the_earlier_export(model, tmp_path, tokenizer_model, monkeypatch):
+    out = export(model, tmp_path / "out", tokenizer_model)
+    before = (out / "model.safetensors").read_bytes()
+    real, left = os.pwrite, [5]
+
+    def pwrite(*args):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(Mistake, match=r"out: no room for it on its disk: \S+ GB are needed and \S+ GB are free"):
+        export(randomised(ModelConfig(**BASE), 1), out, tokenizer_model)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert (out / "model.safetensors").read_bytes() == before

@@ -9,9 +9,11 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
+from common.mistakes import Mistake
 from model.config import ModelConfig
-from model.exchange import importing, parity
+from model.exchange import their_folder
 from model.exchange.importing import import_hf, imported_config, load_imported
+from model.exchange.in_transformers import cache_for
 from model.exchange.parity import run_ours
 from model.network.transformer import Transformer
 from tests.memory import peak_memory
@@ -39,11 +41,7 @@ THEIRS = {
 ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def code_cache():
-    """Keeps transformers' copies of modeling files out of the home folder."""
-    with parity.quiet_transformers():
-        yield
+pytestmark = pytest.mark.usefixtures("shipped_code")
 
 
 def save_theirs(case, folder, dtype=torch.float32):
@@ -91,7 +89,7 @@ def test_logits_and_greedy_tokens_are_theirs(case, tmp_path):
         if shape == "encdec":
             outputs = torch.cat((start, answer))
             logits = theirs(text[None], decoder_input_ids=outputs[None]).logits[0]
-            kept = parity.cache_for(theirs)
+            kept = cache_for(theirs)
         else:
             outputs, kept = (text[:0] if shape == "encoder" else answer), {}
             logits = theirs(torch.cat((text, outputs))[None]).logits[0]
@@ -163,7 +161,7 @@ def test_the_model_section_of_a_run_is_written_beside_the_weights(tmp_path):
 
 
 REFUSED = {
-    "type": ({"model_type": "gpt2"}, r"config\.json: model_type gpt2 is none that can be imported; allowed are llama"),
+    "type": ({"model_type": "gpt2"}, r"config\.json: model_type gpt2 is none that is read here; allowed are llama"),
     "activation": ({"hidden_act": "relu"}, r"hidden_act relu has no place here; allowed are silu"),
     "some biases": ({"attention_bias": True}, r"attention_bias true with mlp_bias false has no place"),
     "rope": (
@@ -202,29 +200,33 @@ def test_folders_that_are_none_are_refused(tmp_path):
         list(load_imported(tmp_path))
 
 
+@pytest.mark.parametrize(
+    "text", ["", "model: 5", "model: {num_layers: x}", "model: [", "model: {num_layers: 1}", "[1]"]
+)
+def test_an_imported_folder_whose_model_file_was_damaged_says_so(text, tmp_path):
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(
+        Mistake, match=r"model\.yaml: it holds no model section .*; import the weights again"
+    ) as refusal:
+        imported_config(tmp_path)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_folder_that_is_not_ours_is_not_touched(tmp_path):
     folder = save_theirs("llama", tmp_path / "theirs")
     with pytest.raises(ValueError, match="it exists and is no folder shardline imported into"):
         import_hf(folder, folder)
 
 
-def test_nobody_elses_code_is_run(tmp_path, tokenizer_model):
-    folder = export(randomised(ModelConfig(**BASE | {"shape": "prefix"})), tmp_path / "hf", tokenizer_model)
-    with (folder / "prefix_llama.py").open("a") as file:
-        file.write("raise SystemExit\n")
-    with pytest.raises(ValueError, match=r"prefix_llama\.py: it is not the modeling file that shardline ships"):
-        import_hf(folder, tmp_path / "ours")
-
-
 def test_an_import_that_gives_other_logits_never_gets_its_name(tmp_path, monkeypatch):
     folder = save_theirs("llama", tmp_path / "theirs")
-    original = importing.from_hf_config
+    original = their_folder.from_hf_config
 
-    def with_another_base(facts):
-        found = original(facts)
+    def with_another_base(config):
+        found = original(config)
         return found._replace(config=found.config.model_copy(update={"rope_theta": 500.0}))
 
-    monkeypatch.setattr(importing, "from_hf_config", with_another_base)
+    monkeypatch.setattr(their_folder, "from_hf_config", with_another_base)
     with pytest.raises(RuntimeError, match=r"logits differ from ours by .*; nothing was imported"):
         import_hf(folder, tmp_path / "ours")
     assert [path.name for path in tmp_path.iterdir()] == ["theirs"]

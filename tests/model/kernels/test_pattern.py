@@ -116,3 +116,17 @@ def test_nonsense_is_refused(borders, prefixes):
 def test_packs_with_unequal_numbers_of_documents_are_refused():
     with pytest.raises(AssertionError, match="as many documents"):
         AttentionPattern.cross(torch.tensor([0, 3]), torch.tensor([0, 3, 4]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(patterns())
+def test_what_was_worked_out_on_the_host_goes_along_to_a_device(pattern):
+    expected = pattern.__class__(pattern.cu_seqlens_q, pattern.cu_seqlens_k, pattern.documents)
+    moved = pattern.prepare().to("meta")
+    for name in ("num_queries", "num_keys", "max_queries", "max_keys", "num_pairs", "is_causal", "is_bidirectional"):
+        assert moved.__dict__[name] == getattr(expected, name), name
+    if not (expected.is_causal or expected.is_bidirectional):
+        split = moved.__dict__["split"]
+        assert split.square_queries.device.type == split.cu_causal_queries.device.type == "meta"
+        assert split.square_queries.shape == expected.split.square_queries.shape
+        assert split.max_causal_queries == expected.split.max_causal_queries

@@ -1,0 +1,42 @@
+"""Commands for checkpoints: upgrade."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.mistakes import Mistake
+from launcher.console import console
+
+checkpoint_app = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True)
+
+
+@checkpoint_app.command()
+def upgrade(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
+    trust: Annotated[
+        bool, typer.Option("--trust", help="These files are yours: run the code that lies in them.")
+    ] = False,
+) -> None:
+    """Converts checkpoints that hold pickles, once, into those that hold none; the old ones are kept beside them.
+
+    Example: [bold]shardline checkpoint upgrade runs/books --trust[/]
+    """
+    from launcher.run_folder import existing
+    from training.state.legacy import kept_checkpoints, old_checkpoints
+    from training.state.legacy import upgrade as convert
+
+    existing(run)
+    old = old_checkpoints(run)
+    if not old:
+        console.print(f"{run}: no checkpoint of it needs converting", soft_wrap=True)
+        return
+    if not trust:
+        raise Mistake(
+            f"{run}: its checkpoints are pickles, and reading a pickle runs the code that lies in it; "
+            "add --trust if these files come from a run of yours"
+        )
+    for folder in reversed(old):
+        console.print(f"{folder.name}: converted; the old one is kept as {convert(folder).name}", soft_wrap=True)
+    kept = " ".join(str(folder) for folder in kept_checkpoints(run))
+    console.print(f"to free their space once the run has gone on: rm -r {kept}", soft_wrap=True)

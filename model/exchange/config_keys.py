@@ -1,0 +1,133 @@
+"""Which keys of a config.json are heeded, and what may stand behind each.
+
+Somebody else's file may hold anything: keys that would load code, quantizers or other kernels (`auto_map`,
+`attn_implementation` ...) and all that no model here depends on are left out; the rest is of its type and within bounds
+before anyone computes with it.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from common.mistakes import Mistake
+from model.exchange.json_objects import shown
+
+Check = Callable[[Any], bool]
+
+
+def _whole(low: int, high: int) -> tuple[Check, str]:
+    return lambda x: type(x) is int and low <= x <= high, f"a whole number from {low} to {high}"
+
+
+def _number(low: float, high: float) -> tuple[Check, str]:
+    return (
+        lambda x: type(x) in (int, float) and math.isfinite(x) and low <= x <= high,
+        f"a number from {low:g} to {high:g}",
+    )
+
+
+LAYERS, WIDTH, LENGTH = _whole(1, 10_000), _whole(1, 2**24), _whole(1, 2**40)
+SMALL, STD = _number(1e-12, 1.0), _number(1e-12, 1.0)
+FLAG: tuple[Check, str] = (lambda x: type(x) is bool, "true or false")
+NAME: tuple[Check, str] = (lambda x: type(x) is str, "a name in quotes")
+ID: tuple[Check, str] = (lambda x: type(x) is int and -1 <= x < 2**31, "a token id")
+IDS: tuple[Check, str] = (
+    lambda x: ID[0](x) or (type(x) is list and len(x) > 0 and all(map(ID[0], x))),
+    "a token id or a list of some",
+)
+OBJECT: tuple[Check, str] = (lambda x: type(x) is dict, "an object")
+
+IDS_OF_TOKENS = {
+    "bos_token_id": ID,
+    "eos_token_id": IDS,
+    "pad_token_id": ID,
+    "mask_token_id": ID,
+    "decoder_start_token_id": ID,
+}
+"""Keys of config.json and of generation_config.json alike."""
+KEYS = {
+    "vocab_size": _whole(2, 2**31 - 1),
+    "num_hidden_layers": LAYERS,
+    "num_encoder_layers": LAYERS,
+    "num_layers": LAYERS,
+    "num_decoder_layers": LAYERS,
+    "decoder_layers": LAYERS,
+    "hidden_size": WIDTH,
+    "d_model": WIDTH,
+    "intermediate_size": WIDTH,
+    "d_ff": WIDTH,
+    "num_attention_heads": WIDTH,
+    "num_heads": WIDTH,
+    "num_key_value_heads": WIDTH,
+    "head_dim": WIDTH,
+    "d_kv": WIDTH,
+    "max_position_embeddings": LENGTH,
+    "relative_attention_num_buckets": WIDTH,
+    "relative_attention_max_distance": LENGTH,
+    "rms_norm_eps": SMALL,
+    "layer_norm_epsilon": SMALL,
+    "initializer_range": STD,
+    "rope_theta": _number(1, 1e15),
+    "partial_rotary_factor": _number(1e-3, 1),
+    "hidden_act": NAME,
+    "feed_forward_proj": NAME,
+    "dtype": NAME,
+    "torch_dtype": NAME,
+    "attention_bias": FLAG,
+    "attention_out_bias": FLAG,
+    "mlp_bias": FLAG,
+    "qkv_bias": FLAG,
+    "qk_norm": FLAG,
+    "gated": FLAG,
+    "use_sliding_window": FLAG,
+    "tie_word_embeddings": FLAG,
+    "rope_parameters": OBJECT,
+    "rope_scaling": OBJECT,
+} | IDS_OF_TOKENS
+ROPE_KEYS = {
+    "rope_type": NAME,
+    "type": NAME,
+    "rope_theta": KEYS["rope_theta"],
+    "factor": _number(1, 1e6),
+    "low_freq_factor": _number(1e-6, 1e6),
+    "high_freq_factor": _number(1e-6, 1e6),
+    "original_max_position_embeddings": LENGTH,
+    "partial_rotary_factor": KEYS["partial_rotary_factor"],
+}
+NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
+NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", *IDS_OF_TOKENS}
+"""Keys that may be null, which is the same as leaving them out."""
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]] = KEYS) -> dict[str, Any]:
+    """The keys of a file or of an object in it that are heeded, as they stand there.
+
+    Raises ValueError, which begins with `where`, when one is of another type or out of bounds.
+    """
+    result = {}
+    for key, value in facts.items():
+        if key not in keys or (value is None and key in NULLABLE):
+            continue
+        fits, allowed = keys[key]
+        if not fits(value):
+            raise Mistake(f"{where}: {key} is {shown_value(value)}; it must be {allowed}")
+        if keys is KEYS and allowed is OBJECT[1]:
+            value = _floats(heeded(f"{where}: {key}", value, ROPE_KEYS), ROPE_KEYS)
+        if key in IDS_OF_TOKENS and (value == -1 or (isinstance(value, list) and -1 in value)):
+            continue  # how some say that there is none
+        result[key] = value
+    for key in ("dtype", "torch_dtype"):
+        if result.get(key, DTYPES[0]) not in DTYPES:
+            raise Mistake(f"{where}: {key} {shown(result[key])} is none that is read; allowed are {', '.join(DTYPES)}")
+    return _floats(result, keys)
+
+
+def _floats(values: dict[str, Any], keys: dict[str, tuple[Check, str]]) -> dict[str, Any]:
+    """Numbers that need not be whole as floats, which transformers insists on."""
+    return {key: float(x) if keys[key][1].startswith("a number") else x for key, x in values.items()}
+
+
+def shown_value(value: Any) -> str:
+    """A wrong value with its quotes, so that text can be told from numbers."""
+    return f'"{shown(value)}"' if isinstance(value, str) else shown(value)
