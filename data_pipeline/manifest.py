@@ -31,7 +31,7 @@ class Manifest(ManifestPart):
     """Version of this record."""
     tokenizer_fingerprint: str
     """Hash of the vocabulary the ids belong to."""
-    vocab_size: int = Field(ge=1)
+    vocab_size: int = Field(ge=1, lt=2**31)
     """Ids are below this."""
     dtype: str
     """Type of an id on disk: `uint16` or `int32`."""
@@ -79,7 +79,7 @@ class Manifest(ManifestPart):
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides what training sees, xxh3_128 hex: tokens, special ids, words; not names of files."""
-        return self.fingerprints["training"]
+        return self._fingerprint(["train"])
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -91,7 +91,7 @@ class Manifest(ManifestPart):
         others = sorted(self.splits.keys() - {"train"})
         return {
             "tokens": self._tokens_fingerprint(),
-            "training": self._fingerprint(["train"]),
+            "training": self.fingerprint,
             "evaluation": self._fingerprint(others),
         }
 

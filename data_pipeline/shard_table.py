@@ -29,13 +29,13 @@ class ShardInfo(ManifestPart):
 
     name: str = Field(min_length=1)
     """Prefix of its files inside the dataset's folder, such as `train-00000`."""
-    num_documents: int = Field(ge=0)
+    num_documents: int = Field(ge=0, lt=2**60)
     """Documents in it."""
-    num_tokens: int = Field(ge=0)
+    num_tokens: int = Field(ge=0, lt=2**60)
     """Tokens in it, those at the borders of documents included."""
     checksums: dict[str, str]
     """xxh3_128 of each of its files, by file name."""
-    source_bytes: int = Field(ge=0)
+    source_bytes: int = Field(ge=0, lt=2**60)
     """UTF-8 bytes of the text its documents were made from."""
 
 

@@ -52,7 +52,14 @@ def test_a_broken_one_is_refused_in_one_sentence(folder, body):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("version", 2), ("version", 0), ("unknown", 1), ("vocab_size", "many"), ("splits", {"train": [{"name": "x"}]})],
+    [
+        ("version", 2),
+        ("version", 0),
+        ("unknown", 1),
+        ("vocab_size", "many"),
+        ("vocab_size", 10**30),
+        ("splits", {"train": [{"name": "x"}]}),
+    ],
 )
 def test_wrong_values_are_named(folder, key, value):
     record = json.loads((folder / "manifest.json").read_text())
@@ -142,6 +149,15 @@ def test_ids_outside_the_vocabulary_are_refused(folder, changes, words):
     with pytest.raises(ValueError, match=words) as caught:
         Manifest.load(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["num_documents", "num_tokens", "source_bytes"])
+def test_counts_beyond_all_bounds_are_refused(folder, key):
+    record = json.loads((folder / "manifest.json").read_text())
+    record["splits"]["train"][0][key] = 10**30
+    (folder / "manifest.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=rf"splits\.train\.0\.{key}: "):
+        Manifest.load(folder)
 
 
 def test_a_shard_is_in_one_split_alone(folder):
