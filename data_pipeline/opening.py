@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, shown
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes
 
@@ -70,11 +70,6 @@ def check_tokenizer(folder: str | Path, manifest: Manifest, tokenizer: "Tokenize
     for key in theirs:
         if key in manifest.model_fields_set and getattr(manifest, key) != theirs[key]:
             raise Mistake(
-                f"{Path(folder) / FILE_NAME}: {key} is {_shown(getattr(manifest, key))} and "
-                f"{_shown(theirs[key])} in {tokenizer.model_path}; restore the file, or build the dataset anew"
+                f"{Path(folder) / FILE_NAME}: {key} is {shown(getattr(manifest, key))} and "
+                f"{shown(theirs[key])} in {tokenizer.model_path}; restore the file, or build the dataset anew"
             )
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from common.files import meant_name, sweep
-from common.mistakes import Mistake
+from common.mistakes import SHOWN_PATH, Mistake, cut
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
@@ -113,7 +113,7 @@ def _read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return cut(json.dumps(value, ensure_ascii=False), SHOWN_PATH)
 
 
 def _check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
