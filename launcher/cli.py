@@ -176,8 +176,9 @@ def convert(
     if to != "hf":
         raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
     with StageProgress("converting") as progress:
-        chosen = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
-        made = stages.convert(run, out, progress, **chosen)
+        made = stages.convert(
+            run, out, progress, special_tokens_in_text=special_tokens_in_text, with_tokenizer=with_tokenizer
+        )
     for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
     say(views.conversion(made))
