@@ -80,9 +80,8 @@ class PrefixSplit:
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PrefixSplit":
         """The same with `change` made to every tensor."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return PrefixSplit(
-            **{name: change(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-        )
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
