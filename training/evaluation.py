@@ -58,6 +58,9 @@ class Evaluator:
     def __init__(self, batches: Sequence[PackedBatch], vocab_size: int, world: World):
         self.batches = list(batches)
         self.patterns = [Patterns.of(batch) for batch in self.batches]
+        if world.device.type == "cuda":
+            self.batches = [batch.pin() for batch in self.batches]
+            self.patterns = [pattern.pin() for pattern in self.patterns]
         self.world = world
         labels = torch.cat([batch.labels for batch in self.batches] or [torch.zeros(0, dtype=torch.int64)])
         histogram = world.sum_tensor(torch.bincount(labels[labels >= 0], minlength=vocab_size))
@@ -71,7 +74,8 @@ class Evaluator:
         engine.module.eval()
         with torch.no_grad():
             for batch, pattern in zip(self.batches, self.patterns, strict=True):
-                total += engine(batch.to(self.world.device), pattern.to(self.world.device))[1]
+                batch = batch.to(self.world.device, non_blocking=True)
+                total += engine(batch, pattern.to(self.world.device, non_blocking=True))[1]
         engine.module.train()
         loss = self.world.sum([float(total)])[0] / self.num_targets
         return EvaluationResult(loss, self.entropy, self.num_targets, time.perf_counter() - started)

@@ -228,12 +228,15 @@ class StepResult:
 def begin_count(
     batches: Sequence[PackedBatch], patterns: Sequence[Patterns], world: World, stop: bool = False
 ) -> Callable[[], StepCounts]:
-    """Begins to count over all ranks, which also learn how many of them were asked to stop; call what it returns."""
+    """Begins to count over all ranks, which also learn how many of them were asked to stop; call what it returns.
+
+    Ranks that read the same samples count them once, but each of them may be the one that a signal came to.
+    """
     mine = [0] * len(dataclasses.fields(StepCounts))
-    for batch, pattern in zip(batches, patterns, strict=True):
+    for batch, pattern in zip(batches, patterns, strict=True) if world.speaks else ():
         mine = [a + b for a, b in zip(mine, dataclasses.astuple(_count(batch, pattern)), strict=True)]
     mine[-1] = int(stop)
-    pending = world.begin_sum(mine)
+    pending = world.plane.begin_sum(mine)
     return lambda: StepCounts(*map(int, pending.result()))
 
 

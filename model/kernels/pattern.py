@@ -12,7 +12,7 @@ import dataclasses
 import functools
 from collections.abc import Callable
 from itertools import accumulate, pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -79,9 +79,9 @@ class PrefixSplit:
 
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PrefixSplit":
         """The same with `change` made to every tensor."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        tensors = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
-        return dataclasses.replace(self, **tensors)  # type: ignore[arg-type]
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, torch.Tensor)}
+        return dataclasses.replace(self, **changed)  # type: ignore[arg-type]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -85,6 +85,22 @@ def test_a_stop_that_came_before_the_first_step_leaves_none(dataset):
     assert in_threads(2, stops) == [True, True]
 
 
+@pytest.mark.parametrize("asked", range(4))
+def test_a_stop_is_heard_from_every_rank_though_ranks_alike_in_their_samples_count_once(dataset, asked):
+    def counts(world: World) -> tuple[bool, int, int]:
+        loader = batches_of(tiny_config(dataset), world.mesh.data.rank, world.mesh.data.size)
+        feeder = Feeder(loader, 10, world, lambda: world.rank == asked)
+        data = feeder.take()
+        stopping = feeder.stopping
+        feeder.close()
+        loader.close()
+        return stopping, data.counts.targets, sum(batch.num_targets for batch in data.batches)
+
+    ranks = in_threads(4, counts, tensor=2)
+    assert all(stopping for stopping, _, _ in ranks)
+    assert {targets for _, targets, _ in ranks} == {ranks[0][2] + ranks[2][2]}
+
+
 def test_what_the_loader_raises_is_raised_when_the_batch_is_needed():
     def loader():
         yield []

@@ -34,6 +34,7 @@ class Watching(Part):
     def after_step(self, moment: Moment) -> None:
         if self._first:
             self._first = False
+            self.run.world.plane.barrier()  # nobody hurries those who are still at their first step
             minutes = self.run.config.training.hang_minutes
             set_timeout(self.run.world, timedelta(minutes=minutes))
             self.watch.minutes = minutes
