@@ -152,7 +152,7 @@ def measure_memory(folder: Path, model: dict[str, Any]) -> list[Row]:
         saved = _save(folder / "saved", data, model) if way == "resumed" else None
         for stage, num_ranks in ((1, 2), (3, 2), (1, 4), (3, 4)):
             limit = FACTOR * held(num_weights, stage, num_ranks) + EXTRA
-            wait_for_memory(num_ranks * (limit + IMPORTS))
+            wait_for_memory(num_ranks * (held(num_weights, stage, num_ranks) + IMPORTS))
             run = write_run(saved or folder / f"new-{stage}-{num_ranks}", data, model, 2, zero_stage=stage)
             facts = _facts(start(num_ranks, "benchmarks.start_rank", "run", str(run)))
             name = f"ZeRO {stage}, {num_ranks} ranks, {way}"
