@@ -116,10 +116,11 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _watch(process: subprocess.Popen, config: RunConfig) -> None:
-    steps = config.training.steps
+    steps, started = config.training.steps, time.time()
     with StageProgress("starting ranks") as progress:
         while process.poll() is None:
-            if last := last_step(config.run_dir):
+            last = last_step(config.run_dir)
+            if last.get("time", 0) >= started:  # steps of earlier starts are no progress of this one
                 left = (steps - last["step"]) * last["step_seconds"]
                 detail = (
                     f"loss {last['loss']:.3f}  {number(last['tokens_per_second'])} tokens/s"

@@ -45,7 +45,6 @@ tell of that, not all.
 """
 FLIGHT_RECORDER = {
     "TORCH_FR_BUFFER_SIZE": "2000",
-    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 """torch's record of the last collectives, written when one of nccl's does not end in time (a step of a model of 80
