@@ -209,7 +209,7 @@ def _live_bytes() -> int:
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
             for tensor in (thing, thing.grad if thing.is_leaf else None, getattr(thing, "grad_accum", None)):
-                if tensor is not None:
+                if tensor is not None and not tensor.is_meta:  # what has no memory has no place either
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
 
