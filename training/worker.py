@@ -172,7 +172,8 @@ def read_config(folder: Path) -> RunConfig:
     except ValidationError as error:
         fault = error.errors()[0]
         key = cut(".".join(map(str, fault["loc"])))
-        raise Mistake(f"{path}: {key}: found {shown(fault['input'])}; {fault['msg']}") from None
+        found = "" if fault["type"] == "missing" else f"found {shown(fault['input'])}; "
+        raise Mistake(f"{path}: {key}: {found}{fault['msg']}") from None
 
 
 def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop: StopRequest) -> bool:
