@@ -23,7 +23,8 @@ bench: install
 	$(BIN)/python -m benchmarks.loader --check
 	$(BIN)/python -m benchmarks.objectives --check
 	$(BIN)/python -m benchmarks.attention --check
-	$(BIN)/python -m benchmarks.checkpoint --check
+	$(BIN)/python -m benchmarks.many_ranks --check
+	$(BIN)/python -m benchmarks.checkpoint
 
 install: $(INSTALLED)
 

@@ -199,7 +199,7 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(config, tmp_path, num
     command = [sys.executable, "-m", "launcher.cli", "train", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     when_step(long.run_dir, 3, lambda: process.send_signal(number)).join()
-    _, printed = process.communicate(timeout=120)
+    _, printed = process.communicate(timeout=300)
     assert process.returncode == 75
     assert printed == "stopped with a checkpoint; the same command goes on from it\n"
     events = [json.loads(line) for line in (long.run_dir / "events.jsonl").open()]
@@ -214,7 +214,7 @@ def test_a_killed_launch_takes_its_ranks_along_and_loses_no_step(config, tmp_pat
     file.write_text(yaml.safe_dump(long.model_dump(mode="json")))
     process = subprocess.Popen([sys.executable, "-m", "launcher.cli", "train", str(file)], stdout=subprocess.PIPE)
     when_step(long.run_dir, 3, process.kill).join()
-    process.communicate(timeout=60)
+    process.communicate(timeout=180)
     deadline = time.monotonic() + 60
     while worker_processes(long.run_dir) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -17,7 +17,7 @@ from launcher.run_folder import diary
 from launcher.submit import Request, submit
 from tests.training.runs import REPOSITORY, tiny_config
 
-PATIENCE = 240.0
+PATIENCE = 480.0
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE")
 
 

@@ -17,7 +17,7 @@ from data_pipeline.shards import ShardWriter
 from training.config import RunConfig
 
 VOCAB_SIZE = 307
-TIMEOUT = 300
+TIMEOUT = 900
 REPOSITORY = Path(__file__).parents[2]
 
 

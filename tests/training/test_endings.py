@@ -14,12 +14,12 @@ EXPLODING = {"lr": 1e3, "weight_decay": 1e3, "gradient_clipping": 0.0}
 
 
 def test_a_rank_that_stands_still_ends_the_others_with_the_reason_in_words(dataset, tmp_path):
-    config = tiny_config(dataset, training={"steps": 100_000, "hang_minutes": 0.1})
+    config = tiny_config(dataset, training={"steps": 100_000, "hang_minutes": 0.4})
     folder = save_config(config, tmp_path / "run")
     ranks = start_ranks(folder, 2)
     wait_for_step(folder, 3, ranks)
     ranks[1].send_signal(signal.SIGSTOP)
-    ranks[0].wait(timeout=90)
+    ranks[0].wait(timeout=240)
     ranks[1].kill()
     (code, error), _ = finish(ranks)
     assert code == EXIT_BROKEN

@@ -96,7 +96,7 @@ def test_a_process_that_hangs_leaves_when_another_attempt_takes_over(tmp_path):
     assert hanging.stdout and hanging.stdout.readline() == "hanging\n"
     started = time.monotonic()
     fence.take(tmp_path, "7.1")
-    _, words = hanging.communicate(timeout=30)
+    _, words = hanging.communicate(timeout=120)
     assert hanging.returncode == fence.SUPERSEDED
     assert "7.1 has taken this run over" in words
     assert time.monotonic() - started < 20

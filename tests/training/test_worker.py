@@ -199,7 +199,7 @@ def test_the_others_end_soon_when_a_rank_is_killed(dataset, tmp_path):
     wait_for_step(folder, 2, ranks)
     ranks[1].kill()
     started = time.monotonic()
-    (code, error), _ = finish(ranks, timeout=60)
+    (code, error), _ = finish(ranks, timeout=180)
     assert code not in (EXIT_DONE, EXIT_STOPPED, EXIT_MISTAKE), error
     assert time.monotonic() - started < 60
     assert events_of(folder, "error")[0]["exit_code"] == code
