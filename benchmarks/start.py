@@ -22,7 +22,6 @@ import argparse
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -33,6 +32,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from benchmarks.ports import free_port
 from benchmarks.table import Row, parser, show
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shard_table import ShardTable
@@ -109,9 +109,7 @@ def write_run(folder: Path, data: Path, model: dict[str, Any], steps: int, **tra
 
 def start(num_ranks: int, *command: str, traces: list[Path] | None = None) -> list[str]:
     """Output of each rank of `python -m command`; an error when one of them fails."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(probe.getsockname()[1]), "OMP_NUM_THREADS": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(num_ranks):
         strace = ["strace", "-f", "-y", "--seccomp-bpf", "-qq", "-e", TRACED, "-o", str(traces[rank])] if traces else []

@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ports import free_port
 from benchmarks.table import Row, parser, show
 from benchmarks.train_peers import Work
 from data_pipeline.config import TokenizerConfig
@@ -52,14 +52,11 @@ class Peer:
     """A process that trains when asked to."""
 
     def __init__(self, name: str, work: Work):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
         self.name, self.log = name, tempfile.TemporaryFile("w+")  # noqa: SIM115
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.train_peers", name, json.dumps(dataclasses.asdict(work))],
             cwd=Path(__file__).parents[1],
-            env=os.environ | WAITING | {"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(work.threads)},
+            env=os.environ | WAITING | {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": str(work.threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.log,

@@ -6,6 +6,8 @@ its two operators are called here one by one, the backward one under that settin
 """
 
 import contextlib
+import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,12 +57,11 @@ class _Varlen(torch.autograd.Function):
         max_seqlen_k: int,
         causal: bool,
     ) -> torch.Tensor:
-        from torch.nn.attention import varlen  # noqa: F401  (registers the operators)
-
+        grouped = [q.shape[1] != k.shape[1]] if _asks_for_grouped_heads() else []
         sizes = (max_seqlen_q, max_seqlen_k)
         window = [-1, 0 if causal else -1]
         out, log_sums, random_state = torch.ops.torch_attn._varlen_attn(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, None, window, q.shape[1] != k.shape[1]
+            q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, None, window, *grouped
         )
         ctx.save_for_backward(q, k, v, out, log_sums, cu_seqlens_q, cu_seqlens_k, random_state)
         ctx.sizes, ctx.causal, ctx.window = sizes, causal, window
@@ -75,6 +76,14 @@ class _Varlen(torch.autograd.Function):
                 grad.contiguous(), *tensors, *ctx.sizes, ctx.causal, random_state, None, ctx.window
             )
         return *grads, None, None, None, None, None
+
+
+@functools.cache
+def _asks_for_grouped_heads() -> bool:
+    """Whether this torch wants to be told of grouped heads; 2.11 takes them without. Registers the operators."""
+    from torch.nn.attention import varlen
+
+    return "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
 
 
 @contextlib.contextmanager

@@ -59,6 +59,15 @@ class Cluster:
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def rest(self) -> None:
+        """Waits until every node is idle: only then is it known which ones a job gets, the first of all."""
+        deadline = time.monotonic() + PATIENCE
+        while busy := set(self.call("sinfo", "--noheader", "--format=%T").split()) - {"idle"}:
+            assert time.monotonic() < deadline, (
+                f"nodes are {busy}: {self.call('squeue')}{self.call('sinfo', '-N', '-l')}"
+            )
+            time.sleep(0.5)
+
     def controller(self, action: str) -> None:
         """Stops Slurm's controller, or starts it again."""
         command = [str(practice.SCRIPT), "ctld", action]

@@ -11,6 +11,7 @@ def test_two_nodes_train_as_four_ranks_here_bit_for_bit_even_if_a_node_is_broken
     keys = {"environment": {"OMP_NUM_THREADS": "1", "SHARDLINE_BROKEN_NODE": "node1"}}
     profile = cluster.profile(**keys, health={"level": "full", "min_disk_gb": 0.1, "min_memory_gb": 0.1})
     config = cluster.config("four", training={"steps": 60})
+    cluster.rest()
     run = cluster.submit("four", profile, config)
     expected = train_here(cluster.config("four-here", training={"steps": 60, "num_processes": 4}))
     assert run.wait() == "COMPLETED", run.story()

@@ -1,24 +1,79 @@
 """A rank on a real GPU: python -m pytest -m gpu tests/training"""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tests.training.runs import TIMEOUT, events_of, free_port, save_config, tiny_config
+from tests.training.runs import TIMEOUT, events_of, free_port, save_config, steps_of, tiny_config
+from tests.training.step_ranks import SHAPES, config_of
 
 pytestmark = pytest.mark.gpu
 
+HEADS = {"d_model": 64, "num_heads": 4, "num_kv_heads": 4}
+"""Heads of 16, which the kernels take."""
+
+
+def train(folder: Path, *command: str, gpu: bool = True) -> Path:
+    """One rank, started as Slurm does with one GPU shown to each; with `gpu` False it is shown none."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": "0" if gpu else ""}
+    words = [sys.executable, "-m", *(command or ["training.worker", str(folder)])]
+    done = subprocess.run(words, env={**os.environ, **place}, capture_output=True, text=True, timeout=TIMEOUT)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+    start = events_of(folder, "start")[-1]
+    assert start["device"].startswith("cuda:0" if gpu else "cpu")
+    assert start["collectives"] == ("nccl" if gpu else "gloo")
+    return folder
+
+
+def history(folder: Path) -> list[tuple[int, float, float]]:
+    """Step, loss and gradient norm of each step."""
+    return [(line["step"], line["loss"], line["grad_norm"]) for line in steps_of(folder)]
+
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_a_rank_that_is_shown_one_gpu_trains_on_it_whatever_its_number_on_the_machine(dataset, tmp_path, stage):
-    training = {"steps": 4, "precision": "bf16", "zero_stage": stage}
-    folder = save_config(tiny_config(dataset, training=training), tmp_path / "run")
-    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "CUDA_VISIBLE_DEVICES": "0"}
-    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "training.worker", str(folder)]
-    done = subprocess.run(command, env={**os.environ, **place}, capture_output=True, text=True, timeout=TIMEOUT)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (start,) = events_of(folder, "start")
-    assert start["device"].startswith("cuda:0") and start["collectives"] == "nccl"
+def test_a_killed_run_repeats_its_steps_bit_for_bit(dataset, tmp_path, stage):
+    training = {"steps": 8, "precision": "bf16", "zero_stage": stage}
+    config = tiny_config(dataset, model=HEADS, training=training, checkpoint={"interval_steps": 4, "keep": 9})
+    straight = train(save_config(config, tmp_path / "straight"))
+    assert events_of(straight, "start")[0]["attention"] in ("flash", "varlen")
+    again = tmp_path / "again"
+    shutil.copytree(straight, again)
+    shutil.rmtree(again / "checkpoints" / "step-00000008")
+    (again / "checkpoints" / "latest").write_text("step-00000004\n")
+    train(again)
+    assert events_of(again, "ready")[-1]["step"] == 4
+    assert history(again) == history(straight)
+    assert len(history(again)) == 8
+
+
+@pytest.mark.parametrize("shape", ["causal", *SHAPES])
+def test_every_shape_trains_in_fp32_as_on_a_cpu(dataset, tmp_path, shape):
+    training = {"steps": 6}
+    config = config_of(dataset, shape, **training) if shape in SHAPES else tiny_config(dataset, training=training)
+    here = history(train(save_config(config, tmp_path / "gpu")))
+    there = history(train(save_config(config, tmp_path / "cpu"), gpu=False))
+    assert len(here) == 6
+    for one, other in zip(here, there, strict=True):
+        assert one == pytest.approx(other, abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", ["causal", "encdec"])
+@pytest.mark.parametrize("stage", [1, 3])
+def test_nothing_of_ours_waits_for_the_gpu_between_two_lines(dataset, tmp_path, stage, shape):
+    sections = {"training": {"steps": 9, "log_interval": 100, "precision": "bf16", "zero_stage": stage}}
+    sections |= {"evaluation": {"interval_steps": None, "num_samples": 16}, "checkpoint": {"interval_steps": None}}
+    if shape == "encdec":
+        sections |= {"objective": {"name": "prefix_lm"}}
+    config = tiny_config(dataset, model=HEADS | {"shape": shape, "positions": "rope"}, **sections)
+    folder, output = save_config(config, tmp_path / "run"), tmp_path / "places.json"
+    train(folder, "tests.training.watched_rank", str(folder), str(output))
+    places = json.loads(output.read_text())
+    between = [place for step in range(3, 9) for place in places.get(str(step), [])]
+    print(stage, shape, {place: between.count(place) / 6 for place in sorted(set(between))})
+    assert [place for place in between if not place.startswith("deepspeed/")] == []
