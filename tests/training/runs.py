@@ -93,6 +93,16 @@ def torchrun(num_ranks: int, *command: str, timeout: float = TIMEOUT) -> subproc
     return subprocess.run([*launcher, *command], env=environment, **how)
 
 
+def lone_rank(*command: str, gpu: bool) -> None:
+    """Runs a module as one rank, as Slurm starts it with one GPU shown to each of four ranks; else with none shown."""
+    place = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "3" if gpu else "0", "LOCAL_WORLD_SIZE": "4" if gpu else "1"}
+    place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CUDA_VISIBLE_DEVICES": "0" if gpu else ""}
+    words = [sys.executable, "-m", *command]
+    how = {"cwd": REPOSITORY, "capture_output": True, "text": True, "timeout": TIMEOUT}
+    done = subprocess.run(words, env={**os.environ, **place}, **how)
+    assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
+
+
 def start_ranks(folder: Path, num_ranks: int, preexec: Callable[[], None] | None = None) -> list[subprocess.Popen]:
     """Starts workers with nothing but the standard environment, as Slurm does."""
     port = str(free_port())

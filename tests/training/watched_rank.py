@@ -36,14 +36,15 @@ def main(folder: str, output: str) -> None:
     def counted(self, feeder):
         nonlocal step
         step = self.state.step + 1
+        warnings.simplefilter("always")
+        warnings.showwarning = note  # only now: the worker had sent warnings to its log
         torch.cuda.set_sync_debug_mode("warn")
+        torch.ones(1, device="cuda").item()  # one that must be seen
         try:
             advance(self, feeder)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    warnings.simplefilter("always")
-    warnings.showwarning = note
     Trainer._advance = counted
     status = worker.main([folder])
     Path(output).write_text(json.dumps(places))
