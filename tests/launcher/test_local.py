@@ -18,7 +18,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from launcher.config import check_config
 from launcher.console import Broken, Stopped
 from launcher.local import train_locally
-from launcher.ranks import ending
+from launcher.ranks import ending, tell
 from launcher.run_folder import RunFolder, last_step
 
 
@@ -144,13 +144,22 @@ def test_torn_metrics_and_a_strange_diary_stop_no_start_and_what_is_missing_is_s
     with events.open("ab") as file:
         file.write(b'{"event": "save", "time": "noon"}\n{"event": "sa')
     assert train_locally(config(steps=6)).last["step"] == 6
-    assert "its time is text" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its time is text" in said and "it has no figures of step 4, which an earlier start trained" in said
     lost = [event["reason"] for event in RunFolder.read(run_dir).events if event["event"] == "metrics lost"]
     assert f"{metrics}: it has no figures of step 4, which an earlier start trained" in lost
     assert len(lost) == 4
     with pytest.raises(ValueError, match="model") as caught:
         train_locally(config(steps=7).model_copy(update={"model": config().model.model_copy(update={"d_ff": 32})}))
     assert "\n" not in str(caught.value)
+
+
+def test_whoever_watches_is_told_what_this_start_went_on_without_and_nothing_of_others(tmp_path, capsys):
+    events = [{"event": event, "attempt": "now", "reason": f"{event}!"} for event in ("damaged", "unlisted", "save")]
+    events.append({"event": "damaged", "attempt": "before", "reason": "of another start"})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    tell(tmp_path, "now")
+    assert capsys.readouterr().out == "  damaged!\n  unlisted!\n"
 
 
 def test_a_mistake_that_only_the_ranks_can_see_comes_back_as_their_sentence(config):
