@@ -13,9 +13,10 @@ from rich.table import Table
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
 from launcher.checkpoint_cli import checkpoint_app
-from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
+from launcher.console import Commands, StageProgress, aside, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
+    cls=Commands,
     help="Distributed pretraining of language models: from raw text to a servable model.",
     no_args_is_help=True,
     add_completion=False,
@@ -238,7 +239,8 @@ def evaluate(
     """
     from launcher import evaluate as evaluation
 
-    results = evaluation.evaluate(run, task)
+    with aside(as_json):
+        results = evaluation.evaluate(run, task)
     if as_json:
         typer.echo(json.dumps({name: dataclasses.asdict(result) for name, result in results.items()}, indent=2))
     else:

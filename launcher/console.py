@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup
 
-from common.mistakes import is_mistake, sentence
+from common.mistakes import SHOWN_PATH, cut, is_mistake, sentence
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -59,6 +60,42 @@ def mistakes_as_sentences() -> Iterator[None]:
         if not is_mistake(error):
             raise
         fail(sentence(error))
+
+
+class Commands(TyperGroup):
+    """The commands; what is wrong with their words is echoed in part where it is long."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Reads the words before a command."""
+        with _cut_usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Reads the words of a command and runs it."""
+        with _cut_usage():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _cut_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        usage: Any = error
+        if hasattr(usage, "format_message"):  # of click or of typer's own copy of it
+            usage.message = cut(usage.message, SHOWN_PATH)
+        raise
+
+
+@contextlib.contextmanager
+def aside(wanted: bool) -> Iterator[None]:
+    """Where wanted, what is said goes to standard error: standard output is for JSON then."""
+    before = console.stderr
+    console.stderr = before or wanted
+    try:
+        yield
+    finally:
+        console.stderr = before
 
 
 class StageProgress:

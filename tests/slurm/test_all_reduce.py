@@ -1,6 +1,5 @@
 """The all-reduce of the health check: how many processes take part, and what is said when one does not."""
 
-
 import pytest
 
 from slurm import all_reduce
