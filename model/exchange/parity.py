@@ -21,7 +21,7 @@ from model.exchange.architectures import SHIPPED, Architecture
 from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
 from model.exchange.in_transformers import Documents, run_theirs
-from model.exchange.json_objects import read_object, shown
+from model.exchange.json_objects import quoted, read_object
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -159,7 +159,7 @@ def compare(
     try:
         logits, generated = run_theirs(folder, documents, num_new, start_id)
     except Exception as error:  # whatever their code raises says that the folder is not right
-        raise fault(f"{folder.path}: transformers cannot run it ({shown(str(error))}); {consequence}") from error
+        raise fault(f"{folder.path}: transformers cannot run it ({quoted(str(error))}); {consequence}") from error
     if not all(theirs.isfinite().all() for theirs in logits):
         raise Mistake(f"{folder.path}: its weights give logits that are not finite; {consequence}")
     model = ours.make()
