@@ -15,7 +15,6 @@ draws the whole model and does nothing else.
 Calls: both ranks of a tiny run are traced by strace from their exec to the end of their first step, on datasets of 10,
 1,000 and 100,000 shards of the same two documents. Counted are calls that open, look up, list or stat something below
 the dataset's folder. Samples lie in other shards of other datasets, so the goal allows twice the calls at 10 shards.
-The goal is every rank's but rank 0's, which lists the folder once for all: one call for some 800 files.
 """
 
 import argparse
@@ -193,9 +192,7 @@ def measure_calls(folder: Path, sizes: list[int]) -> list[Row]:
         print(f"{size} shards", counts[size], [len(of_rank) for of_rank in lines], file=sys.stderr, flush=True)
         for rank in (0, 1):
             what = f"calls below the dataset, {size:,} shards, rank {rank}"
-            rows.append(
-                Row(what, counts[size][rank], f"{sizes[0]} shards", counts[sizes[0]][rank], 0.5 if rank else None, True)
-            )
+            rows.append(Row(what, counts[size][rank], f"{sizes[0]} shards", counts[sizes[0]][rank], 0.5, True))
         shutil.rmtree(data)
     rows.append(Row("calls of rank 1 in all, its imports too", len(lines[1]), "below the dataset", counts[size][1]))
     return rows

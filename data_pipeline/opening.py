@@ -1,9 +1,10 @@
 """Looks once, for all ranks, whether a dataset is what its manifest says and goes with the tokenizer beside it.
 
-    open_dataset(data, tokenizer) -> Manifest      one listing of the folder, whatever the number of shards
+    open_dataset(data, tokenizer) -> Manifest      for a launcher: one listing of the folder
+    read_dataset(data, tokenizer) -> Manifest      for a rank: reads the manifest, and no shard's name is looked up
     check_files(folder, manifest, sizes=True)      looks at every file besides: for inspection, not for a start
 
-What a listing cannot tell, each rank finds when it first reads a shard: sizes, counts, checksums.
+What these do not look at, each rank finds when it first reads a shard: a missing file, sizes, counts, checksums.
 """
 
 import os
@@ -26,10 +27,19 @@ def open_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Man
 
     Raises ValueError, one sentence, otherwise.
     """
+    manifest = read_dataset(folder, tokenizer)
+    check_files(folder, manifest)
+    return manifest
+
+
+def read_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Manifest:
+    """The same, at a cost that does not depend on the number of files: whether they are there is not asked.
+
+    Raises ValueError, one sentence, otherwise.
+    """
     from data_pipeline.tokenizer import MODEL_NAME, Tokenizer  # one rank needs it, the others need not wait for it
 
     manifest = Manifest.load(folder)
-    check_files(folder, manifest)
     if tokenizer is not None and (Path(tokenizer) / MODEL_NAME).is_file():
         check_tokenizer(folder, manifest, Tokenizer.load(tokenizer, "off"))
     return manifest

@@ -247,6 +247,36 @@ def evaluate(
         evaluation.show(results)
 
 
+@app.command()
+def verify(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of the run.")] = None,
+    overrides: Overrides = None,
+    grid: Annotated[bool, typer.Option("--grid", help="All ways to train instead of that of a config.")] = False,
+    ranks: Annotated[int | None, typer.Option(min=1, max=64, help="How many ranks; as the config if empty.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Proves that ranks of this machine train as a plain loop does: a config's way of training, at a small size.
+
+    Compares losses, gradient norms, both moments and the weights of every parameter; exit code 1 when one differs by
+    more than rounding explains.
+
+    Example: [bold]shardline verify books.yaml --set training.zero_stage=3[/]
+    """
+    from launcher import verify as verification
+
+    cases = verification.cases_of(config, overrides or [], grid=grid)
+    num_ranks = ranks or verification.default_ranks(None if grid else next(iter(cases(1).values())))
+    verdicts = verification.verify(cases(num_ranks), num_ranks)
+    if as_json:
+        typer.echo(
+            json.dumps([dataclasses.asdict(verdict) | {"holds": verdict.holds} for verdict in verdicts], indent=2)
+        )
+    else:
+        verification.show(verdicts)
+    if not all(verdict.holds for verdict in verdicts):
+        raise typer.Exit(1)
+
+
 @model_app.command("shapes")
 def model_shapes() -> None:
     """Prints which objective means what for which shape of model, as a table in Markdown.

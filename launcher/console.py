@@ -99,7 +99,7 @@ def aside(wanted: bool) -> Iterator[None]:
 
 
 class StageProgress:
-    """A bar on a terminal, a line now and then elsewhere (a log file, CI)."""
+    """A bar on a terminal, a line now and then elsewhere (a log file, CI); on standard error, as `--json` needs."""
 
     LINE_INTERVAL_SECONDS = 15.0
 
@@ -113,10 +113,10 @@ class StageProgress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[detail]}"),
-                console=console,
+                console=errors,
                 transient=True,
             )
-            if console.is_terminal
+            if errors.is_terminal
             else None
         )
         self._task: TaskID | None = None
@@ -139,15 +139,15 @@ class StageProgress:
             self._live.update(self._task, completed=done, total=total, detail=detail, description=self.title)
         elif time.monotonic() - self._printed > self.LINE_INTERVAL_SECONDS:
             self._printed = time.monotonic()
-            console.print(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}", soft_wrap=True)
-            sys.stdout.flush()
+            errors.print(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}", soft_wrap=True)
+            sys.stderr.flush()
 
     def note(self, doing: str) -> None:
         """Says what a stage without a count is doing."""
         if self._live and self._task is not None:
             self._live.update(self._task, description=doing)
         else:
-            console.print(f"  {doing} ...", soft_wrap=True)
+            errors.print(f"  {doing} ...", soft_wrap=True)
 
 
 def number(value: float) -> str:

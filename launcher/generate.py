@@ -39,7 +39,7 @@ def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, tempe
 def _load(folder: Path) -> tuple[Any, Any]:
     import torch
 
-    from model.exchange.json_objects import shown
+    from model.exchange.json_objects import quoted
     from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
 
     theirs = HfFolder.read(folder)
@@ -49,7 +49,7 @@ def _load(folder: Path) -> tuple[Any, Any]:
         try:
             return tokenizer, load_model(theirs, view, torch.float32)
         except Exception as error:  # transformers raises what it pleases of files that it does not take
-            raise Mistake(f"{folder}: transformers cannot load it ({shown(str(error))})") from error
+            raise Mistake(f"{folder}: transformers cannot load it ({quoted(str(error))})") from error
 
 
 def _speak(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:

@@ -1,8 +1,8 @@
 """What a model is made of. The file that says so has a `model:` section with these keys."""
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from common.mistakes import Mistake
 from common.section import Section
@@ -16,6 +16,11 @@ DEEPEST = 2**12
 
 GATED = ("swiglu", "geglu")
 """Activations that multiply two projections, gate and up."""
+
+
+def _spelled(value: Any) -> Any:
+    """Configs of old say true or false."""
+    return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
 
 
 class RopeScaling(Section):
@@ -98,8 +103,11 @@ class ModelConfig(Section):
     """Standard deviation of initial weights; residual outputs get it divided by sqrt(2 num_layers)."""
     attention_backend: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
     """Attention kernel; `varlen` is torch's own build of flash-attn; `auto` is what runs of flash, varlen, sdpa."""
-    activation_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, about a third more compute."""
+    activation_checkpointing: Annotated[Literal["none", "full", "attention"], BeforeValidator(_spelled)] = "none"
+    """What the backward pass computes again instead of keeping it: whole blocks (`full`; true means the same), about a
+    third more compute, or their attention alone (`attention`), which keeps the feed-forward layers' share."""
+    activation_checkpointing_interval: int = Field(default=1, ge=1, le=DEEPEST)
+    """full: every block, or every second, third ... one of a stack, from its first."""
     compile: bool = False
     """Compile each block with torch.compile: a slow first step, faster ones after it."""
 
@@ -126,6 +134,11 @@ class ModelConfig(Section):
         if self.num_encoder_layers is not None and self.shape != "encdec":
             raise Mistake(
                 f"num_encoder_layers: only shape encdec has an encoder beside it, this is {self.shape}; leave it empty"
+            )
+        if self.activation_checkpointing_interval > 1 and self.activation_checkpointing != "full":
+            raise Mistake(
+                f"activation_checkpointing_interval: only activation_checkpointing full has one, this is "
+                f"{self.activation_checkpointing}; leave it at 1"
             )
         if self.parallel_block and self.shape == "encdec":
             raise Mistake("parallel_block: a block with cross-attention has no parallel form; use it without encdec")

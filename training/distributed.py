@@ -106,10 +106,6 @@ class World:
         """`value` of every rank in rank order on rank 0, None on the others; any object that pickles."""
         return self.plane.gather_to_main(value)
 
-    def gather(self, value: Any) -> list[Any]:
-        """`value` of every rank, in rank order, on every rank; any object that pickles."""
-        return self.plane.from_main(self.plane.gather_to_main(value))
-
     def count_alike(self, what: str) -> int:
         """How many ranks call with the same words; all ranks call it together, once for each kind of words."""
         if self.store is None:

@@ -6,6 +6,7 @@ leave padding out and pairs are the query-key pairs that attention allows, both 
 
 import ctypes
 import functools
+import os
 import re
 import resource
 import time
@@ -45,6 +46,10 @@ LESSER = re.compile(r"\b(Laptop|MIG|D)\b")
 """Words that say a device is less than the one whose name it bears."""
 
 
+NETWORK_PREFIXES = ("NCCL_", "GLOO_", "TP_SOCKET_", "UCX_", "FI_")
+"""How variables begin that nccl, gloo, torch's own sockets, UCX and libfabric read."""
+
+
 def execution_facts(config: RunConfig, world: World) -> dict[str, str]:
     """What this rank computes on and with, by name, as the config's `auto` turns out here.
 
@@ -57,6 +62,11 @@ def execution_facts(config: RunConfig, world: World) -> dict[str, str]:
     if world.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(world.device)})"
     return {"device": device, "collectives": world.collectives, "attention": attention}
+
+
+def network_settings() -> dict[str, str]:
+    """What the environment tells the libraries that ranks talk through, by name."""
+    return {name: os.environ[name] for name in sorted(os.environ) if name.startswith(NETWORK_PREFIXES)}
 
 
 def peak_flops(config: TrainingConfig, device: torch.device) -> float | None:

@@ -11,7 +11,7 @@ import torch
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.opening import open_dataset
+from data_pipeline.opening import open_dataset, read_dataset
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
@@ -130,7 +130,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
-    manifest = on_main(world, lambda: open_dataset(config.data.path, config.tokenizer.path))
+    manifest = on_main(world, lambda: read_dataset(config.data.path, config.tokenizer.path))
     run = Run(
         config=config,
         folder=folder,

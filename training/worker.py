@@ -32,7 +32,7 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
 from training.events import EventLog
 from training.guards import BROKEN, HangWatch, StopRequest
-from training.hardware import execution_facts, keep_freed_memory
+from training.hardware import execution_facts, keep_freed_memory, network_settings
 from training.lock import sole_writer
 from training.plane import PeerLost
 
@@ -183,10 +183,12 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     if world.device.type == "cpu":
         keep_freed_memory()
     ways = execution_facts(config, world)
-    facts = {"world_size": world.size, **ways, "zero_stage": config.training.zero_stage}
+    network = network_settings()
+    facts = {"world_size": world.size, **ways, "zero_stage": config.training.zero_stage, "network": network}
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
         LOG.info("%d rank(s): %s", world.size, ", ".join(f"{name} {value}" for name, value in ways.items()))
+        LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")
     starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
     starting.beat("starting")
     try:

@@ -1,7 +1,7 @@
 """Builds a dataset with Ray Data; the only module that imports Ray.
 
     sources -> plan of tasks -> hash_task ...      a row of Ray Data is a task, its result a row of facts
-                             -> repeat_task ...    (both only to drop exact copies)
+                             -> repeat_task ...    (both only to drop exact copies; with many tasks in bundles)
                              -> tokenize_task ...  one train and one validation shard per task
             -> build.json (the settings) -> manifest.json, written last
 
@@ -27,15 +27,24 @@ from typing import Any
 
 from common.mistakes import Mistake, is_mistake
 from data_pipeline.building import folder as build_folder
+from data_pipeline.building.copies import cut
 from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan_units
-from data_pipeline.building.tasks import EncoderDiffers, Job, Stopped, hash_task, repeat_task, tokenize_task, write_json
+from data_pipeline.building.tasks import (
+    EncoderDiffers,
+    Job,
+    Stopped,
+    bundle_task,
+    hand_back_task,
+    hash_task,
+    repeat_task,
+    tokenize_task,
+    write_json,
+)
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.tokenizer import Tokenizer
 
-RANGE_DOCUMENTS = 2_000_000
-"""Documents whose hashes are sorted at once when copies are looked for (about 200 MB of memory)."""
 OBJECT_STORE_BYTES = 96 << 20
 """Shared memory of Ray on this machine; only plans and facts of tasks go through it."""
 
@@ -144,9 +153,17 @@ def _merge_examples(results: list[dict[str, Any]]) -> dict[str, list[str]]:
 def _run_passes(job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress], None]) -> list[dict[str, Any]]:
     if job.data.deduplicate == "exact":
         hashed = _run("hashing documents", hash_task, job, tasks, say)
-        num_documents = sum(result["documents"] for result in hashed)
-        job = dataclasses.replace(job, num_ranges=max(-(-num_documents // RANGE_DOCUMENTS), 1))
-        _run("finding copies", repeat_task, job, [[]] * job.num_ranges, say)
+        num_ranges, bundle_size = cut(len(tasks), sum(result["documents"] for result in hashed))
+        job = dataclasses.replace(job, num_ranges=num_ranges, bundle_size=bundle_size)
+        num_bundles = job.copies.num_bundles
+        passes: list[tuple[str, Task, int]] = [
+            ("bundling hashes", bundle_task, num_bundles),
+            ("finding copies", repeat_task, num_ranges),
+            ("handing copies back", hand_back_task, num_bundles),
+        ]
+        for stage, task, count in passes:
+            if count:
+                _run(stage, task, job, [[]] * count, say)
     if not job.verdict_file.exists():
         try:
             return _run("tokenizing", tokenize_task, job, tasks, say)

@@ -1,13 +1,12 @@
 """What happens to a document between its file and the tokenizer; nothing here knows of files or tasks.
 
 texts -> clean_batches -> CleanBatch   normalised, filtered, with the 128-bit hash (xxh3) of each
-hashes -> find_duplicates              every copy but the first in source order
 hash -> is_validation                  the held-out share
 """
 
 import dataclasses
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import xxhash
@@ -79,23 +78,3 @@ def _batch(texts: list[str], sizes: list[int], digests: bytearray) -> CleanBatch
 def is_validation(keys: np.ndarray, fraction: float) -> np.ndarray:
     """Which documents are held out, bool [N], from their hashes, uint64 [2, N]: the same text always falls alike."""
     return keys[1] < np.uint64(min(int(fraction * 2.0**64), 2**64 - 1))
-
-
-def sort_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes in ascending order, uint64 [2, N], and where each was, int64 [N]; equal ones keep their order."""
-    order = np.lexsort((keys[1], keys[0]))
-    return keys[:, order], order
-
-
-def find_duplicates(parts: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Documents that repeat an earlier one, ascending, uint64 [N]: number of the part << 32 | number in the part.
-
-    A part is (hashes uint64 [2, n], numbers of their documents in the part [n], below 2^32), equal hashes in the
-    order of the documents; earlier parts come first in the sources.
-    """
-    keys = np.concatenate([np.zeros((2, 0), np.uint64), *(keys for keys, _ in parts)], axis=1)
-    places = [np.uint64(part << 32) | np.asarray(numbers, np.uint64) for part, (_, numbers) in enumerate(parts)]
-    place = np.concatenate([np.zeros(0, np.uint64), *places])
-    keys, order = sort_keys(keys)
-    repeats = np.flatnonzero((keys[:, 1:] == keys[:, :-1]).all(axis=0)) + 1
-    return np.sort(place[order[repeats]])

@@ -1,8 +1,8 @@
 """The work of a build that is done task by task, in any process and in any order, with the same result.
 
-    hash_task       units -> keys-00000.npy      hashes of the documents of one task, sorted
-    repeat_task     all keys of a range of hashes -> repeats-00000.npy   copies of earlier documents
-    tokenize_task   units - repeats -> 00000.done, and the shards train-00000.{bin,idx,sums}, validation-00000.*
+    hash_task       units -> hashes of the documents of one task
+    bundle_task, repeat_task, hand_back_task         hashes of all tasks -> copies of earlier documents (copies.py)
+    tokenize_task   units - copies -> 00000.done, and the shards train-00000.{bin,idx,sums}, validation-00000.*
 
 All but the shards lie in the folder `.shardline-build`, which is gone when the dataset is whole.
 Every file is written aside and renamed. A task that finds its result whole hands it back, which is all there is to
@@ -23,7 +23,8 @@ import xxhash
 
 from common.files import written_aside
 from common.mistakes import Mistake
-from data_pipeline.building.clean import CleanBatch, clean_batches, find_duplicates, is_validation, sort_keys
+from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
+from data_pipeline.building.copies import Copies
 from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
@@ -55,7 +56,9 @@ class Job:
     reference_only: bool = False
     """Whether sentencepiece itself encodes, because a faster encoder's ids were found to differ."""
     num_ranges: int = 1
-    """Ranges of hashes that repeats are looked for in, one at a time."""
+    """Ranges of hashes that copies are looked for in."""
+    bundle_size: int = 1
+    """Tasks whose hashes share a file."""
 
     @property
     def folder(self) -> Path:
@@ -66,6 +69,11 @@ class Job:
     def work(self) -> Path:
         """What is only needed until the manifest is written."""
         return self.folder / WORK_NAME
+
+    @property
+    def copies(self) -> Copies:
+        """Where copies of documents are looked for."""
+        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size)
 
     @property
     def stop_file(self) -> Path:
@@ -90,49 +98,31 @@ class EncoderDiffers(Exception):
 
 
 def hash_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
-    """Writes the sorted hashes of the documents of a task, uint64 [3, N]: high, low, number of the document."""
-    path = job.work / f"keys-{index:05d}.npy"
-    if path.exists():
-        return {"documents": np.load(path, mmap_mode="r").shape[1]}
-    keys = [np.zeros((2, 0), np.uint64)]
-    for batch in _batches(job, units, Rejects(), Counter()):
-        keys.append(batch.keys)
-    ordered, numbers = sort_keys(np.concatenate(keys, axis=1))
-    _save_array(path, np.vstack([ordered, numbers.astype(np.uint64)]))
-    return {"documents": len(numbers)}
+    """Hashes the documents of a task."""
+    known = job.copies.num_hashed(index)
+    if known is None:
+        keys = [np.zeros((2, 0), np.uint64), *(batch.keys for batch in _batches(job, units, Rejects(), Counter()))]
+        job.copies.save_hashes(index, np.concatenate(keys, axis=1))
+        known = sum(part.shape[1] for part in keys)
+    return {"documents": known}
 
 
-def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Writes which documents repeat an earlier one, among those with hashes in the range `index` of num_ranges."""
-    path = job.work / f"repeats-{index:05d}.npy"
-    if not path.exists():
-        lowest, highest = (2**64 * part // job.num_ranges for part in (index, index + 1))
-        parts = [_keys_between(job.work / f"keys-{task:05d}.npy", lowest, highest) for task in range(job.num_tasks)]
-        _save_array(path, find_duplicates(parts))
+def bundle_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
+    """Puts the hashes of a bundle of tasks together."""
+    job.copies.bundle(index)
     return {}
 
 
-def _keys_between(path: Path, lowest: int, highest: int) -> tuple[np.ndarray, np.ndarray]:
-    keys = np.load(path, mmap_mode="r")
-    start = np.searchsorted(keys[0], np.uint64(lowest))
-    stop = np.searchsorted(keys[0], np.uint64(highest)) if highest < 2**64 else keys.shape[1]
-    return np.array(keys[:2, start:stop]), np.array(keys[2, start:stop])
+def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
+    """Looks which documents repeat an earlier one, among those with hashes in one range."""
+    job.copies.find(index)
+    return {}
 
 
-def _repeats_of(job: Job, index: int) -> np.ndarray:
-    """Numbers of the documents of a task that repeat earlier ones, uint64 [N]."""
-    found = [np.zeros(0, np.uint64)]
-    if job.data.deduplicate == "exact":
-        for part in range(job.num_ranges):
-            places = np.load(job.work / f"repeats-{part:05d}.npy", mmap_mode="r")
-            start, stop = np.searchsorted(places, np.array([index << 32, (index + 1) << 32], np.uint64))
-            found.append(places[start:stop] & np.uint64(2**32 - 1))
-    return np.concatenate(found)
-
-
-def _save_array(path: Path, array: np.ndarray) -> None:
-    with written_aside(path) as file:
-        np.save(file, array)
+def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
+    """Gathers the repeats of a bundle of tasks."""
+    job.copies.hand_back(index)
+    return {}
 
 
 # ---- second pass: shards
@@ -165,7 +155,7 @@ def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
 
 def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokenizer) -> dict[str, Any]:
     """Facts of a task: its shards by split, documents read by source, rejects by source and reason, examples."""
-    repeats = _repeats_of(job, index)
+    repeats = job.copies.of(index) if job.data.deduplicate == "exact" else np.zeros(0, np.uint64)
     rejects, read = Rejects(), Counter[int]()
     writers: dict[str, ShardWriter] = {}
     source_bytes: Counter[str] = Counter()

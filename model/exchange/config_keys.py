@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from common.mistakes import Mistake
-from model.exchange.json_objects import shown
+from model.exchange.json_objects import quoted
 
 Check = Callable[[Any], bool]
 
@@ -119,7 +119,7 @@ def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]
         result[key] = value
     for key in ("dtype", "torch_dtype"):
         if result.get(key, DTYPES[0]) not in DTYPES:
-            raise Mistake(f"{where}: {key} {shown(result[key])} is none that is read; allowed are {', '.join(DTYPES)}")
+            raise Mistake(f"{where}: {key} {quoted(result[key])} is none that is read; allowed are {', '.join(DTYPES)}")
     return _floats(result, keys)
 
 
@@ -130,4 +130,4 @@ def _floats(values: dict[str, Any], keys: dict[str, tuple[Check, str]]) -> dict[
 
 def shown_value(value: Any) -> str:
     """A wrong value with its quotes, so that text can be told from numbers."""
-    return f'"{shown(value)}"' if isinstance(value, str) else shown(value)
+    return f'"{quoted(value)}"' if isinstance(value, str) else quoted(value)

@@ -26,7 +26,7 @@ from model.exchange.architectures import SHIPPED
 from model.exchange.hf_configs import architecture, hf_config
 from model.exchange.hf_names import WeightTable, part_shapes, to_hf, weight_table
 from model.exchange.in_transformers import quiet_transformers
-from model.exchange.json_objects import read_object, shown
+from model.exchange.json_objects import quoted, read_object
 from model.exchange.parity import OtherIds, check_export, check_tokenizer
 from model.exchange.tensor_files import TensorWriter
 
@@ -169,7 +169,7 @@ def _write_converted(folder: Path, spec: ExportSpec) -> None:
             **names,
         )
     except Exception as error:  # its converter raises what it pleases
-        raise OtherIds(f"transformers cannot read it ({shown(str(error))})") from error
+        raise OtherIds(f"transformers cannot read it ({quoted(str(error))})") from error
     tokenizer.save_pretrained(folder)
 
 

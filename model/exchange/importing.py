@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
 from model.exchange.in_transformers import quiet_transformers
-from model.exchange.json_objects import shown
+from model.exchange.json_objects import quoted
 from model.exchange.parity import Ours, compare
 from model.exchange.tensor_files import TensorReader, TensorWriter
 from model.exchange.their_configs import ImportedConfig
@@ -77,7 +77,7 @@ def imported_config(folder: Path) -> tuple[ModelConfig, int]:
     try:
         config = ModelConfig(**yaml.safe_load(file.read_bytes())["model"])
     except (yaml.YAMLError, ValueError, KeyError, TypeError) as error:
-        raise Mistake(f"{file}: it holds no model section ({shown(str(error))}); import the weights again") from None
+        raise Mistake(f"{file}: it holds no model section ({quoted(str(error))}); import the weights again") from None
     if config.vocab_size is None:
         raise Mistake(f"{file}: its model section gives no vocab_size; import the weights again")
     return config, config.vocab_size

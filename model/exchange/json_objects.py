@@ -23,13 +23,13 @@ def parse_object(file: Path, data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Mistake(f"{file}: it is not JSON ({shown(str(error))}); copy it again") from None
+        raise Mistake(f"{file}: it is not JSON ({quoted(str(error))}); copy it again") from None
     if not isinstance(value, dict):
         raise Mistake(f"{file}: it holds no keys; copy it again")
     return value
 
 
-def shown(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value as a sentence quotes it: as JSON has it, cut where it is long, on one line."""
     text = " ".join(value.split()) if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."

@@ -21,7 +21,7 @@ from model.exchange.architectures import SHIPPED, Architecture
 from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
 from model.exchange.in_transformers import Documents, run_theirs
-from model.exchange.json_objects import read_object, shown
+from model.exchange.json_objects import quoted, read_object
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -136,7 +136,12 @@ class Ours(NamedTuple):
 
     def make(self) -> Transformer:
         """The model, which reads each weight when it is used."""
-        how = {"attention_backend": "sdpa", "compile": False, "activation_checkpointing": False}
+        how = {
+            "attention_backend": "sdpa",
+            "compile": False,
+            "activation_checkpointing": "none",
+            "activation_checkpointing_interval": 1,
+        }
         with torch.device("meta"):
             model = Transformer(self.config.model_copy(update=how), self.vocab_size)
         read_on_demand(model, owners(model), self.read)
@@ -159,7 +164,7 @@ def compare(
     try:
         logits, generated = run_theirs(folder, documents, num_new, start_id)
     except Exception as error:  # whatever their code raises says that the folder is not right
-        raise fault(f"{folder.path}: transformers cannot run it ({shown(str(error))}); {consequence}") from error
+        raise fault(f"{folder.path}: transformers cannot run it ({quoted(str(error))}); {consequence}") from error
     if not all(theirs.isfinite().all() for theirs in logits):
         raise Mistake(f"{folder.path}: its weights give logits that are not finite; {consequence}")
     model = ours.make()

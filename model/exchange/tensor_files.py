@@ -19,7 +19,7 @@ import torch
 import xxhash
 
 from common.mistakes import Mistake
-from model.exchange.json_objects import parse_object, read_object, shown
+from model.exchange.json_objects import parse_object, quoted, read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -139,7 +139,7 @@ def _places(files: list[Path]) -> Iterator[tuple[str, Place]]:
     for file in files:
         for name, place in _places_in(file):
             if name in known:
-                raise Mistake(f"{file}: the weight {shown(name)} is in another file of the folder too; copy it again")
+                raise Mistake(f"{file}: the weight {quoted(name)} is in another file of the folder too; copy it again")
             known.add(name)
             yield name, place
 
@@ -182,10 +182,10 @@ def _places_in(file: Path) -> list[tuple[str, Place]]:
     for name, place, place_end in sorted(found, key=lambda each: (each[1].offset, each[2])):
         if place.offset != end:
             raise Mistake(
-                f"{file}: the weight {shown(name)} does not begin where the one before it ends; copy it again"
+                f"{file}: the weight {quoted(name)} does not begin where the one before it ends; copy it again"
             )
         if place_end > size:
-            raise Mistake(f"{file}: it ends inside the weight {shown(name)}; copy it again")
+            raise Mistake(f"{file}: it ends inside the weight {quoted(name)}; copy it again")
         end = place_end
     if end != size:
         raise Mistake(f"{file}: there are {size - end} bytes behind its last weight; copy it again")
@@ -197,16 +197,16 @@ def _place(file: Path, data: int, name: str, facts: Any) -> tuple[Place, int]:
     entry = facts if isinstance(facts, dict) else {}
     kind, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-        raise Mistake(f"{file}: its header does not say where the weight {shown(name)} lies; copy it again")
+        raise Mistake(f"{file}: its header does not say where the weight {quoted(name)} lies; copy it again")
     dtype = _BY_NAME.get(kind) if isinstance(kind, str) else None
     if dtype is None:
         known = ", ".join(_BY_NAME)
-        raise Mistake(f"{file}: the weight {shown(name)} is stored as {shown(kind)}; allowed are {known}")
+        raise Mistake(f"{file}: the weight {quoted(name)} is stored as {quoted(kind)}; allowed are {known}")
     begin, end = offsets
     needed = math.prod(shape) * dtype.itemsize
     if end - begin != needed:
-        text = f"{end - begin} bytes, its shape {shown(shape)} and dtype {kind} make it {needed}"
-        raise Mistake(f"{file}: the weight {shown(name)} has {text}; copy it again")
+        text = f"{end - begin} bytes, its shape {quoted(shape)} and dtype {kind} make it {needed}"
+        raise Mistake(f"{file}: the weight {quoted(name)} has {text}; copy it again")
     return Place(file, data + begin, tuple(shape), dtype), data + end
 
 

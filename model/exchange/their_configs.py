@@ -14,7 +14,7 @@ from model.config import ModelConfig, RopeScaling
 from model.exchange.architectures import BY_TYPE, ENCDEC, EUROBERT, PREFIX, QWEN2, QWEN3, SEED_OSS, T5, Architecture
 from model.exchange.config_keys import heeded
 from model.exchange.hf_configs import PLAIN, T5_ACTIVATIONS, as_yaml
-from model.exchange.json_objects import shown
+from model.exchange.json_objects import quoted
 
 
 class TheirConfig(NamedTuple):
@@ -35,7 +35,7 @@ class TheirConfig(NamedTuple):
         found = BY_TYPE.get(kind) if isinstance(kind, str) else None
         if found is None:
             allowed = ", ".join(BY_TYPE)
-            raise Mistake(f"{where}: model_type {shown(kind)} is none that is read here; allowed are {allowed}")
+            raise Mistake(f"{where}: model_type {quoted(kind)} is none that is read here; allowed are {allowed}")
         if facts.get("quantization_config"):
             raise Mistake(f"{where}: the weights are quantized; take the model they were made from")
         _refuse_uneven_layers(where, facts)
@@ -86,7 +86,7 @@ def _config_object(found: Architecture, keys: dict[str, Any], where: str) -> Any
     try:
         return found.config_class()(**keys)
     except Exception as error:  # transformers and its validators raise what they please
-        reason = shown(str(error).strip().splitlines()[-1] if str(error) else type(error).__name__)
+        reason = quoted(str(error).strip().splitlines()[-1] if str(error) else type(error).__name__)
         raise Mistake(f"{where}: {found.config_name} of transformers does not take it ({reason})") from None
 
 
@@ -146,7 +146,9 @@ def _rope_scaling(parameters: dict[str, Any]) -> RopeScaling | None:
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
-        raise Mistake(f"config.json: rope_type {shown(kind)} has no place here; allowed are default, linear and llama3")
+        raise Mistake(
+            f"config.json: rope_type {quoted(kind)} has no place here; allowed are default, linear and llama3"
+        )
     keys = {"factor": "factor"}
     if kind == "llama3":
         keys |= {key: key for key in ("low_freq_factor", "high_freq_factor")}
@@ -181,5 +183,5 @@ def _from_t5(theirs: Any) -> ImportedConfig:
 
 def _named(key: str, value: str, names: dict[str, str]) -> str:
     if value not in names:
-        raise Mistake(f"config.json: {key} {shown(value)} has no place here; allowed are {', '.join(names)}")
+        raise Mistake(f"config.json: {key} {quoted(value)} has no place here; allowed are {', '.join(names)}")
     return names[value]

@@ -21,7 +21,7 @@ from common.mistakes import Mistake
 from model.exchange.architectures import T5
 from model.exchange.config_keys import IDS_OF_TOKENS, heeded
 from model.exchange.hf_names import WeightTable, weight_table
-from model.exchange.json_objects import read_object, shown
+from model.exchange.json_objects import quoted, read_object
 from model.exchange.tensor_files import INDEX, SINGLE, TensorReader
 from model.exchange.their_configs import ImportedConfig, TheirConfig, from_hf_config
 
@@ -140,7 +140,7 @@ def load_tokenizer(folder: HfFolder, view: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(view, config=folder.config.object, local_files_only=True)
     except Exception as error:  # transformers and its readers raise what they please
-        reason = shown(str(error).strip() or type(error).__name__)
+        reason = quoted(str(error).strip() or type(error).__name__)
         raise Mistake(f"{folder.path}: it holds no tokenizer that can be read ({reason})") from None
 
 
@@ -170,7 +170,7 @@ def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
         raise Mistake(f"{files.folder}: the weight {min(missing)} is missing ({len(missing)} are in all)")
     unknown = [name for name in files.places if name not in known | ALIASES and not name.endswith(COMPUTED)]
     if unknown:
-        raise Mistake(f"{files.folder}: the weight {shown(min(unknown))} has no place here ({len(unknown)} have none)")
+        raise Mistake(f"{files.folder}: the weight {quoted(min(unknown))} has no place here ({len(unknown)} have none)")
     for part in (part for parts in table.values() for part in parts):
         if (shape := files.places[part.name].shape) != part.shape:
             raise Mistake(f"{part.name}: the weight is {list(shape)}, the config makes it {list(part.shape)}")

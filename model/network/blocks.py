@@ -7,10 +7,11 @@
 What a token may see is in the pattern alone; a block knows nothing of shapes.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
@@ -137,11 +138,18 @@ class Block(nn.Module):
         self.cross_attention = CrossAttention(config, residual_std, init / "cross_attention") if cross else None
         self.feed_forward_norm = None if config.parallel_block else make_norm(config)
         self.feed_forward = FeedForward(config, residual_std, init / "feed_forward")
+        self.recomputes_attention = config.activation_checkpointing == "attention"
 
     def forward(self, x: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None) -> torch.Tensor:
         """[T, M] -> [T, M]; memory [S, M] is what cross-attention reads."""
         normed = self.attention_norm(x)
-        x = self.attention(normed, x, around)
+        x = self._attended(self.attention, normed, x, around)
         if self.cross_attention is not None and self.cross_attention_norm is not None:
-            x = self.cross_attention(self.cross_attention_norm(x), memory, x, around)
+            x = self._attended(self.cross_attention, self.cross_attention_norm(x), memory, x, around)
         return self.feed_forward(normed if self.feed_forward_norm is None else self.feed_forward_norm(x), x)
+
+    def _attended(self, attention: nn.Module, *inputs: Any) -> torch.Tensor:
+        """What attention gives; of what it computes on the way nothing is kept where the config says so."""
+        if self.recomputes_attention and torch.is_grad_enabled():
+            return checkpoint(attention, *inputs, use_reentrant=False)
+        return attention(*inputs)

@@ -69,8 +69,9 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         around = self._surroundings(x, positions, pattern, cross)
-        for block in self.blocks:
-            if self.config.activation_checkpointing and torch.is_grad_enabled():
+        recomputed = self.config.activation_checkpointing == "full" and torch.is_grad_enabled()
+        for index, block in enumerate(self.blocks):
+            if recomputed and index % self.config.activation_checkpointing_interval == 0:
                 x = checkpoint(block, x, around, memory, use_reentrant=False)
             else:
                 x = block(x, around, memory)

@@ -1,4 +1,4 @@
-"""What rank 0 looks at before a run begins: that the files are there and the ids are the tokenizer's."""
+"""What is looked at before a run begins: that the files are there and the ids are the tokenizer's."""
 
 import json
 import os
@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.building.folder import fingerprint
 from data_pipeline.manifest import Manifest, ShardInfo, ShardTable
-from data_pipeline.opening import check_files, open_dataset
+from data_pipeline.opening import check_files, open_dataset, read_dataset
 from data_pipeline.shards import ShardWriter
 
 FILES = ["train-00001.bin", "train-00000.idx", "validation-00000.sums"]
@@ -37,12 +37,28 @@ def test_a_truncated_file_is_found_where_sizes_are_asked_for(folder, name):
         check_files(folder, Manifest.load(folder), sizes=True)
 
 
-def test_a_start_asks_no_shard_for_its_size(folder, monkeypatch):
-    asked = []
-    monkeypatch.setattr(os, "stat", lambda path, *args, **options: asked.append(path))
-    monkeypatch.setattr(os, "lstat", lambda path, *args, **options: asked.append(path))
+@pytest.fixture
+def asked(monkeypatch):
+    """Calls that ask a file system about names."""
+    calls = []
+
+    def noting(name, of):
+        return lambda path, *args, **options: (calls.append((name, str(path))), of(path, *args, **options))[1]
+
+    for name in ("stat", "lstat", "scandir", "listdir"):
+        monkeypatch.setattr(os, name, noting(name, getattr(os, name)))
+    return calls
+
+
+def test_a_launcher_lists_the_folder_once_and_asks_no_shard_for_its_size(folder, asked):
     check_files(folder, Manifest.load(folder))
-    assert not asked
+    assert [call for call in asked if str(folder) in call[1]] == [("scandir", str(folder))]
+
+
+def test_a_rank_looks_no_shard_up(folder, asked):
+    (folder / FILES[0]).unlink()
+    assert read_dataset(folder) == Manifest.load(folder)
+    assert not [call for call in asked if call[0] in ("scandir", "listdir") or "train" in call[1]]
 
 
 @pytest.fixture

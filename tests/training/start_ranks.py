@@ -164,7 +164,7 @@ def measure(config: RunConfig, world: World, resuming: bool) -> dict:
     shapes = engine.module.named_parameters()
     numel = sum(getattr(weight, "ds_numel", weight.numel()) for _, weight in shapes)
     engine.close()
-    return {"peak": world.gather(peak.growth), "drawn": world.gather(drawn), "numel": numel}
+    return {"peak": world.gather_to_main(peak.growth), "drawn": world.gather_to_main(drawn), "numel": numel}
 
 
 def main() -> None:

@@ -1,5 +1,6 @@
 """How ranks end that something went wrong with: which of them tells, in what words, with what status."""
 
+import shutil
 import signal
 
 from tests.training.runs import events_of, finish, save_config, start_ranks, tiny_config, wait_for_step
@@ -57,3 +58,15 @@ def test_a_loss_that_is_no_number_is_a_mistake_which_no_restart_would_mend(datas
         assert "the loss is" in last or "the gradient is not finite" in last
     assert {event["exit_code"] for event in events_of(folder, "error")} == {EXIT_MISTAKE}
     assert latest_checkpoint(folder) is None
+
+
+def test_a_shard_that_is_gone_ends_a_run_with_its_name(dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "data")
+    (tmp_path / "data" / "train-00000.bin").unlink()
+    folder = save_config(tiny_config(tmp_path / "data"), tmp_path / "run")
+    ends = finish(start_ranks(folder, 2))
+    assert EXIT_MISTAKE in [code for code, _ in ends]
+    for code, error in ends:
+        assert "Traceback" not in error, error
+        if code == EXIT_MISTAKE:
+            assert "train-00000.bin: no such file" in error.strip().splitlines()[-1]

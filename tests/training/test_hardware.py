@@ -8,7 +8,14 @@ import torch
 from tests.training.runs import tiny_config
 from training import hardware
 from training.distributed import World
-from training.hardware import execution_facts, gpu_peak_flops, measure_matmul_flops, memory_gb, peak_flops
+from training.hardware import (
+    execution_facts,
+    gpu_peak_flops,
+    measure_matmul_flops,
+    memory_gb,
+    network_settings,
+    peak_flops,
+)
 
 CPU = torch.device("cpu")
 
@@ -70,3 +77,12 @@ def test_a_backend_that_cannot_run_here_is_refused_before_anything_is_built():
 
 def test_memory_is_counted_in_gigabytes():
     assert 0.01 < memory_gb(CPU) < 10_000
+
+
+def test_what_the_environment_says_of_the_network_is_named(monkeypatch):
+    for name in network_settings():
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    monkeypatch.setenv("FI_PROVIDER", "efa")
+    monkeypatch.setenv("MY_NCCL_DEBUG", "INFO")
+    assert list(network_settings().items()) == [("FI_PROVIDER", "efa"), ("NCCL_SOCKET_IFNAME", "ib0")]

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
-from model.kernels.attention import AttentionPattern
-from model.network.transformer import Transformer
+from data_pipeline.manifest import Manifest
 from tests.training.parity_ranks import LR, STEPS, Way, exact_ways, measured_ways, rounded_ways
-from tests.training.runs import VOCAB_SIZE, torchrun
-from tests.training.step_ranks import batches_of
+from tests.training.runs import torchrun
+from training.state.index import WEIGHT
+from training.verify.plain import Rounded, Sum, train_plainly
 
-LOSS, NORM, WEIGHT = 1e-6, 1e-6, 2e-6
+LOSS, NORM, LAST_WEIGHT = 1e-6, 1e-6, 2e-6
 """Largest differences allowed: of a loss, of a gradient norm as a share of it, of a weight after the last step."""
 
 
@@ -32,28 +31,8 @@ class History:
         """Largest difference to another, in units of what is allowed: 1 is the limit."""
         losses = [abs(a - b) / LOSS for a, b in zip(self.losses, other.losses, strict=True)]
         norms = [abs(a / b - 1) / NORM for a, b in zip(self.norms, other.norms, strict=True)]
-        weights = [float((self.weights[name] - other.weights[name]).abs().max()) / WEIGHT for name in self.weights]
+        weights = [float((self.weights[name] - other.weights[name]).abs().max()) / LAST_WEIGHT for name in self.weights]
         return max(*losses, *norms, *weights)
-
-
-class Sum:
-    """How a plain loop adds up gradients; the ways to do it wrong inherit from it."""
-
-    dtype = torch.float32
-
-    def of(self, gradients: list[list[torch.Tensor]]) -> torch.Tensor:
-        """Mean over the ranks of the sums over their micro-batches, fp32, from one gradient by rank and micro-batch."""
-        sums = []
-        for of_rank in gradients:
-            total = of_rank[0].to(self.dtype, copy=True)
-            for gradient in of_rank[1:]:
-                total += gradient.to(self.dtype)
-            sums.append(total)
-        return ((sums[0] + sums[1]) / 2).float()
-
-    def norm(self, gradients: list[torch.Tensor]) -> torch.Tensor:
-        """Norm of the whole gradient."""
-        return torch.stack([gradient.norm() for gradient in gradients]).norm()
 
 
 class LastTwice(Sum):
@@ -89,57 +68,12 @@ class Narrow(Sum):
     dtype = torch.bfloat16
 
 
-class RoundedBetweenRanks(Sum):
-    """Each rank's sum is rounded to bf16 on its way."""
-
-    def of(self, gradients):
-        return super().of([[super(RoundedBetweenRanks, self).of([g, g]).bfloat16().float()] for g in gradients])
-
-
 def plain_loop(way: Way, data: Path, addition: Sum | None = None) -> History:
-    """A hand-written loop that never heard of ranks, on the same global batches."""
+    """The plain loop on the same global batches."""
     torch.set_num_threads(1)
-    addition = addition or Sum()
-    config = way.config(data)
-    model = Transformer(config.model, VOCAB_SIZE, config.seed)
-    masters = {name: nn.Parameter(weight.detach().clone()) for name, weight in model.named_parameters()}
-    if way.precision == "bf16":
-        model.bfloat16()
-    weights = dict(model.named_parameters())
-    groups: list[dict] = [
-        {"params": [master for master in masters.values() if master.ndim == dims], "weight_decay": decay}
-        for dims, decay in ((2, 0.1), (1, 0.0))
-    ]
-    optimizer = torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.95), eps=1e-8, fused=True)
-    losses, norms = [], []
-    loaders = [batches_of(config, rank, 2) for rank in range(2)]
-    for _ in range(STEPS):
-        ranks = [next(loader) for loader in loaders]
-        num_targets = sum(batch.num_targets for batches in ranks for batch in batches)
-        gradients: dict[str, list[list[torch.Tensor]]] = {name: [[], []] for name in weights}
-        loss = 0.0
-        for rank, batches in enumerate(ranks):
-            for batch in batches:
-                pattern = AttentionPattern.packed(batch.cu_seqlens, batch.prefix_lengths)
-                output = model(batch.tokens, batch.positions, pattern, batch.labels)
-                (output.loss_sum * (2 / num_targets)).backward()
-                loss += output.cross_entropy_sum.item() / num_targets
-                for name, weight in weights.items():
-                    gradients[name][rank].append(weight.grad)
-                    weight.grad = None
-        for name, master in masters.items():
-            master.grad = addition.of(gradients[name])
-        norm = addition.norm([master.grad for master in masters.values()])
-        for master in masters.values():
-            master.grad *= min(1.0, way.clipping / (norm.item() + 1e-6)) if way.clipping else 1.0
-        optimizer.step()
-        for name, weight in weights.items():
-            weight.data.copy_(masters[name].data)
-        losses.append(loss)
-        norms.append(norm.item())
-    for loader in loaders:
-        loader.close()
-    return History(losses, norms, {name: master.detach() for name, master in masters.items()})
+    config, manifest = way.config(data), Manifest.load(data)
+    came_to = train_plainly(config, manifest, num_ranks=2, steps=STEPS, lr=LR, addition=addition or Sum())
+    return History(came_to.losses, came_to.norms, dict(came_to.states[STEPS][WEIGHT]))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +136,7 @@ def test_gradients_sent_in_bf16_stay_near_it_but_are_told_apart(histories, plain
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("fault", [LastTwice, LastLeaks, NormOfAPart, Narrow, RoundedBetweenRanks])
+@pytest.mark.parametrize("fault", [LastTwice, LastLeaks, NormOfAPart, Narrow, Rounded])
 def test_the_limits_are_so_narrow_that_a_fault_is_far_outside(plain, dataset, precision, fault):
     way = Way(2, precision, 4, 0.05)
     assert plain_loop(way, dataset, fault()).distance(plain(way)) > 10

@@ -11,7 +11,16 @@ from data_pipeline.reading.packing import PackedBatch
 from model.kernels.attention import AttentionPattern
 from model.network.transformer import EncoderInput, Transformer
 from tests.training.runs import VOCAB_SIZE, tiny_config, torchrun
-from tests.training.step_ranks import SHAPES, STEPS, batches_of, config_of, is_silent, without_targets
+from tests.training.step_ranks import (
+    EVEN_STAGES,
+    LOPSIDED_STAGES,
+    SHAPES,
+    STEPS,
+    batches_of,
+    config_of,
+    is_silent,
+    without_targets,
+)
 from training.config import RunConfig
 from training.distributed import World
 from training.step import Patterns, count
@@ -90,15 +99,15 @@ def worst(ours: list[dict], plain: list[tuple[float, float]], field: str) -> flo
     return max(abs(line[field] - expected[field == "grad_norm"]) for line, expected in zip(ours, plain, strict=True))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_stage_follows_the_plain_loop(ours, plain, stage):
+@pytest.mark.parametrize("stage", EVEN_STAGES)
+def test_stages_follow_the_plain_loop_for_twenty_steps(ours, plain, stage):
     assert worst(ours[f"zero{stage}"], plain[""], "loss") < 1e-5
     assert worst(ours[f"zero{stage}"], plain[""], "grad_norm") < 1e-5
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", LOPSIDED_STAGES)
 def test_a_rank_without_any_target_changes_nothing(ours, plain, stage):
-    lines = ours[f"zero{stage} lopsided"]
+    lines = ours[f"zero{stage}"]
     assert all(min(line["targets"]) == 0 < max(line["targets"]) for line in lines)
     assert worst(lines, plain[" lopsided"], "loss") < 1e-5
     assert worst(lines, plain[" lopsided"], "grad_norm") < 1e-5
@@ -111,11 +120,6 @@ def test_the_ranks_hold_unequal_numbers_of_targets(ours):
 def test_the_gradient_is_clipped_on_the_way(plain):
     norms = [norm for _, norm in plain[""]]
     assert max(norms) > 0.5
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_bf16_stays_close_to_fp32(ours, plain, stage):
-    assert worst(ours[f"zero{stage} bf16"], plain[""], "loss") < 3e-3
 
 
 def test_tied_embeddings_train_sharded_as_in_the_plain_loop(ours, dataset):

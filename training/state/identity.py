@@ -63,7 +63,9 @@ CUT = ("world_size", "zero_stage")
 ORDER_DEFAULTS: dict[str, Any] = {"target_length": None}
 """What a checkpoint without a key of `order` was made with; a key that is added there is added here."""
 
-EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "compile", "vocab_size"}
+EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "activation_checkpointing_interval", "compile"} | {
+    "vocab_size"
+}
 """Keys of the model section that change how it runs, not what it is (the vocabulary's size is compared resolved)."""
 
 _REMEDIES = {

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
-from data_pipeline.building import build
+from data_pipeline.building import copies
 from data_pipeline.building.build import build_dataset
 from data_pipeline.manifest import Manifest
 from data_pipeline.shards import ShardReader
@@ -139,13 +139,16 @@ def test_copies_are_dropped_but_for_the_first_across_tasks_and_sources(tokenizer
     assert kept.manifest.num_documents("train") == 106
 
 
-def test_many_ranges_of_hashes_find_the_same_copies(tokenizer_config, tmp_path, monkeypatch):
+def test_many_ranges_and_bundles_find_the_same_copies(tokenizer_config, tmp_path, monkeypatch):
     write_json_lines(tmp_path / "a.jsonl", [f"document {number % 40}" for number in range(100)])
     config = settings(tmp_path / "one", tmp_path / "a.jsonl", shard_megabytes=0.0005)
     build_dataset(config, tokenizer_config)
-    monkeypatch.setattr(build, "RANGE_DOCUMENTS", 9)
+    monkeypatch.setattr(copies, "RANGE_DOCUMENTS", 30)
+    monkeypatch.setattr(copies, "FEW_TASKS", 2)
+    stages = set()
     many = config.model_copy(update={"path": str(tmp_path / "many")})
-    build_dataset(many, tokenizer_config)
+    build_dataset(many, tokenizer_config, lambda state: stages.add(state.stage))
+    assert {"bundling hashes", "handing copies back"} < stages
     assert digests(config.path) == digests(many.path)
 
 

@@ -66,7 +66,7 @@ def test_no_tokenizer_and_no_sources_are_one_sentence_each(tokenizer_config, tmp
 
 @pytest.mark.parametrize(
     ("name", "file"),
-    [("hash_task", ".shardline-build/keys-00003.npy"), ("tokenize_task", "train-00003.bin")],
+    [("hash_task", ".shardline-build/hashes-00003.npy"), ("tokenize_task", "train-00003.bin")],
 )
 def test_a_full_disk_is_an_oserror_and_room_lets_the_build_go_on(
     plain, tokenizer_config, corpus_file, tmp_path, monkeypatch, name, file

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.building import clean
-from data_pipeline.building.clean import clean_batches, find_duplicates, is_validation, sort_keys
+from data_pipeline.building.clean import clean_batches, is_validation
 from data_pipeline.building.sources import Rejects, Unit
 from data_pipeline.config import DataConfig
 
@@ -54,22 +54,6 @@ def test_batches_end_by_bytes_or_by_number(monkeypatch):
     monkeypatch.setattr(clean, "BATCH_BYTES", 10)
     monkeypatch.setattr(clean, "BATCH_DOCUMENTS", 3)
     assert [len(batch.texts) for batch in run(["x" * 12, "y", "y", "y", "z" * 9, "z"])[0]] == [1, 3, 2]
-
-
-@given(
-    tasks=st.lists(st.lists(st.integers(0, 12), max_size=20), max_size=6), bits=st.sampled_from(["high", "low", "both"])
-)
-def test_every_copy_but_the_first_is_found(tasks, bits):
-    parts, expected, seen = [], [], set()
-    for task, values in enumerate(tasks):
-        numbers = np.array(values, np.uint64)
-        zeros = np.zeros_like(numbers)
-        keys = np.stack({"high": [numbers, zeros], "low": [zeros, numbers], "both": [numbers % 3, numbers // 3]}[bits])
-        parts.append(sort_keys(keys))
-        for index, value in enumerate(values):
-            expected += [task << 32 | index] if value in seen else []
-            seen.add(value)
-    assert find_duplicates(parts).tolist() == expected
 
 
 def test_the_held_out_share_follows_the_fraction_and_nothing_else():

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -97,21 +99,48 @@ def packs_for(shape, *all_lengths):
         yield inputs_of(documents) | {"labels": labels_of(documents)}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_checkpointing_changes_neither_loss_nor_gradients(variant):
+OTHERS: list[dict] = [
+    {"activation_checkpointing": "full", "activation_checkpointing_interval": 2},
+    {"activation_checkpointing": "attention"},
+]
+RECOMPUTED = [
+    *((variant, {"activation_checkpointing": True}) for variant in VARIANTS),
+    *itertools.product(("causal", "encdec"), OTHERS),
+]
+
+
+@pytest.mark.parametrize(("variant", "recomputed"), RECOMPUTED)
+def test_checkpointing_changes_neither_loss_nor_gradients(variant, recomputed):
     keys = VARIANTS[variant]
     (inputs,) = packs_for(keys.get("shape"), [7, 5])
-    results = [
-        gradients(tiny_model(**{"shape": "causal", "activation_checkpointing": on, **keys}), **inputs)
-        for on in (False, True)
-    ]
+    results = [gradients(tiny_model(**{"shape": "causal", **how, **keys}), **inputs) for how in ({}, recomputed)]
     assert results[0][0] == results[1][0]
     for name, gradient in results[0][1].items():
         assert torch.equal(gradient, results[1][1][name])
 
 
+def test_what_is_recomputed_is_not_kept():
+    """Bytes that autograd keeps for the backward pass, each storage once."""
+    (inputs,) = packs_for("causal", [12, 9, 30])
+    kept = []
+    for how in ({}, *OTHERS, {"activation_checkpointing": "full"}):
+        model, storages = tiny_model("causal", num_layers=4, **how), {}
+
+        def keep(tensor, storages=storages):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            model(**inputs)
+        weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
+        kept.append(sum(size.nbytes() for place, size in storages.items() if place not in weights))
+    everything, every_second, attention_not, inputs_only = kept
+    assert inputs_only < every_second < attention_not < everything
+
+
 @pytest.mark.parametrize(
-    ("variant", "checkpointing"), [*((name, False) for name in VARIANTS), ("causal", True), ("encdec", True)]
+    ("variant", "checkpointing"),
+    [*((name, "none") for name in VARIANTS), *itertools.product(("causal", "encdec"), ("full", "attention"))],
 )
 def test_a_compiled_model_gives_the_same_without_compiling_anew_for_each_pack(variant, checkpointing):
     """torch's `aot_eager` traces forward and backward as inductor does, without generating code.

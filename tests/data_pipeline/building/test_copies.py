@@ -1,0 +1,78 @@
+"""Every copy but the first is found, however the tables are cut, and no file is opened tasks times ranges times."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipeline.building import copies
+from data_pipeline.building.copies import Copies, cut
+
+
+def found(tables: Copies, keys: list[np.ndarray]) -> list[list[int]]:
+    """Copies in each task, by all passes."""
+    for task, each in enumerate(keys):
+        tables.save_hashes(task, each)
+        assert tables.num_hashed(task) == each.shape[1]
+    for index in range(tables.num_bundles):
+        tables.bundle(index)
+    for index in range(tables.num_ranges):
+        tables.find(index)
+    for index in range(tables.num_bundles):
+        tables.hand_back(index)
+    return [tables.of(task).tolist() for task in range(len(keys))]
+
+
+def hashes(values: list[int], bits: str) -> np.ndarray:
+    """Hashes of documents, all over their range, that are equal where the values are."""
+    numbers = np.array(values, np.uint64) * np.uint64(2**64 // 13)
+    zeros = np.zeros_like(numbers)
+    return np.stack({"high": [numbers, zeros], "low": [zeros, numbers], "both": [numbers // 2, numbers]}[bits])
+
+
+@given(
+    tasks=st.lists(st.lists(st.integers(0, 12), max_size=20), min_size=1, max_size=9),
+    bits=st.sampled_from(["high", "low", "both"]),
+    num_ranges=st.integers(1, 5),
+    bundle_size=st.integers(1, 4),
+)
+def test_every_copy_but_the_first_is_found(tasks, bits, num_ranges, bundle_size):
+    expected, seen = [], set()
+    for values in tasks:
+        expected.append([number for number, value in enumerate(values) if value in seen or value in values[:number]])
+        seen |= set(values)
+    with tempfile.TemporaryDirectory() as folder:
+        tables = Copies(Path(folder), len(tasks), num_ranges, bundle_size)
+        assert found(tables, [hashes(values, bits) for values in tasks]) == expected
+
+
+def test_a_bundle_is_the_same_made_in_parts(tmp_path, monkeypatch):
+    keys = [np.random.default_rng(task).integers(0, 2**64, (2, 40), np.uint64) for task in range(6)]
+    tables = []
+    for name, documents in (("whole", 10**6), ("parts", 7)):
+        monkeypatch.setattr(copies, "RANGE_DOCUMENTS", documents)
+        (tmp_path / name).mkdir()
+        found(Copies(tmp_path / name, 6, 3, 3), keys)
+        tables.append([np.load(path) for path in sorted((tmp_path / name).glob("bundle-*.npy"))])
+    assert len(tables[0]) == 2
+    assert all(np.array_equal(one, other) and len(one) == 120 for one, other in zip(*tables, strict=True))
+
+
+@pytest.mark.parametrize("num_tasks", [100, 400])
+def test_files_are_opened_far_less_often_than_tasks_times_ranges(tmp_path, monkeypatch, num_tasks):
+    opened = []
+    load = np.load
+    monkeypatch.setattr(np, "load", lambda path, **options: (opened.append(path), load(path, **options))[1])
+    num_ranges, bundle_size = cut(num_tasks, num_tasks * 20_000 * 5)
+    assert (num_ranges, bundle_size) == (num_tasks // 20, num_tasks**0.5)
+    tables = Copies(tmp_path, num_tasks, num_ranges, bundle_size)
+    assert found(tables, [hashes([task % 13], "low") for task in range(num_tasks)])[13:] == [[0]] * (num_tasks - 13)
+    assert len(opened) <= 3 * num_tasks + 2 * num_ranges * bundle_size
+
+
+def test_few_tasks_are_not_bundled():
+    assert cut(copies.FEW_TASKS, 10) == (1, 1)
+    assert cut(copies.FEW_TASKS + 1, 2 * copies.RANGE_DOCUMENTS + 1) == (3, 9)

@@ -1,0 +1,150 @@
+"""What `shardline verify` would find: faults planted in the plain loop, which then stands for a faulty engine."""
+
+import functools
+
+import pytest
+import torch
+
+from launcher import models
+from launcher.verify import cases_of
+from model.network import blocks
+from training.config import RunConfig
+from training.verify.compare import ROUNDED, SAME, compare, compare_kernels
+from training.verify.grid import grid
+from training.verify.plain import Rounded, Sum, train_plainly
+from training.verify.small import LR, small, write_documents
+
+STEPS = 2
+CASES = dict(grid(2))
+NAME = "causal, ZeRO 2, {}, accumulation 4, clipping 0.05"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("documents")
+    return folder, write_documents(folder)
+
+
+@pytest.fixture(scope="module")
+def trained(data):
+    """The plain loop of a precision with a way to add up."""
+    folder, manifest = data
+    torch.set_num_threads(1)
+
+    def train(precision, addition=None, given=None):
+        config = small(CASES[NAME.format(precision)], folder, 2)
+        return train_plainly(config, manifest, num_ranks=2, steps=STEPS, lr=LR, addition=addition, given=given)
+
+    sound = functools.cache(train)
+    return lambda precision, addition=None, given=None: (
+        train(precision, addition, given) if addition or given else sound(precision)
+    )
+
+
+class LastDropped(Sum):
+    """The last micro-batch does not count."""
+
+    def of(self, gradients):
+        return super().of([of_rank[:-1] for of_rank in gradients])
+
+
+class LastLeaks(Sum):
+    """A hundredth of the last micro-batch stays for the next step."""
+
+    def __init__(self):
+        self.left = {}
+
+    def of(self, gradients):
+        (*_, last), shape = gradients[0], gradients[0][0].shape
+        stale = self.left.get(shape, torch.zeros_like(last))
+        self.left[shape] = last / 100
+        return super().of([[*gradients[0], stale], gradients[1]])
+
+
+class Narrow(Sum):
+    """Micro-batches are added up in bf16."""
+
+    dtype = torch.bfloat16
+
+
+class OneRankAlone(Sum):
+    """Ranks keep their own gradients: nothing crosses between them."""
+
+    def of(self, gradients):
+        return super().of(gradients[:1])
+
+
+class NormCountsTwice(Sum):
+    """Every rank counts the whole gradient."""
+
+    def norm(self, gradients):
+        return super().norm(gradients) * 2**0.5
+
+
+FAULTS = {
+    LastDropped: "first moment",
+    LastLeaks: "first moment",
+    Narrow: "first moment",
+    Rounded: "first moment",
+    OneRankAlone: "first moment",
+    NormCountsTwice: "gradient norm",
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_and_named(trained, precision, fault):
+    faulty = trained(precision, fault())
+    plain = trained(precision, Sum(), given=faulty.states)
+    found = {each.what: each for each in compare(faulty, plain, SAME)}
+    assert not found[FAULTS[fault]].holds
+    assert found[FAULTS[fault]].worst > 5 * found[FAULTS[fault]].allowed
+
+
+def test_without_a_fault_everything_holds_step_by_step(trained):
+    whole = trained("bf16")
+    assert all(each.worst == 0 for each in compare(whole, trained("bf16", given=whole.states), SAME))
+
+
+def test_rounding_between_ranks_is_within_its_own_limits_alone(trained):
+    rounded = trained("bf16", Rounded())
+    assert all(each.holds for each in compare(rounded, trained("bf16", Sum(), given=rounded.states), ROUNDED))
+
+
+@pytest.mark.parametrize("shape", ["causal", "prefix", "encdec", "encoder"])
+def test_kernels_are_held_against_fp64_and_one_that_forgets_documents_is_found(data, shape, monkeypatch):
+    folder, manifest = data
+    name = next(name for name in CASES if name.startswith(f"{shape}, ZeRO 2, fp32, accumulation 4"))
+    config = small(CASES[name], folder, 1)
+    assert all(each.holds for each in compare_kernels(config, manifest, "cpu"))
+    attend = blocks.attend
+
+    def forgetful(q, k, v, pattern, backend, bias=None):
+        found = attend(q, k, v, pattern, backend, bias)
+        return found if backend == "reference" else 0 * found + v.mean()
+
+    monkeypatch.setattr(blocks, "attend", forgetful)
+    assert not all(each.holds for each in compare_kernels(config, manifest, "cpu"))
+
+
+@pytest.mark.parametrize("name", models.names())
+def test_every_preset_is_made_small_and_stays_what_it_is(name, tmp_path):
+    model = models.keys(name)
+    objective = {"causal": "next_token", "prefix": "prefix_lm", "encoder": "masked_lm", "encdec": "span_corruption"}
+    tree = {"name": "big", "tokenizer": {"path": "none"}, "data": {"path": "none"}, "model": model}
+    tree |= {"objective": {"name": objective[model.get("shape", "causal")]}}
+    tree["training"] = {"steps": 9, "sequence_length": 512, "global_batch_size": 512, "micro_batch_size": 4}
+    big = RunConfig.model_validate(tree)
+    made = small(big, tmp_path, 2)
+    changed = {"num_layers", "num_encoder_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"}
+    changed |= {"vocab_size", "max_positions"}
+    kept = set(type(big.model).model_fields) - changed
+    assert {key: getattr(made.model, key) for key in kept} == {key: getattr(big.model, key) for key in kept}
+    assert (made.model.kv_heads == made.model.num_heads) == (big.model.kv_heads == big.model.num_heads)
+    assert made.training.global_batch_size == 2 * 2 * 4
+
+
+@pytest.mark.parametrize(("grid", "overrides"), [(False, []), (True, ["training.steps=1"])])
+def test_what_to_verify_must_be_clear(grid, overrides):
+    with pytest.raises(ValueError, match="--grid"):
+        cases_of(None, overrides, grid=grid)

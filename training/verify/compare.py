@@ -1,0 +1,139 @@
+"""How far the engine is from the plain loop, and how far it may be.
+
+The limits are those of rounding in another order. A micro-batch counted twice, one that leaks a hundredth of itself
+into the next step, a norm that counts something twice or a sum in bf16 lie ten times outside them and more.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+import torch
+
+from data_pipeline.manifest import Manifest
+from model.network.transformer import Transformer
+from training.config import RunConfig
+from training.state.index import WEIGHT
+from training.step import LossModel, Patterns
+from training.verify.plain import History, loader_of
+from training.verify.small import LR
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """Largest differences that rounding explains."""
+
+    loss: float
+    """Of a loss, in nats per target."""
+    norm: float
+    """Of a gradient norm, as a share of it."""
+    moment: float
+    """Of a moment, as a share of the largest number in it."""
+    update: float
+    """Of a weight, in learning rates."""
+
+
+SAME = Limits(loss=1e-6, norm=5e-6, moment=1e-5, update=2e-3)
+"""Sums of the same numbers in another order."""
+ON_GPU = Limits(loss=1e-5, norm=5e-5, moment=1e-4, update=2e-2)
+"""Where a product's order may depend on how its memory is cut."""
+ROUNDED = Limits(loss=1e-6, norm=5e-3, moment=2e-2, update=2.0)
+"""Gradients rounded to bf16 between ranks, 8 bits of each. Where they nearly cancel, a sum may round to the other side
+of zero, and AdamW then moves the weight the other way: moments tell, updates do not."""
+KERNEL = {"fp32": (1e-5, 1e-4), "bf16": (3e-2, 0.15)}
+"""By precision: of a loss, in nats per target; of a gradient, as a share of its norm; against all in fp64."""
+
+
+KINDS = {"exp_avg": "first moment", "exp_avg_sq": "second moment", WEIGHT: "weight, in learning rates"}
+"""What is compared of every parameter, in words."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One thing compared."""
+
+    what: str
+    """What, in words."""
+    worst: float
+    """The largest difference found; NaN counts as one."""
+    allowed: float
+    """The limit."""
+    where: str
+    """Where it was found."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether it is within the limit."""
+        return self.worst <= self.allowed
+
+
+def limits_of(config: RunConfig, device_type: str) -> Limits:
+    """What a step of a run may differ by."""
+    if config.training.gradient_communication == "bf16":
+        return ROUNDED
+    return ON_GPU if device_type == "cuda" else SAME
+
+
+def compare(ours: History, plain: History, limits: Limits) -> list[Finding]:
+    """Losses, norms, and for every parameter both moments and the weights, after each step; the worst of each."""
+    assert ours.states.keys() == plain.states.keys(), (ours.states.keys(), plain.states.keys())
+    losses = {f"step {step}": abs(a - b) for step, (a, b) in enumerate(zip(ours.losses, plain.losses, strict=True), 1)}
+    norms = {
+        f"step {step}": _share(a - b, b) for step, (a, b) in enumerate(zip(ours.norms, plain.norms, strict=True), 1)
+    }
+    found = [_worst("loss", losses, limits.loss), _worst("gradient norm", norms, limits.norm)]
+    for kind, words in KINDS.items():
+        apart: dict[str, float] = {}
+        for step, state in plain.states.items():
+            mine, theirs = ours.states[step][kind], state[kind]
+            assert mine.keys() == theirs.keys(), sorted(mine.keys() ^ theirs.keys())
+            for name in theirs:
+                difference = _largest(mine[name] - theirs[name])
+                share = difference / LR if kind == WEIGHT else _share(difference, _largest(theirs[name]))
+                apart[f"step {step}, {name}"] = share
+        found.append(_worst(words, apart, limits.update if kind == WEIGHT else limits.moment))
+    return found
+
+
+def compare_kernels(config: RunConfig, manifest: Manifest, device: torch.device | str) -> list[Finding]:
+    """The network as the config runs it, with its attention kernel, against the reference kernel in fp64."""
+    precision = config.training.precision
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    plain_keys = {"attention_backend": "reference", "activation_checkpointing": "none", "compile": False}
+    plain_keys |= {"activation_checkpointing_interval": 1}
+    model = Transformer(config.model, manifest.vocab_size, config.seed).to(device=device, dtype=dtype)
+    exact = Transformer(config.model.model_copy(update=plain_keys), manifest.vocab_size, config.seed)
+    exact.load_state_dict(model.state_dict())
+    with loader_of(config, manifest, 0, 1) as loader:
+        batch = next(loader)[0]
+    batch, pattern = batch.to(device), Patterns.of(batch).to(device)
+    losses, gradients = [], []
+    for network in (model, exact.to(device=device, dtype=torch.float64)):
+        loss, entropy = LossModel(network, config.training.z_loss)(batch, pattern)
+        weights = dict(network.named_parameters())
+        found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
+        losses.append(float(entropy) / batch.num_targets)
+        gradients.append({name: each.double().cpu() for name, each in zip(weights, found, strict=True)})
+    ours, theirs = gradients
+    apart = {name: _share(float((ours[name] - theirs[name]).norm()), float(theirs[name].norm())) for name in theirs}
+    of_loss, of_gradient = KERNEL[precision]
+    return [
+        _worst("loss against fp64", {"first batch": abs(losses[0] - losses[1])}, of_loss),
+        _worst("gradients against fp64", apart, of_gradient),
+    ]
+
+
+def _worst(what: str, apart: Mapping[str, float], allowed: float) -> Finding:
+    where = max(apart, key=lambda name: math.inf if math.isnan(apart[name]) else apart[name])
+    worst = apart[where]
+    return Finding(what, math.inf if math.isnan(worst) else worst, allowed, where)
+
+
+def _share(difference: float, of: float) -> float:
+    if difference == 0:
+        return 0.0
+    return abs(difference / of) if of else math.inf
+
+
+def _largest(tensor: torch.Tensor) -> float:
+    return float(tensor.abs().max())

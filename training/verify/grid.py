@@ -1,0 +1,90 @@
+"""The combinations that `verify --grid` goes through: every way to cut, round, add up and offload, for every shape."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from training.config import RunConfig
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "causal": {"objective": {"name": "next_token"}, "model": {"num_kv_heads": 2, "tie_embeddings": True}},
+    "prefix": {
+        "objective": {"name": "ul2"},
+        "model": {"positions": "learned", "max_positions": 512, "norm": "layernorm", "bias": True}
+        | {"activation": "gelu", "parallel_block": True, "embedding_norm": True},
+    },
+    "encdec": {
+        "objective": {"name": "span_corruption"},
+        "model": {"positions": "t5_bias", "activation": "geglu", "tie_embeddings": True},
+    },
+    "encoder": {
+        "objective": {"name": "masked_lm"},
+        "model": {"positions": "alibi", "qk_norm": True, "qkv_bias": True},
+    },
+}
+"""Of each shape an objective and blocks, so that every kind of block is there once."""
+RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
+ON_CPU = {"device": "cpu"}
+OFFLOADS: dict[str, dict[str, Any]] = {
+    "": {},
+    "optimizer offloaded": {"offload_optimizer": ON_CPU},
+    "parameters offloaded": {"offload_param": ON_CPU},
+    "both offloaded": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
+}
+"""Keys of zero_optimization by what they keep in host memory."""
+AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
+"""How gradients are reduced on GPUs, with buckets so small that there are several and one weight fits into none."""
+
+
+def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
+    """Names and configs, before they are made small."""
+    for shape, stage, precision in itertools.product(SHAPES, range(4), ("fp32", "bf16")):
+        if (stage, precision) == (0, "bf16"):
+            continue
+        for accumulation, clipping in ((1, 0.0), (4, 0.05)) if shape == "causal" else ((4, 0.05),):
+            for offload in ("", *_offloads(stage)) if shape == "causal" else ("",):
+                how = {"zero_stage": stage, "precision": precision, "deepspeed": _zero(OFFLOADS[offload])}
+                yield _case(num_ranks, shape, how, accumulation, clipping, offload)
+    for stage in (1, 2, 3):
+        how = {"zero_stage": stage, "precision": "bf16", "deepspeed": _zero(AS_ON_GPUS)}
+        yield _case(num_ranks, "causal", how, 4, 0.05, "overlapped buckets")
+        how = {"zero_stage": stage, "precision": "bf16", "gradient_communication": "bf16"}
+        yield _case(num_ranks, "causal", how, 4, 0.05, "bf16 gradients")
+        for recomputed in RECOMPUTATIONS:
+            how = {"zero_stage": stage, "precision": "fp32"}
+            words = f"{recomputed['activation_checkpointing']} recomputed"
+            yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
+
+
+def _offloads(stage: int) -> tuple[str, ...]:
+    return {0: (), 1: ("optimizer offloaded",), 2: ("optimizer offloaded",)}.get(stage, tuple(OFFLOADS)[1:])
+
+
+def _zero(keys: dict[str, Any]) -> dict[str, Any]:
+    return {"zero_optimization": keys} if keys else {}
+
+
+def _case(
+    num_ranks: int,
+    shape: str,
+    how: dict[str, Any],
+    accumulation: int,
+    clipping: float,
+    words: str,
+    model: dict[str, Any] | None = None,
+) -> tuple[str, RunConfig]:
+    parts = SHAPES[shape]
+    sizes = {"shape": shape, "num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 80}
+    batch = {"global_batch_size": 2 * num_ranks * accumulation, "micro_batch_size": 2, "num_processes": num_ranks}
+    name = [shape, f"ZeRO {how['zero_stage']}", how["precision"], f"accumulation {accumulation}"]
+    name += [f"clipping {clipping}"] if clipping else []
+    tree = {
+        "name": "grid",
+        "tokenizer": {"path": "none"},
+        "data": {"path": "none"},
+        "objective": parts["objective"],
+        "model": sizes | parts["model"] | (model or {}),
+        "optimizer": {"gradient_clipping": clipping},
+        "training": {"steps": 1, "sequence_length": 128, **batch, **how},
+    }
+    return ", ".join([*name, *([words] if words else [])]), RunConfig.model_validate(tree)

@@ -1,0 +1,106 @@
+"""A run made small enough to be trained twice in seconds: everything that decides how it trains stays as it is.
+
+small(config) -> the same shape, objective, blocks, precision, ZeRO stage, DeepSpeed keys ... with narrow layers
+write_documents(folder) -> documents of random ids, with every special piece that an objective may ask for
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline.flags import packed_flags
+from data_pipeline.manifest import Manifest, ShardInfo
+from data_pipeline.shards import ShardWriter
+from model.config import ModelConfig
+from training.config import RunConfig
+
+STEPS = 3
+"""The first shows gradients, the second what leaks from it, the third moments that have seen both."""
+LR = 1e-3
+"""Constant, so that every step moves the weights."""
+VOCAB_SIZE = 509
+"""A prime: what is cut evenly by mistake is found out."""
+SEQUENCE_LENGTH = 128
+MOST_ACCUMULATION = 4
+SPECIAL = {"unk": 0, "pad": 3, "mask": 4, "cls": 5, "sep": 6, "R": 7, "S": 8, "X": 9}
+FIRST_SENTINEL, NUM_SENTINELS = 10, 64
+NUM_DOCUMENTS = 400
+
+
+def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
+    """The same run of `STEPS` steps at a small size, on a dataset of `write_documents`.
+
+    Kept are all keys of the objective, the optimizer and DeepSpeed, stage, precision, kernel, recomputation and what a
+    block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys).
+    """
+    model, training = config.model, config.training
+    heads = min(model.num_heads, 4)
+    groups = {1: 1, model.num_heads: heads}.get(model.kv_heads, max(heads // 2, 1))
+    layers = min(model.num_layers, 2)
+    narrow = {
+        "num_layers": layers,
+        "num_encoder_layers": min(model.encoder_layers, layers) or None,
+        "d_model": heads * 16,
+        "num_heads": heads,
+        "num_kv_heads": groups,
+        "head_dim": _head_size(model),
+        "d_ff": 80,
+        "vocab_size": None,
+    }
+    narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
+    per_rank = training.global_batch_size // (training.micro_batch_size * training.num_processes)
+    accumulation = min(max(per_rank, 1), MOST_ACCUMULATION)
+    short = {
+        "steps": STEPS,
+        "sequence_length": SEQUENCE_LENGTH,
+        "target_length": None,
+        "global_batch_size": 2 * num_ranks * accumulation,
+        "micro_batch_size": 2,
+        "num_processes": num_ranks,
+        "initial_weights": None,
+        "profile": None,
+        "peak_tflops": 1.0,
+    }
+    tree = config.model_dump(mode="json")
+    tree["data"] = {"path": str(data)}
+    tree["schedule"] = {"name": "constant"}
+    tree["model"] |= narrow
+    tree["training"] |= short
+    return RunConfig.model_validate(tree)
+
+
+def _head_size(model: ModelConfig) -> int:
+    """The least multiple of 16 of which the same share can be rotated."""
+    for size in range(16, model.head_size, 16):
+        rotated = int(size * model.rope_fraction)
+        if model.positions != "rope" or (rotated >= 2 and rotated % 2 == 0):
+            return size
+    return model.head_size
+
+
+def write_documents(folder: Path, seed: int = 0) -> Manifest:
+    """A dataset that the small run trains on."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(8, 100, NUM_DOCUMENTS)
+    tokens = rng.integers(FIRST_SENTINEL + NUM_SENTINELS, VOCAB_SIZE, lengths.sum())
+    ends = np.cumsum(lengths)
+    tokens[ends - lengths], tokens[ends - 1] = 1, 2
+    with ShardWriter(folder / "train-00000", VOCAB_SIZE) as shard:
+        shard.add(tokens, lengths)
+    counts = {"num_documents": shard.num_documents, "num_tokens": shard.num_tokens, "source_bytes": shard.num_tokens}
+    manifest = Manifest(
+        tokenizer_fingerprint="random",
+        config_fingerprint="random",
+        vocab_size=VOCAB_SIZE,
+        dtype=shard.dtype.name,
+        bos_id=1,
+        eos_id=2,
+        special_ids=SPECIAL,
+        first_sentinel_id=FIRST_SENTINEL,
+        num_sentinels=NUM_SENTINELS,
+        word_starts=packed_flags(rng.random(VOCAB_SIZE) < 0.5),
+        word_ends=packed_flags(np.zeros(VOCAB_SIZE, bool)),
+        splits={"train": [ShardInfo(name="train-00000", checksums=shard.checksums, **counts)]},  # type: ignore[dict-item]
+    )
+    manifest.save(folder)
+    return manifest
