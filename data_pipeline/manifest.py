@@ -17,11 +17,12 @@ from common.files import written_aside
 from common.mistakes import Mistake
 from data_pipeline.flags import unpacked_flags
 from data_pipeline.shard_table import ManifestPart, ShardInfo, ShardTable
-from data_pipeline.shards import ADVICE, token_dtype
+from data_pipeline.shards import token_dtype
 
 __all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable"]
 
 FILE_NAME = "manifest.json"
+REMEDY = "restore the file, or delete its dataset and run 'shardline data build CONFIG' again"
 
 
 class Manifest(ManifestPart):
@@ -148,9 +149,9 @@ class Manifest(ManifestPart):
             return cls.model_validate_json(body)
         except ValidationError as error:
             fault = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, fault["loc"])) or "the file"
+            where = [".".join(map(str, fault["loc"]))] if fault["loc"] else []
             reason = fault["msg"].removeprefix("Value error, ")
-            raise Mistake(f"{path}: {where}: {reason}; {ADVICE}") from None
+            raise Mistake(": ".join([str(path), *where, f"{reason}; {REMEDY}"])) from None
 
 
 def _check_flags(name: str, flags: str, count: int) -> None:

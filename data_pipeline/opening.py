@@ -10,7 +10,7 @@ What these do not look at, each rank finds when it first reads a shard: a missin
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -79,7 +79,16 @@ def check_tokenizer(folder: str | Path, manifest: Manifest, tokenizer: "Tokenize
         )
     for key in theirs:
         if key in manifest.model_fields_set and getattr(manifest, key) != theirs[key]:
+            named, ours, others = _first_difference(key, getattr(manifest, key), theirs[key])
             raise Mistake(
-                f"{Path(folder) / FILE_NAME}: {key} is {shown(getattr(manifest, key))} and "
-                f"{shown(theirs[key])} in {tokenizer.model_path}; restore the file, or build the dataset anew"
+                f"{Path(folder) / FILE_NAME}: {named} is {shown(ours)} and {shown(others)} in {tokenizer.model_path}; "
+                "restore the file, or build the dataset anew"
             )
+
+
+def _first_difference(key: str, ours: Any, others: Any) -> tuple[str, Any, Any]:
+    """Where two values of a key differ, by name, and what stands there in each; None where nothing does."""
+    if not isinstance(ours, dict):
+        return key, ours, others
+    name = min(name for name in ours.keys() | others.keys() if ours.get(name) != others.get(name))
+    return f"{key}.{name}", ours.get(name), others.get(name)

@@ -13,9 +13,10 @@ from rich.table import Table
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
 from launcher.checkpoint_cli import checkpoint_app
-from launcher.console import StageProgress, console, mistakes_as_sentences, number, say
+from launcher.console import Commands, StageProgress, aside, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
+    cls=Commands,
     help="Distributed pretraining of language models: from raw text to a servable model.",
     no_args_is_help=True,
     add_completion=False,
@@ -238,7 +239,8 @@ def evaluate(
     """
     from launcher import evaluate as evaluation
 
-    results = evaluation.evaluate(run, task)
+    with aside(as_json):
+        results = evaluation.evaluate(run, task)
     if as_json:
         typer.echo(json.dumps({name: dataclasses.asdict(result) for name, result in results.items()}, indent=2))
     else:
@@ -264,7 +266,8 @@ def verify(
 
     cases = verification.cases_of(config, overrides or [], grid=grid)
     num_ranks = ranks or verification.default_ranks(None if grid else next(iter(cases(1).values())))
-    verdicts = verification.verify(cases(num_ranks), num_ranks)
+    with aside(as_json):
+        verdicts = verification.verify(cases(num_ranks), num_ranks)
     if as_json:
         typer.echo(
             json.dumps([dataclasses.asdict(verdict) | {"holds": verdict.holds} for verdict in verdicts], indent=2)

@@ -10,8 +10,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from common.mistakes import Mistake
-from launcher.console import console, duration, number
+from common.mistakes import Mistake, cut
+from launcher.console import aside, console, duration, number
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
@@ -53,7 +53,7 @@ def submit(
     from launcher.config import load_to_start
 
     if stage not in ("train", "data"):
-        raise Mistake(f"--stage {stage}: not a stage; allowed: train, data")
+        raise Mistake(f"--stage {cut(stage)}: not a stage; allowed: train, data")
     if only_data and stage != "data":
         raise Mistake("--only-data: goes with --stage data; add it or leave this out")
     loaded = load_to_start(config, overrides or [])
@@ -64,9 +64,10 @@ def submit(
         for problem in submission.problems(loaded, request):
             typer.echo(f"would be refused: {problem}", err=True)
         return
-    for change in submission.changes(loaded):
-        console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
-    done = submission.submit(loaded, request)
+    with aside(as_json):
+        for change in submission.changes(loaded):
+            console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
+        done = submission.submit(loaded, request)
     if as_json:
         typer.echo(json.dumps({"run": str(done.run_dir), "jobs": done.jobs}, indent=2))
         return

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,8 +17,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from typer.core import TyperGroup
 
-from common.mistakes import is_mistake, sentence
+from common.mistakes import SHOWN_PATH, cut, is_mistake, sentence
 
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -61,8 +62,44 @@ def mistakes_as_sentences() -> Iterator[None]:
         fail(sentence(error))
 
 
+class Commands(TyperGroup):
+    """The commands; what is wrong with their words is echoed in part where it is long."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Reads the words before a command."""
+        with _cut_usage():
+            return super().make_context(*arguments, **options)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Reads the words of a command and runs it."""
+        with _cut_usage():
+            return super().invoke(ctx)
+
+
+@contextlib.contextmanager
+def _cut_usage() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        usage: Any = error
+        if hasattr(usage, "format_message"):  # of click or of typer's own copy of it
+            usage.message = cut(usage.message, SHOWN_PATH)
+        raise
+
+
+@contextlib.contextmanager
+def aside(wanted: bool) -> Iterator[None]:
+    """Where wanted, what is said goes to standard error: standard output is for JSON then."""
+    before = console.stderr
+    console.stderr = before or wanted
+    try:
+        yield
+    finally:
+        console.stderr = before
+
+
 class StageProgress:
-    """A bar on a terminal, a line now and then elsewhere (a log file, CI); on standard error, as `--json` needs."""
+    """A bar on a terminal, a line now and then elsewhere (a log file, CI)."""
 
     LINE_INTERVAL_SECONDS = 15.0
 
@@ -76,10 +113,10 @@ class StageProgress:
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[detail]}"),
-                console=errors,
+                console=console,
                 transient=True,
             )
-            if errors.is_terminal
+            if console.is_terminal
             else None
         )
         self._task: TaskID | None = None
@@ -102,15 +139,15 @@ class StageProgress:
             self._live.update(self._task, completed=done, total=total, detail=detail, description=self.title)
         elif time.monotonic() - self._printed > self.LINE_INTERVAL_SECONDS:
             self._printed = time.monotonic()
-            errors.print(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}", soft_wrap=True)
-            sys.stderr.flush()
+            console.print(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}", soft_wrap=True)
+            sys.stdout.flush()
 
     def note(self, doing: str) -> None:
         """Says what a stage without a count is doing."""
         if self._live and self._task is not None:
             self._live.update(self._task, description=doing)
         else:
-            errors.print(f"  {doing} ...", soft_wrap=True)
+            console.print(f"  {doing} ...", soft_wrap=True)
 
 
 def number(value: float) -> str:

@@ -16,7 +16,7 @@ from launcher import ranks
 from launcher.config import anchored
 from launcher.console import console
 from launcher.places import CONFIG
-from launcher.run_folder import RunFolder, keep_config
+from launcher.run_folder import METRICS_FILE, RunFolder, keep_config
 from training import fence
 from training.config import RunConfig
 from training.lock import refuse_second_writer
@@ -60,7 +60,8 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     for change in changes:
         console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
     for sentence in before.left_out:
-        console.print(f"  {sentence}", soft_wrap=True, markup=False)
+        if not sentence.startswith(f"{before.path / METRICS_FILE}: "):  # the ranks read all of it, and tell
+            console.print(f"  {sentence}", soft_wrap=True, markup=False)
     with naming(config.run_dir):
         _train(config)
     after = RunFolder.read(config.run_dir)

@@ -18,16 +18,18 @@ from types import FrameType
 import psutil
 
 from common.json_lines import Record
-from common.mistakes import Mistake, cut
-from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number
+from common.mistakes import SENTENCE, Mistake, cut
+from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
 from launcher.local_rank import PYTHON, end_with_parent
-from launcher.run_folder import RunFolder, last_step
+from launcher.run_folder import RunFolder, diary, last_step
 from training import fence
 from training.config import RunConfig
 
 POLL_SECONDS = 0.2
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
+NOTICES = ("damaged", "unlisted", "metrics lost")
+"""Events that whoever watches a start is told of, in the words of their `reason`."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
 NOWHERE = re.compile(r"rank \d+ got nowhere for [^;]*")
@@ -67,7 +69,7 @@ def run(config: RunConfig, attempt: str) -> None:
                 env={**os.environ, fence.VARIABLE: attempt},
             )
             try:
-                _watch(process, config)
+                _watch(process, config, attempt)
             except _Asked:
                 asked = True
                 _stop(process)
@@ -115,12 +117,13 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _watch(process: subprocess.Popen, config: RunConfig) -> None:
-    steps, started = config.training.steps, time.time()
+def _watch(process: subprocess.Popen, config: RunConfig, attempt: str) -> None:
+    steps, started, told = config.training.steps, time.time(), False
     with StageProgress("starting ranks") as progress:
         while process.poll() is None:
             last = last_step(config.run_dir)
             if last.get("time", 0) >= started:  # steps of earlier starts are no progress of this one
+                told = told or tell(config.run_dir, attempt)
                 left = (steps - last["step"]) * last["step_seconds"]
                 detail = (
                     f"loss {last['loss']:.3f}  {number(last['tokens_per_second'])} tokens/s"
@@ -128,6 +131,16 @@ def _watch(process: subprocess.Popen, config: RunConfig) -> None:
                 )
                 progress.update(last["step"], steps, detail, title="step")
             time.sleep(POLL_SECONDS)
+    if not told:
+        tell(config.run_dir, attempt)
+
+
+def tell(run_dir: Path, attempt: str) -> bool:
+    """Says what a start found missing or damaged before its first step and went on without; True."""
+    for event in diary(run_dir).records:
+        if event.get("attempt") == attempt and event["event"] in NOTICES and "reason" in event:
+            say(f"  {cut(event['reason'], SENTENCE)}")
+    return True
 
 
 def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int, asked: bool) -> Exception:

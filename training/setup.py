@@ -181,19 +181,21 @@ def _refuse_past(config: RunConfig, folder: Path) -> None:
 
 def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
     for name, faults in choice.damaged.items():
-        run.events.write("damaged", checkpoint=name, faults=faults)
+        words = f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}"
+        run.events.write("damaged", checkpoint=name, faults=faults, reason=words)
         if run.world.is_main:
-            LOG.warning(f"checkpoint {name} is damaged and was passed over: {'; '.join(faults)}")
+            LOG.warning(words)
             mark_damaged(checkpoints_dir(run.folder) / name, faults)
     found = choice.checkpoint
     if found is None:
         return RunState()
     if found.unlisted:
-        run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted)
+        words = f"{found.folder}: not files of this checkpoint, and not read: {', '.join(found.unlisted)}"
+        run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted, reason=words)
+        if run.world.is_main:
+            LOG.warning(words)
     if run.world.is_main:
         unmark_damaged(found.folder)
-        for name in found.unlisted:
-            LOG.warning(f"checkpoint {found.folder.name}: {name} is none of its files and is not read")
     _note_resharding(run, found)
     state = load(engine, found)
     run.events.write("resume", step=state.step, checkpoint=found.folder.name)

@@ -30,6 +30,20 @@ def test_only_our_own_value_errors_and_the_machines_are_mistakes_of_the_user():
     assert is_mistake(caught(lambda: objective_for(ObjectiveConfig(), "encdec", VOCABULARY)))
 
 
+MENDABLE = "ENOSPC EDQUOT EFBIG ENOENT ENOTDIR EISDIR EEXIST ELOOP ENAMETOOLONG EACCES EPERM EROFS"
+PASSING = (
+    "EIO ESTALE ETIMEDOUT EAGAIN EBUSY EINTR ENOTCONN ECONNRESET ECONNREFUSED EHOSTUNREACH ENOMEM EMFILE EREMOTEIO"
+)
+
+
+def test_of_what_a_machine_answers_only_what_stays_so_is_a_mistake():
+    for name in MENDABLE.split():
+        assert is_mistake(OSError(getattr(errno, name), name)), name
+    for name in PASSING.split():
+        assert not is_mistake(OSError(getattr(errno, name), name)), name
+    assert not is_mistake(OSError("without a number"))
+
+
 def test_a_built_in_that_fails_inside_our_own_code_is_a_bug():
     with pytest.raises(ValueError, match="invalid literal") as caught:
         Permutation(9, 0)(np.array(["not a number"]))

@@ -87,7 +87,16 @@ def test_ids_that_are_not_the_tokenizers_are_refused(real, tokenizer, key, value
     open_dataset(real, tokenizer.model_path.parent)
     record = json.loads((real / "manifest.json").read_text())
     (real / "manifest.json").write_text(json.dumps({**record, key: value}))
-    with pytest.raises(ValueError, match=rf"manifest\.json: {key} is .* in .*tokenizer\.model; restore the file"):
+    with pytest.raises(ValueError, match=rf"manifest\.json: {key}\S* is .* in .*tokenizer\.model; restore the file"):
+        open_dataset(real, tokenizer.model_path.parent)
+
+
+def test_of_special_ids_the_one_that_differs_is_named(real, tokenizer):
+    record = json.loads((real / "manifest.json").read_text())
+    record["special_ids"]["mask"] = 9
+    (real / "manifest.json").write_text(json.dumps(record))
+    ours = tokenizer.special_ids["mask"]
+    with pytest.raises(ValueError, match=rf"special_ids\.mask is 9 and {ours} in .*tokenizer\.model; restore"):
         open_dataset(real, tokenizer.model_path.parent)
 
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from launcher import cli
+from launcher.console import say
 
 
 @pytest.fixture
@@ -91,6 +92,54 @@ def test_importing_what_is_no_model_is_refused(shardline, tmp_path):
 
 def test_inspecting_a_folder_without_a_manifest_is_refused(shardline, tmp_path):
     assert_one_sentence(shardline("data", "inspect", tmp_path), "manifest.json")
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (LONG,),
+        (f"--{LONG}",),
+        ("model", LONG),
+        ("model", "show", LONG),
+        ("train", LONG),
+        ("train", "run.yaml", LONG),
+        ("train", "run.yaml", f"--{LONG}"),
+        ("train", "run.yaml", "--nproc", LONG),
+        ("train", "run.yaml", "--set", LONG),
+        ("train", "run.yaml", "--set", f"training.steps={LONG}"),
+        ("submit", "run.yaml", "--cluster", LONG, "--nodes", "1"),
+        ("submit", "run.yaml", "--cluster", "plain", "--nodes", "1", "--stage", LONG),
+        ("submit", "run.yaml", "--cluster", "plain", "--nodes", "1", "--time", LONG),
+        ("convert", LONG, "--out", "x"),
+        ("convert", ".", "--out", "x", "--to", LONG),
+        ("import", LONG, "--out", "x"),
+        ("generate", LONG, "--prompt", "x"),
+        ("evaluate", ".", "--task", LONG),
+        ("data", "inspect", LONG),
+        ("data", "verify", LONG),
+        ("status", LONG),
+        ("checkpoint", "upgrade", LONG),
+    ],
+    ids=lambda words: " ".join(word[:20] for word in words),
+)
+def test_words_without_end_are_echoed_in_part(shardline, config_file, words):
+    code, _, said = shardline(*words)
+    assert code == 2
+    assert len(said) < 1500
+    assert "Traceback" not in said
+
+
+def test_what_is_said_on_the_way_is_no_part_of_the_json(shardline, monkeypatch, capsys):
+    def evaluate(run, tasks):
+        say("loading")
+        return {}
+
+    monkeypatch.setattr("launcher.evaluate.evaluate", evaluate)
+    assert shardline("evaluate", "run", "--task", "x", "--json") == (0, "{}\n", "loading\n")
+    assert shardline("evaluate", "run", "--task", "x")[1].startswith("loading\n")
 
 
 def test_a_shown_config_can_be_used_as_a_config(shardline, config_file, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from launcher.config import check_config
 from launcher.console import Broken, Stopped
 from launcher.local import train_locally
-from launcher.ranks import ending
+from launcher.ranks import ending, tell
 from launcher.run_folder import RunFolder, last_step
 
 
@@ -70,9 +71,11 @@ def when_step(run_dir, step, action):
     return thread
 
 
-def worker_processes(run_dir):
-    command = f"-m\0training.worker\0{run_dir}\0".encode()
-    return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if command in read_quietly(path)]
+def processes_of(run_dir, module="training.worker"):
+    command = re.compile(rf"-m\0{re.escape(module)}\0(.*\0)?{re.escape(str(run_dir))}\0".encode(), re.DOTALL)
+    return [
+        int(path.parent.name) for path in Path("/proc").glob("[0-9]*/cmdline") if command.search(read_quietly(path))
+    ]
 
 
 def read_quietly(path):
@@ -144,13 +147,23 @@ def test_torn_metrics_and_a_strange_diary_stop_no_start_and_what_is_missing_is_s
     with events.open("ab") as file:
         file.write(b'{"event": "save", "time": "noon"}\n{"event": "sa')
     assert train_locally(config(steps=6)).last["step"] == 6
-    assert "its time is text" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "its time is text" in said and "it has no figures of step 4, which an earlier start trained" in said
+    assert said.count("is left out, for its step is empty") == 1
     lost = [event["reason"] for event in RunFolder.read(run_dir).events if event["event"] == "metrics lost"]
     assert f"{metrics}: it has no figures of step 4, which an earlier start trained" in lost
     assert len(lost) == 4
     with pytest.raises(ValueError, match="model") as caught:
         train_locally(config(steps=7).model_copy(update={"model": config().model.model_copy(update={"d_ff": 32})}))
     assert "\n" not in str(caught.value)
+
+
+def test_whoever_watches_is_told_what_this_start_went_on_without_and_nothing_of_others(tmp_path, capsys):
+    events = [{"event": event, "attempt": "now", "reason": f"{event}!"} for event in ("damaged", "unlisted", "save")]
+    events.append({"event": "damaged", "attempt": "before", "reason": "of another start"})
+    (tmp_path / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    tell(tmp_path, "now")
+    assert capsys.readouterr().out == "  damaged!\n  unlisted!\n"
 
 
 def test_a_mistake_that_only_the_ranks_can_see_comes_back_as_their_sentence(config):
@@ -161,7 +174,7 @@ def test_a_mistake_that_only_the_ranks_can_see_comes_back_as_their_sentence(conf
 
 def test_a_killed_rank_is_named_as_such_and_the_next_start_goes_on(config):
     long = config(steps=2000)
-    killer = when_step(long.run_dir, 5, lambda: os.kill(worker_processes(long.run_dir)[-1], signal.SIGKILL))
+    killer = when_step(long.run_dir, 5, lambda: os.kill(processes_of(long.run_dir)[-1], signal.SIGKILL))
     with pytest.raises(Broken, match="killed by SIGKILL"):
         train_locally(long)
     killer.join()
@@ -181,7 +194,7 @@ def test_a_second_launch_of_a_run_is_refused_while_the_first_goes_on(config):
             train_locally(long)
         except ValueError as error:
             refused.append(str(error))
-        os.kill(worker_processes(long.run_dir)[0], signal.SIGTERM)
+        os.kill(processes_of(long.run_dir)[0], signal.SIGTERM)
 
     second = when_step(long.run_dir, 2, launch_again)
     with pytest.raises(Stopped):
@@ -205,7 +218,7 @@ def test_a_signal_saves_a_checkpoint_and_leaves_no_process(config, tmp_path, num
     events = [json.loads(line) for line in (long.run_dir / "events.jsonl").open()]
     assert events[-1]["event"] == "stop"
     assert (long.run_dir / "checkpoints" / f"step-{events[-1]['step']:08d}" / "state.json").is_file()
-    assert worker_processes(long.run_dir) == []
+    assert processes_of(long.run_dir) == []
 
 
 def test_a_killed_launch_takes_its_ranks_along_and_loses_no_step(config, tmp_path):
@@ -216,12 +229,27 @@ def test_a_killed_launch_takes_its_ranks_along_and_loses_no_step(config, tmp_pat
     when_step(long.run_dir, 3, process.kill).join()
     process.communicate(timeout=180)
     deadline = time.monotonic() + 60
-    while worker_processes(long.run_dir) and time.monotonic() < deadline:
+    while processes_of(long.run_dir) and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert worker_processes(long.run_dir) == []
+    assert processes_of(long.run_dir) == []
     events = [json.loads(line) for line in (long.run_dir / "events.jsonl").open()]
     assert events[-1]["event"] == "stop"
     assert events[-1]["step"] == last_step(long.run_dir)["step"]
+
+
+def test_torchs_launcher_is_named_when_it_is_killed_and_its_ranks_save(config):
+    long = config(steps=2000)
+    killer = when_step(long.run_dir, 3, lambda: os.kill(processes_of(long.run_dir, "torch.distributed.run")[0], 9))
+    with pytest.raises((Broken, Stopped)) as ended:
+        train_locally(long)
+    killer.join()
+    said = "broke: torch's launcher was killed by SIGKILL, at which the ranks save and end"
+    assert said in str(ended.value) or str(ended.value).startswith("stopped with a checkpoint")  # ranks that were quick
+    deadline = time.monotonic() + 60
+    while processes_of(long.run_dir) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert processes_of(long.run_dir) == []
+    assert RunFolder.read(long.run_dir).events[-1]["event"] == "stop"
 
 
 TRACE = """Timeout (0:00:30)!

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.mistakes import Mistake
-from data_pipeline.manifest import Manifest, ShardInfo, comparable
+from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.opening import read_dataset
 from data_pipeline.shards import ShardWriter
 from tests.training.runs import tiny_config, write_dataset
@@ -16,6 +16,7 @@ from training.distributed import World
 from training.events import EventLog
 from training.mesh import Mesh
 from training.setup import identify, prepare
+from training.state.identity import check_identity
 from training.state.together import on_main
 
 
@@ -109,14 +110,14 @@ def test_a_checkpoint_tells_when_ids_or_held_out_documents_are_others(tmp_path):
     then = identify(config, manifest, 1)
     only_train = {"train": manifest.splits["train"]}
     swapped = {**manifest.splits, "validation": manifest.splits["train"]}
-    for other in (
-        changed(manifest, bos_id=9),
-        changed(manifest, special_ids={"mask": 4}),
-        changed(manifest, splits=only_train),
-        changed(manifest, splits=swapped),
+    for other, where in (
+        (changed(manifest, bos_id=9), "training"),
+        (changed(manifest, special_ids={"mask": 4}), "training"),
+        (changed(manifest, splits=only_train), "evaluation"),
+        (changed(manifest, splits={**manifest.splits, "validation": manifest.splits["validation"][:0]}), "evaluation"),
+        (changed(manifest, splits=swapped), "evaluation"),
     ):
-        old, new = comparable(then.data, identify(config, other, 1).data)
-        assert old != new
+        with pytest.raises(Mistake, match=rf"the checkpoint was made with data\.{where} "):
+            check_identity(then, identify(config, other, 1), tmp_path)
     as_before = dataclasses.replace(then, data=manifest.fingerprints["tokens"])
-    old, new = comparable(as_before.data, then.data)
-    assert old == new
+    check_identity(as_before, then, tmp_path)

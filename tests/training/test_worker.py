@@ -239,6 +239,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(straight, tmp_pa
     damaged = events_of(folder, "damaged")[0]
     assert damaged["checkpoint"] == "step-00000060"
     assert "part-00001.safetensors has another checksum" in damaged["faults"][0]
+    assert damaged["reason"] == f"checkpoint step-00000060 is damaged and was passed over: {damaged['faults'][0]}"
     assert events_of(folder, "resume")[0]["step"] == 40
     assert exact(folder) == exact(straight)
     assert same_weights(folder, straight)

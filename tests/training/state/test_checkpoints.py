@@ -192,11 +192,15 @@ def test_files_that_are_not_listed_are_named_and_never_read(tmp_path):
     before = load_weights(folder)
     for name in ("old-" + PART, "part-00007.safetensors", "mp_rank_00_model_states.pt", "rng-00000.pt"):
         (folder / name).write_bytes(b"\x80\x04 not ours")
+    for name in ("part-00001.safetensors", "zz-" + PART):
+        shutil.copy(folder / PART, folder / name)
     (folder / "deep").mkdir()
     (folder / "deep" / "evil.pkl").write_bytes(b"x")
     found = chosen(tmp_path)
     assert set(found.unlisted) == {
         "old-" + PART,
+        "zz-" + PART,
+        "part-00001.safetensors",
         "part-00007.safetensors",
         "mp_rank_00_model_states.pt",
         "rng-00000.pt",

@@ -71,17 +71,23 @@ def poisoned(folder, mark) -> None:
     (folder / "checksums.json").write_text(json.dumps(sums))
 
 
-def test_nothing_but_the_command_with_trust_runs_what_lies_in_a_pickle(tmp_path):
+def test_nothing_but_the_command_with_trust_runs_what_lies_in_a_pickle(dataset, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(FIXTURES / OLD[0], run_dir)
-    save_config(tiny_config("data"), run_dir)
+    config = tiny_config(dataset)
+    save_config(config.model_copy(update={"runs_dir": str(tmp_path)}), run_dir)
     (old,) = old_checkpoints(run_dir)
     poisoned(old, tmp_path / "PWNED")
     code, words = shardline("checkpoint", "upgrade", run_dir)
     assert code == 2 and "add --trust if these files come from a run of yours" in words
-    for command in (["convert", run_dir, "--to", "hf", "--out", tmp_path / "out"], ["train", run_dir / "config.yaml"]):
+    (tmp_path / "task.jsonl").write_text('{"query": "a", "choices": ["b", "c"], "gold": 0}')
+    for command in (
+        ["convert", run_dir, "--to", "hf", "--out", tmp_path / "out"],
+        ["evaluate", run_dir, "--task", tmp_path / "task.jsonl"],
+        ["train", run_dir / "config.yaml"],
+    ):
         code, words = shardline(*command)
-        assert code == 2, words
+        assert code == 2 and "shardline checkpoint upgrade" in words, words
     with pytest.raises(ValueError, match="shardline checkpoint upgrade"):
         choose(run_dir, ALONE)
     assert not (tmp_path / "PWNED").exists()
