@@ -50,15 +50,16 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(folders, key=step_of)
 
 
+def named_latest(run_dir: Path) -> str | None:
+    """What `latest` says; None where there is no such file."""
+    pointer = checkpoints_dir(run_dir) / LATEST
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint to go on from: the one `latest` names, else the newest complete one, else None."""
-    folders = complete_checkpoints(run_dir)
-    pointer = checkpoints_dir(run_dir) / LATEST
-    if pointer.is_file():
-        named = checkpoints_dir(run_dir) / pointer.read_text(errors="replace").strip()
-        if named in folders:
-            return named
-    return folders[-1] if folders else None
+    folders, named = complete_checkpoints(run_dir), named_latest(run_dir)
+    return next((folder for folder in folders if folder.name == named), folders[-1] if folders else None)
 
 
 def point_to(folder: Path) -> None:
