@@ -24,10 +24,11 @@ def upgrade(
     Example: [bold]shardline checkpoint upgrade runs/books --trust[/]
     """
     from launcher.run_folder import existing
-    from training.state.legacy import kept_checkpoints, old_checkpoints
+    from training.state.legacy import kept_checkpoints, old_checkpoints, undo_half
     from training.state.legacy import upgrade as convert
 
     existing(run)
+    undo_half(run)
     old = old_checkpoints(run)
     if not old:
         say(f"{run}: no checkpoint of it needs converting")

@@ -20,6 +20,7 @@ from training.state.folder import (
     LATEST,
     checkpoints_dir,
     complete_checkpoints,
+    half_upgraded,
     latest_checkpoint,
     named_latest,
     step_of,
@@ -110,6 +111,11 @@ def read_index(folder: Path) -> Index:
 
 
 def _candidates(run_dir: Path) -> list[Path]:
+    if kept := half_upgraded(run_dir):
+        raise Mistake(
+            f"{kept}: the upgrade of this checkpoint did not come to its end; "
+            f"do it again with 'shardline checkpoint upgrade {run_dir} --trust'"
+        )
     latest = latest_checkpoint(run_dir)
     return [path for path in reversed(complete_checkpoints(run_dir)) if latest and step_of(path) <= step_of(latest)]
 
