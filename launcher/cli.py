@@ -13,7 +13,7 @@ from rich.table import Table
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
 from launcher.checkpoint_cli import checkpoint_app
-from launcher.console import Commands, StageProgress, aside, console, mistakes_as_sentences, number, say
+from launcher.console import Commands, StageProgress, aside, command, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
     cls=Commands,
@@ -146,7 +146,7 @@ def train(
     changes = [*(overrides or []), *([f"training.num_processes={nproc}"] if nproc is not None else [])]
     result = train_locally(load_to_start(config, changes), fresh=fresh)
     say(views.training(result))
-    say(f"run folder: {result.run_dir}; next: shardline convert {result.run_dir} --to hf --out DIR")
+    say(f"run folder: {result.run_dir}; next: {command('convert', result.run_dir, '--to', 'hf', '--out', 'DIR')}")
 
 
 @app.command()
