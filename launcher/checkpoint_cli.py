@@ -1,12 +1,13 @@
 """Commands for checkpoints: upgrade."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.mistakes import Mistake
-from launcher.console import console
+from launcher.console import say
 
 checkpoint_app = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True)
 
@@ -23,13 +24,14 @@ def upgrade(
     Example: [bold]shardline checkpoint upgrade runs/books --trust[/]
     """
     from launcher.run_folder import existing
-    from training.state.legacy import kept_checkpoints, old_checkpoints
+    from training.state.legacy import kept_checkpoints, old_checkpoints, undo_half
     from training.state.legacy import upgrade as convert
 
     existing(run)
+    undo_half(run)
     old = old_checkpoints(run)
     if not old:
-        console.print(f"{run}: no checkpoint of it needs converting", soft_wrap=True)
+        say(f"{run}: no checkpoint of it needs converting")
         return
     if not trust:
         raise Mistake(
@@ -37,6 +39,6 @@ def upgrade(
             "add --trust if these files come from a run of yours"
         )
     for folder in reversed(old):
-        console.print(f"{folder.name}: converted; the old one is kept as {convert(folder).name}", soft_wrap=True)
-    kept = " ".join(str(folder) for folder in kept_checkpoints(run))
-    console.print(f"to free their space once the run has gone on: rm -r {kept}", soft_wrap=True)
+        say(f"{folder.name}: converted; the old one is kept as {convert(folder).name}")
+    kept = shlex.join(["rm", "-r", *map(str, kept_checkpoints(run))])
+    say(f"to free their space once the run has gone on: {kept}")

@@ -13,7 +13,7 @@ from rich.table import Table
 from common.mistakes import Mistake, cut
 from launcher import cluster_cli
 from launcher.checkpoint_cli import checkpoint_app
-from launcher.console import Commands, StageProgress, aside, console, mistakes_as_sentences, number, say
+from launcher.console import Commands, StageProgress, aside, command, console, mistakes_as_sentences, number, say
 
 app = typer.Typer(
     cls=Commands,
@@ -146,7 +146,7 @@ def train(
     changes = [*(overrides or []), *([f"training.num_processes={nproc}"] if nproc is not None else [])]
     result = train_locally(load_to_start(config, changes), fresh=fresh)
     say(views.training(result))
-    say(f"run folder: {result.run_dir}; next: shardline convert {result.run_dir} --to hf --out DIR")
+    say(f"run folder: {result.run_dir}; next: {command('convert', result.run_dir, '--to', 'hf', '--out', 'DIR')}")
 
 
 @app.command()
@@ -266,7 +266,8 @@ def verify(
 
     cases = verification.cases_of(config, overrides or [], grid=grid)
     num_ranks = ranks or verification.default_ranks(None if grid else next(iter(cases(1).values())))
-    verdicts = verification.verify(cases(num_ranks), num_ranks)
+    with aside(as_json):
+        verdicts = verification.verify(cases(num_ranks), num_ranks)
     if as_json:
         typer.echo(
             json.dumps([dataclasses.asdict(verdict) | {"holds": verdict.holds} for verdict in verdicts], indent=2)

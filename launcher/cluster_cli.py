@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.mistakes import Mistake, cut
-from launcher.console import aside, console, duration, number
+from launcher.console import aside, command, console, duration, number
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
 Overrides = Annotated[
@@ -25,8 +25,8 @@ practice_app = typer.Typer(help="A real Slurm on this machine, to learn and to t
 
 def add_to(app: typer.Typer) -> None:
     """Gives the command line these commands."""
-    for command in (submit, status, logs, cancel):
-        app.command()(command)
+    for each in (submit, status, logs, cancel):
+        app.command()(each)
     app.add_typer(practice_app, name="practice-cluster")
 
 
@@ -75,7 +75,7 @@ def submit(
         console.print(f"job {record['job']} ({record['stage']}): log {record['log']}", soft_wrap=True, markup=False)
     console.print("\nNext:")
     for words in (("status", done.run_dir, "--watch"), ("logs", done.run_dir, "--follow"), ("cancel", done.run_dir)):
-        console.print(f"  {submission.command(*words)}", soft_wrap=True, markup=False)
+        console.print(f"  {command(*words)}", soft_wrap=True, markup=False)
 
 
 def status(

@@ -1,9 +1,12 @@
 """What people see: one console, one way to show progress, one way to end on a mistake."""
 
 import contextlib
+import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -38,6 +41,11 @@ class Stopped(Exception):
 def say(line: str) -> None:
     """Prints a line as it is, however long and whatever brackets are in it."""
     console.print(line, markup=False, soft_wrap=True)
+
+
+def command(*words: object) -> str:
+    """A command of ours for people to paste."""
+    return shlex.join(["shardline", *(os.fspath(word) if isinstance(word, Path) else str(word) for word in words)])
 
 
 def fail(message: str, code: int = USER_MISTAKE) -> NoReturn:
@@ -99,7 +107,7 @@ def aside(wanted: bool) -> Iterator[None]:
 
 
 class StageProgress:
-    """A bar on a terminal, a line now and then elsewhere (a log file, CI); on standard error, as `--json` needs."""
+    """A bar on a terminal, a line now and then elsewhere (a log file, CI)."""
 
     LINE_INTERVAL_SECONDS = 15.0
 
@@ -107,16 +115,16 @@ class StageProgress:
         self.title = title
         self._live = (
             Progress(
-                TextColumn("  {task.description}"),
+                TextColumn("  {task.description}", markup=False),
                 BarColumn(bar_width=30),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
-                console=errors,
+                TextColumn("{task.fields[detail]}", markup=False),
+                console=console,
                 transient=True,
             )
-            if errors.is_terminal
+            if console.is_terminal
             else None
         )
         self._task: TaskID | None = None
@@ -139,15 +147,15 @@ class StageProgress:
             self._live.update(self._task, completed=done, total=total, detail=detail, description=self.title)
         elif time.monotonic() - self._printed > self.LINE_INTERVAL_SECONDS:
             self._printed = time.monotonic()
-            errors.print(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}", soft_wrap=True)
-            sys.stderr.flush()
+            say(f"  {self.title}: {done}{f' of {total}' if total else ''}  {detail}")
+            sys.stdout.flush()
 
     def note(self, doing: str) -> None:
         """Says what a stage without a count is doing."""
         if self._live and self._task is not None:
             self._live.update(self._task, description=doing)
         else:
-            errors.print(f"  {doing} ...", soft_wrap=True)
+            say(f"  {doing} ...")
 
 
 def number(value: float) -> str:

@@ -76,6 +76,7 @@ def _load_model(folder: Path, config: "RunConfig") -> "Transformer":
 
 def show(results: "dict[str, ChoiceResult]") -> None:
     """Prints the results as a table."""
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, header_style="dim")
@@ -83,5 +84,5 @@ def show(results: "dict[str, ChoiceResult]") -> None:
         table.add_column(column, justify="left" if column == "task" else "right")
     for task, result in results.items():
         shares = (result.accuracy, result.accuracy_per_byte, result.chance)
-        table.add_row(task, f"{result.questions:,}", *(f"{share:.1%}" for share in shares))
+        table.add_row(escape(task), f"{result.questions:,}", *(f"{share:.1%}" for share in shares))
     console.print(table)

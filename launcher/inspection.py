@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data_pipeline.reading.inspect import DatasetFacts, SampleView
 from launcher.config import load_config
-from launcher.console import console, number
+from launcher.console import console, number, say
 
 SHOWN_CHARACTERS = 400
 
@@ -44,12 +44,12 @@ def show(facts: DatasetFacts) -> None:
     table = Table(box=None, header_style="dim")
     table.add_column("")
     for split in facts.splits:
-        table.add_column(split.name, justify="right")
+        table.add_column(escape(split.name), justify="right")
     for name, cells in _rows(facts):
         table.add_row(name, *cells)
     console.print(table)
     for name, count in facts.counts.items():
-        console.print(f"  {name.replace('_', ' ')}: {count:,}")
+        say(f"  {name.replace('_', ' ')}: {count:,}")
     for sample in facts.samples:
         _show_sample(sample, facts)
 

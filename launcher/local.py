@@ -19,7 +19,7 @@ from launcher.places import CONFIG
 from launcher.run_folder import METRICS_FILE, RunFolder, keep_config
 from training import fence
 from training.config import RunConfig
-from training.lock import refuse_second_writer
+from training.lock import sole_launch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +46,11 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     check_batch(config)
     # the ranks would say what is wrong with it too, but a quarter of a minute later
     manifest = open_dataset(config.data.path, config.tokenizer.path)
-    refuse_second_writer(config.run_dir)
+    with naming(config.run_dir), sole_launch(config.run_dir):
+        return _launch(config, bool(manifest.num_tokens("validation")), fresh)
+
+
+def _launch(config: RunConfig, evaluates: bool, fresh: bool) -> TrainingResult:
     before = RunFolder.read(config.run_dir)
     if before.config and fresh:
         raise Mistake(
@@ -54,7 +58,7 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
             "(--set name=...) or delete the folder"
         )
     changes = config_changes(before.config, config) if before.config else []
-    evaluated = bool(before.evaluation) or not manifest.num_tokens("validation")
+    evaluated = bool(before.evaluation) or not evaluates
     if before.config and not changes and before.step >= config.training.steps and evaluated:
         return TrainingResult(before.path, config.training.steps, before.last, before.evaluation, already_finished=True)
     for change in changes:
@@ -62,8 +66,7 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     for sentence in before.left_out:
         if not sentence.startswith(f"{before.path / METRICS_FILE}: "):  # the ranks read all of it, and tell
             console.print(f"  {sentence}", soft_wrap=True, markup=False)
-    with naming(config.run_dir):
-        _train(config)
+    _train(config)
     after = RunFolder.read(config.run_dir)
     return TrainingResult(after.path, config.training.steps, after.last, after.evaluation, already_finished=False)
 

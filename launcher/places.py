@@ -6,14 +6,16 @@ absolute ones, so that the run can be asked about and taken up from anywhere.
 
 import copy
 import glob
+import os
 from pathlib import Path
 from typing import Any
 
 from common.mistakes import Mistake
 
 CONFIG = "config.yaml"
-KEYS = ("runs_dir", "tokenizer.path", "data.path", "data.sources.*.path", "training.initial_weights")
-"""Every key that names a file or folder; `*` is each item of a list."""
+PATTERNS = ("data.sources.*.path",)
+KEYS = ("runs_dir", "tokenizer.path", "data.path", *PATTERNS, "training.initial_weights")
+"""Every key that names a file or folder; `*` is each item of a list. Those of PATTERNS may hold wildcards."""
 
 
 def anchored(tree: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -26,7 +28,7 @@ def anchored(tree: dict[str, Any], base: Path) -> dict[str, Any]:
             nodes = [child for node in nodes for child in _children(node, part)]
         for node in nodes:
             if isinstance(node, dict) and isinstance(node.get(last), str) and node[last]:
-                node[last] = _located(node[last], base)
+                node[last] = _located(node[last], base, is_pattern=key in PATTERNS)
     return moved
 
 
@@ -36,10 +38,12 @@ def _children(node: Any, part: str) -> list[Any]:
     return [node[part]] if isinstance(node, dict) and part in node else []
 
 
-def _located(path: str, base: Path) -> str:
+def _located(path: str, base: Path, *, is_pattern: bool) -> str:
     if path.startswith(("/", "~")) or "://" in path or "::" in path:
         return path
-    return f"{glob.escape(str(base)) if glob.has_magic(path) else base}/{path}"
+    # as where sources are read: what is there by this very name is no pattern
+    has_wildcards = is_pattern and glob.has_magic(path) and not os.path.lexists(base / path)
+    return f"{glob.escape(str(base)) if has_wildcards else base}/{path}"
 
 
 def is_run(folder: Path) -> bool:

@@ -7,12 +7,15 @@ Every stage reuses what an earlier start has finished, so the same command goes 
 
 import json
 import os
+import shlex
 import shutil
 import sys
 import sysconfig
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from rich.markup import escape
 
 from common.files import written_aside
 from launcher import stages, views
@@ -58,7 +61,7 @@ def _stage(index: int, title: str, work: Callable[[], str]) -> None:
     console.print(f"[bold]\\[{index}/6] {title}[/]")
     started = time.monotonic()
     outcome = work()
-    console.print(f"  {outcome} [dim]({duration(time.monotonic() - started)})[/]", soft_wrap=True)
+    console.print(f"  {escape(outcome)} [dim]({duration(time.monotonic() - started)})[/]", soft_wrap=True)
 
 
 def _collect(documents: Path) -> str:
@@ -120,15 +123,15 @@ def _summary(config: RunConfig, out: Path, report: Path, seconds: float) -> None
     ]
     console.print(f"\n[bold green]Done in {duration(seconds)}.[/]")
     for name, value in rows:
-        console.print(f"  {name:15} {value}", soft_wrap=True)
+        say(f"  {name:15} {value}")
     shardline = _own_command()
     console.print("\nNext:")
-    for command in (
-        f"generate {out} --prompt 'class {'<mask>' if config.model.shape == 'encoder' else ''}'",
-        f"data inspect {config.data.path} --tokenizer {config.tokenizer.path}",
-        f"train {config.run_dir / 'config.yaml'} --set name=longer --set training.steps=2000",
+    for words in (
+        ("generate", out, "--prompt", "class " + ("<mask>" if config.model.shape == "encoder" else "")),
+        ("data", "inspect", config.data.path, "--tokenizer", config.tokenizer.path),
+        ("train", config.run_dir / "config.yaml", "--set", "name=longer", "--set", "training.steps=2000"),
     ):
-        console.print(f"  {shardline} {command}", soft_wrap=True)
+        say(f"  {shardline} {shlex.join(map(str, words))}")
 
 
 def _own_command() -> str:

@@ -13,7 +13,6 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -25,7 +24,7 @@ from launcher.run_folder import RunFolder, diary, last_step
 from training import fence
 from training.config import RunConfig
 
-POLL_SECONDS = 0.2
+POLL_SECONDS, AT_ONCE_SECONDS = 0.2, 0.5
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 NOTICES = ("damaged", "unlisted", "metrics lost")
@@ -42,10 +41,6 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """What asks for a checkpoint and a clean end."""
 
 
-class _Asked(BaseException):
-    """Somebody asked for the end of the run."""
-
-
 def run(config: RunConfig, attempt: str) -> None:
     """Starts the ranks under this name and waits for their end, showing the last metrics meanwhile.
 
@@ -54,8 +49,8 @@ def run(config: RunConfig, attempt: str) -> None:
     """
     logs = config.run_dir / "logs"
     before = {path: path.stat().st_size for path in logs.glob("rank-*.log")}
-    asked = False
-    handlers = {number: signal.signal(number, _ask) for number in SIGNALS}
+    asked: list[int] = []  # signals are noted and raise nothing, so that one may come at any time
+    handlers = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
     try:
         # torch's launcher leaves a folder behind each start; where it is told to, it goes with ours
         scratch = tempfile.TemporaryDirectory(prefix="shardline-launch-", ignore_cleanup_errors=True)
@@ -69,10 +64,9 @@ def run(config: RunConfig, attempt: str) -> None:
                 env={**os.environ, fence.VARIABLE: attempt},
             )
             try:
-                _watch(process, config, attempt)
-            except _Asked:
-                asked = True
-                _stop(process)
+                _watch(process, config, attempt, asked)
+                if asked:
+                    _stop(process, asked)
             except BaseException:
                 _kill(process)
                 raise
@@ -81,11 +75,7 @@ def run(config: RunConfig, attempt: str) -> None:
             signal.signal(name, handler)
     if process.returncode:
         events = RunFolder.read(config.run_dir).of_start(attempt)
-        raise ending(events, logs, before, process.returncode, asked)
-
-
-def _ask(*_: int | FrameType | None) -> None:
-    raise _Asked
+        raise ending(events, logs, before, process.returncode, bool(asked))
 
 
 def _command(config: RunConfig, folder: str) -> list[str]:
@@ -100,14 +90,18 @@ def _command(config: RunConfig, folder: str) -> list[str]:
     ]
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Lets the ranks save and leave; asked again while they do so, it ends them at once."""
-    try:
-        console.print("  stopping after this step with a checkpoint (ctrl-C again stops at once)")
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-    except _Asked:
-        _kill(process)
+def _stop(process: subprocess.Popen, asked: list[int]) -> None:
+    """Lets the ranks save and leave; asked again while they do so, it ends them at once.
+
+    What comes at the same time, as from a tool that signals a process and its group, is one wish.
+    """
+    console.print("  stopping after this step with a checkpoint (ctrl-C again stops at once)")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(AT_ONCE_SECONDS)
+    already = len(asked)
+    while process.poll() is None and len(asked) == already:
+        time.sleep(POLL_SECONDS)
+    _kill(process)
 
 
 def _kill(process: subprocess.Popen) -> None:
@@ -117,10 +111,11 @@ def _kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _watch(process: subprocess.Popen, config: RunConfig, attempt: str) -> None:
+def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: list[int]) -> None:
+    """Shows how the run fares until it ends or somebody asks for its end."""
     steps, started, told = config.training.steps, time.time(), False
     with StageProgress("starting ranks") as progress:
-        while process.poll() is None:
+        while process.poll() is None and not asked:
             last = last_step(config.run_dir)
             if last.get("time", 0) >= started:  # steps of earlier starts are no progress of this one
                 told = told or tell(config.run_dir, attempt)

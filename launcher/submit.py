@@ -4,8 +4,6 @@ config + profile -> checks -> runs/<name>/config.yaml, slurm/train.sbatch -> sba
 """
 
 import dataclasses
-import os
-import shlex
 import sys
 import time
 from pathlib import Path
@@ -152,8 +150,3 @@ def changes(config: RunConfig) -> list[str]:
 
     before = RunFolder.read(config.run_dir).config
     return config_changes(before, config) if before else []
-
-
-def command(*words: object) -> str:
-    """A command of ours for people to paste."""
-    return shlex.join(["shardline", *(os.fspath(word) if isinstance(word, Path) else str(word) for word in words)])

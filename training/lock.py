@@ -25,7 +25,7 @@ LOG = logging.getLogger("training.lock")
 if TYPE_CHECKING:
     from training.distributed import World
 
-NAME = "lock"
+NAME, LAUNCH = "lock", "launch-lock"
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 """What a file system answers that knows no locks (Lustre without its flock option, some NFS)."""
 TAKEOVER_SECONDS = 5 * fence.POLL_SECONDS
@@ -39,6 +39,23 @@ def refuse_second_writer(folder: Path) -> None:
         if descriptor is not None:
             os.close(descriptor)
         _refuse(folder, holder)
+
+
+@contextlib.contextmanager
+def sole_launch(folder: Path) -> Iterator[None]:
+    """Holds the run for one launch that is about to write its config; its ranks take their lock once they have read it.
+
+    Raises ValueError when another launch, or ranks of one, are at work in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor, holder = _acquire(folder / LAUNCH)
+    _refuse(folder, holder)
+    try:
+        refuse_second_writer(folder)
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from training.hardware import peak_flops
 from training.loop import Trainer
 from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
-from training.state.folder import checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
+from training.state.folder import LATEST, checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
 from training.state.together import on_main
@@ -185,7 +185,8 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("damaged", checkpoint=name, faults=faults, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-            mark_damaged(checkpoints_dir(run.folder) / name, faults)
+            if name != LATEST:
+                mark_damaged(checkpoints_dir(run.folder) / name, faults)
     found = choice.checkpoint
     if found is None:
         return RunState()

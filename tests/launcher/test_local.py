@@ -204,14 +204,14 @@ def test_a_second_launch_of_a_run_is_refused_while_the_first_goes_on(config):
     assert "is training this run already" in refused[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_a_checkpoint_and_leaves_no_process(config, tmp_path, number):
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)])
+def test_a_signal_or_several_at_once_save_a_checkpoint_and_leave_no_process(config, tmp_path, numbers):
     long = config(steps=2000)
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(long.model_dump(mode="json")))
     command = [sys.executable, "-m", "launcher.cli", "train", str(file)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    when_step(long.run_dir, 3, lambda: process.send_signal(number)).join()
+    when_step(long.run_dir, 3, lambda: [process.send_signal(number) for number in numbers]).join()
     _, printed = process.communicate(timeout=300)
     assert process.returncode == 75
     assert printed == "stopped with a checkpoint; the same command goes on from it\n"

@@ -140,6 +140,14 @@ def test_patterns_and_urls_are_kept_as_what_they_are(tmp_path):
     ]
 
 
+def test_brackets_are_wildcards_in_sources_alone_and_not_in_names_of_files_that_are_there(tmp_path):
+    base = tmp_path / "a[1]"
+    base.mkdir()
+    (base / "x[2].jsonl").touch()
+    moved = places.anchored({"data": {"path": "d[3]", "sources": [{"path": "x[2].jsonl"}]}}, base)
+    assert moved == {"data": {"path": f"{base}/d[3]", "sources": [{"path": f"{base}/x[2].jsonl"}]}}
+
+
 @pytest.mark.parametrize("tree", [{}, {"data": 3}, {"data": {"sources": [None, 3, {"path": None}]}}, {"runs_dir": ""}])
 def test_a_tree_that_is_no_config_yet_passes_unchanged(tree, tmp_path):
     assert places.anchored(tree, tmp_path) == tree

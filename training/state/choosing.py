@@ -13,9 +13,18 @@ from pathlib import Path
 import xxhash
 
 from common.files import checksum
-from common.mistakes import Mistake
+from common.mistakes import Mistake, shown
 from training.distributed import World
-from training.state.folder import DAMAGED, checkpoints_dir, complete_checkpoints, latest_checkpoint, step_of
+from training.state.folder import (
+    DAMAGED,
+    LATEST,
+    checkpoints_dir,
+    complete_checkpoints,
+    half_upgraded,
+    latest_checkpoint,
+    named_latest,
+    step_of,
+)
 from training.state.identity import STATE, OtherFormat, RunIdentity, RunState, parse_state
 from training.state.index import Index
 from training.state.parts import part_name, patiently
@@ -50,7 +59,7 @@ class Choice:
     checkpoint: Checkpoint | None
     """A sound one; None for a run that has none yet."""
     damaged: dict[str, list[str]]
-    """Newer ones that were passed over, by name, and why."""
+    """Newer ones that were passed over, by name, and why; `latest` where it names one that is gone."""
 
     @property
     def folder(self) -> Path | None:
@@ -61,10 +70,10 @@ class Choice:
 def choose(run_dir: Path, world: World) -> Choice:
     """The newest sound checkpoint, beginning with `latest`; all ranks call it together.
 
-    Raises ValueError when there are checkpoints and every one is damaged, or one is of another format.
+    Raises ValueError when there are checkpoints and every one is damaged or gone, or one is of another format.
     """
-    damaged: dict[str, list[str]] = {}
-    for folder in on_main(world, lambda: patiently(lambda: _candidates(run_dir))):
+    candidates, damaged = on_main(world, lambda: patiently(lambda: (_candidates(run_dir), _gone(run_dir))))
+    for folder in candidates:
         found = examine(folder, world)
         if isinstance(found, Checkpoint):
             return _agreed(Choice(found, damaged), world)
@@ -102,8 +111,21 @@ def read_index(folder: Path) -> Index:
 
 
 def _candidates(run_dir: Path) -> list[Path]:
+    if kept := half_upgraded(run_dir):
+        raise Mistake(
+            f"{kept}: the upgrade of this checkpoint did not come to its end; "
+            f"do it again with 'shardline checkpoint upgrade {run_dir} --trust'"
+        )
     latest = latest_checkpoint(run_dir)
     return [path for path in reversed(complete_checkpoints(run_dir)) if latest and step_of(path) <= step_of(latest)]
+
+
+def _gone(run_dir: Path) -> dict[str, list[str]]:
+    """What is wrong with `latest` where it names a checkpoint that is not there."""
+    named = named_latest(run_dir)
+    if named is None or any(path.name == named for path in complete_checkpoints(run_dir)):
+        return {}
+    return {LATEST: [f"it names {shown(named)}, which is not there"]}
 
 
 def _agreed(choice: Choice, world: World) -> Choice:

@@ -22,6 +22,8 @@ LOG = logging.getLogger("training.state.folder")
 LATEST, DAMAGED, READERS = "latest", "damaged.txt", "readers"
 REPLACED = ".tmp-old-"
 """Names of complete checkpoints that were replaced or given up begin so; somebody may still be reading them."""
+KEPT = "before-upgrade"
+"""What the name of an old checkpoint begins with once it has been converted (see legacy.py)."""
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -50,15 +52,25 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
     return sorted(folders, key=step_of)
 
 
+def named_latest(run_dir: Path) -> str | None:
+    """What `latest` says; None where there is no such file."""
+    pointer = checkpoints_dir(run_dir) / LATEST
+    return pointer.read_text(errors="replace").strip() if pointer.is_file() else None
+
+
 def latest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint to go on from: the one `latest` names, else the newest complete one, else None."""
-    folders = complete_checkpoints(run_dir)
-    pointer = checkpoints_dir(run_dir) / LATEST
-    if pointer.is_file():
-        named = checkpoints_dir(run_dir) / pointer.read_text(errors="replace").strip()
-        if named in folders:
-            return named
-    return folders[-1] if folders else None
+    folders, named = complete_checkpoints(run_dir), named_latest(run_dir)
+    return next((folder for folder in folders if folder.name == named), folders[-1] if folders else None)
+
+
+def half_upgraded(run_dir: Path) -> Path | None:
+    """The old checkpoint that had given up its name when its upgrade was killed, before the new one took it."""
+    named, home = named_latest(run_dir), checkpoints_dir(run_dir)
+    if named is None or not _NAME.fullmatch(named) or (home / named).exists():
+        return None
+    kept = home / f"{KEPT}-{named}"
+    return kept if kept.is_dir() else None
 
 
 def point_to(folder: Path) -> None:

@@ -18,7 +18,14 @@ from common.mistakes import Mistake
 from training import fence
 from training.lock import refuse_second_writer
 from training.state.boxes import Box
-from training.state.folder import checkpoints_dir, complete_checkpoints, discard, without_readers
+from training.state.folder import (
+    KEPT,
+    checkpoints_dir,
+    complete_checkpoints,
+    discard,
+    half_upgraded,
+    without_readers,
+)
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import WEIGHT, index_of, written_slices
 from training.state.layout import Layout, replicated, sharded
@@ -28,8 +35,6 @@ from training.state.sums import CHECKSUMS
 
 SHARDS = "deepspeed"
 """Folder inside an old checkpoint that holds DeepSpeed's files."""
-KEPT = "before-upgrade"
-"""What the name of an old checkpoint begins with once it has been converted."""
 PREFIX = "model."
 """What old checkpoints put in front of the names of weights."""
 _OLD_STAGES = ("base_optimizer_state", "single_partition_of_fp32_groups")
@@ -40,6 +45,12 @@ KEYS = {1: _OLD_STAGES, 2: _OLD_STAGES, 3: ("optimizer_state_dict", "fp32_flat_g
 def old_checkpoints(run_dir: Path) -> list[Path]:
     """Checkpoints of a run that hold DeepSpeed's pickles, oldest first."""
     return [folder for folder in complete_checkpoints(run_dir) if (folder / SHARDS).is_dir()]
+
+
+def undo_half(run_dir: Path) -> None:
+    """Gives the checkpoint its name back whose upgrade was killed between two renames."""
+    if kept := half_upgraded(run_dir):
+        kept.rename(kept.with_name(kept.name.removeprefix(f"{KEPT}-")))
 
 
 def upgrade(folder: Path) -> Path:

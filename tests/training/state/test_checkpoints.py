@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from common.mistakes import is_mistake
+from common.mistakes import Mistake, is_mistake
 from tests.training.state.ranks import ALONE, KINDS, SHAPES, VectorEngine, chosen, on_ranks, save_step, value_of
 from training.state import choosing, parts
 from training.state.boxes import Box
@@ -121,6 +121,17 @@ def test_a_kill_between_the_rename_and_latest_loses_nothing_it_had(tmp_path):
     assert chosen(tmp_path).folder.name == "step-00000010"
     (tmp_path / "checkpoints" / "latest").unlink()
     assert chosen(tmp_path).folder.name == "step-00000020"
+
+
+def test_a_checkpoint_that_latest_names_and_is_gone_is_said_and_no_run_begins_anew_over_it(tmp_path):
+    for step in (10, 20):
+        save_step(tmp_path, step)
+    shutil.rmtree(checkpoints_dir(tmp_path) / "step-00000020")
+    choice, why = choose(tmp_path, ALONE), "it names 'step-00000020', which is not there"
+    assert (choice.folder.name, choice.damaged) == ("step-00000010", {"latest": [why]})
+    shutil.rmtree(choice.folder)
+    with pytest.raises(Mistake, match=f"latest: {why}.* restore one from a copy, or delete the folder"):
+        choose(tmp_path, ALONE)
 
 
 @pytest.mark.parametrize("name", ["state.json", "index.json", "checksums.json", PART])

@@ -16,6 +16,7 @@ from launcher.cli import app
 from tests.training.reshard_ranks import FIXTURES
 from tests.training.runs import save_config, tiny_config
 from tests.training.state.ranks import ALONE, chosen, save_step
+from training.state import legacy
 from training.state.choosing import choose
 from training.state.legacy import SavedState, old_checkpoints, upgrade
 from training.state.loading import load_weights
@@ -50,6 +51,21 @@ def test_the_command_converts_every_old_checkpoint_and_keeps_it(run_dir):
         old.name,
     ]
     assert "no checkpoint of it needs converting" in shardline("checkpoint", "upgrade", run_dir)[1]
+
+
+def test_an_upgrade_that_was_killed_between_its_renames_is_done_again(tmp_path, monkeypatch):
+    run_dir = save_config(tiny_config("data"), shutil.copytree(FIXTURES / OLD[0], tmp_path / "run"))
+    (old,) = old_checkpoints(run_dir)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(legacy, "put_in_place", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        upgrade(old)
+    assert not old.exists()
+    with pytest.raises(
+        Mistake, match=f"before-upgrade-{old.name}: the upgrade .* did not come to its end; do it again"
+    ):
+        choose(run_dir, ALONE)
+    assert shardline("checkpoint", "upgrade", run_dir, "--trust")[0] == 0
+    assert chosen(run_dir).folder == old
 
 
 class Evil:
