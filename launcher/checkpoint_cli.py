@@ -27,7 +27,7 @@ def upgrade(
     from training.state.legacy import kept_checkpoints, old_checkpoints, undo_half
     from training.state.legacy import upgrade as convert
 
-    existing(run)
+    _, config = existing(run)
     undo_half(run)
     old = old_checkpoints(run)
     if not old:
@@ -41,4 +41,9 @@ def upgrade(
     for folder in reversed(old):
         say(f"{folder.name}: converted; the old one is kept as {convert(folder).name}")
     kept = shlex.join(["rm", "-r", *map(str, kept_checkpoints(run))])
+    if config.training.precision == "bf16" and config.training.gradient_communication != "bf16":
+        say(
+            "its gradients crossed the ranks in bf16; they are summed in fp32 now, so that losses differ a little, "
+            "unless it goes on with --set training.gradient_communication=bf16"
+        )
     say(f"to free their space once the run has gone on: {kept}")

@@ -21,6 +21,7 @@ from training.state.choosing import choose
 from training.state.legacy import SavedState, old_checkpoints, upgrade
 from training.state.loading import load_weights
 
+TRAINING = {"steps": 4, "sequence_length": 32, "global_batch_size": 4}
 OLD = sorted(path.name for path in FIXTURES.glob("pickles-*"))
 
 
@@ -51,6 +52,18 @@ def test_the_command_converts_every_old_checkpoint_and_keeps_it(run_dir):
         old.name,
     ]
     assert "no checkpoint of it needs converting" in shardline("checkpoint", "upgrade", run_dir)[1]
+
+
+def test_a_run_in_bf16_is_told_how_to_go_on_with_the_sums_it_had(tmp_path):
+    run_dir = shutil.copytree(FIXTURES / OLD[0], tmp_path / "run")
+    words = {}
+    for precision in ("bf16", "fp32"):
+        save_config(tiny_config("data", training={**TRAINING, "precision": precision}), run_dir)
+        words[precision] = shardline("checkpoint", "upgrade", run_dir, "--trust")[1]
+        for old in (run_dir / "checkpoints").glob("before-upgrade-*"):
+            shutil.rmtree(old.with_name(old.name.removeprefix("before-upgrade-")))
+            old.rename(old.with_name(old.name.removeprefix("before-upgrade-")))
+    assert ["training.gradient_communication=bf16" in said for said in words.values()] == [True, False]
 
 
 def test_an_upgrade_that_was_killed_between_its_renames_is_done_again(tmp_path, monkeypatch):
