@@ -7,6 +7,11 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 from common.mistakes import Mistake
 from common.section import Place, Section
 
+MOST_PIECES, MOST_CHARACTERS = 2**24, 2**40
+"""Pieces of a vocabulary and characters of a document: far more than anybody has."""
+MOST_MEGABYTES = 1e9
+"""A petabyte."""
+
 
 class SourceConfig(Section):
     """One place documents come from."""
@@ -26,11 +31,11 @@ class TokenizerConfig(Section):
 
     path: Place
     """Folder of the tokenizer; holds `tokenizer.model` once trained."""
-    vocab_size: int = Field(default=32000, ge=300)
+    vocab_size: int = Field(default=32000, ge=300, le=MOST_PIECES)
     """Pieces in the vocabulary, special ones included."""
-    num_sentinels: int = Field(default=256, ge=0)
+    num_sentinels: int = Field(default=256, ge=0, le=MOST_PIECES)
     """Control symbols `<extra_id_0>` ... kept for the denoising objectives; one hidden span of a document takes one."""
-    training_megabytes: float = Field(default=100.0, gt=0)
+    training_megabytes: float = Field(default=100.0, gt=0, le=MOST_MEGABYTES)
     """Text sampled from the sources to train on, in MB (10^6 bytes)."""
     fast_encoder: Literal["auto", "off"] = "auto"
     """`auto` uses a faster encoder once it has given the same ids on a sample of the corpus; `off` is sentencepiece."""
@@ -45,17 +50,17 @@ class DataConfig(Section):
     """Where the documents come from; may stay empty when the dataset is there already."""
     unicode_normalization: Literal["none", "NFC", "NFKC"] = "none"
     """Unicode normal form given to every document before tokenizing."""
-    min_characters: int = Field(default=1, ge=0)
+    min_characters: int = Field(default=1, ge=0, le=MOST_CHARACTERS)
     """Documents shorter than this are dropped and counted."""
-    max_characters: int | None = Field(default=None, ge=1)
+    max_characters: int | None = Field(default=None, ge=1, le=MOST_CHARACTERS)
     """Documents longer than this are dropped and counted; empty means no limit."""
     deduplicate: Literal["none", "exact"] = "exact"
     """`exact` keeps the first of identical documents, wherever in the sources they are."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of documents, chosen by the hash of their text, that is held out."""
-    shard_megabytes: float = Field(default=256.0, gt=0)
+    shard_megabytes: float = Field(default=256.0, ge=0.0001, le=MOST_MEGABYTES)
     """Source bytes (10^6) that one task turns into one shard; smaller means more parallel and less lost on a kill."""
-    num_cpus: int | None = Field(default=None, ge=1)
+    num_cpus: int | None = Field(default=None, ge=1, le=4096)
     """CPUs the build may use on this machine; empty means all of them."""
     ray_address: str = "local"
     """`local` starts Ray for the build; otherwise the address of a running Ray cluster, or `auto`."""
@@ -69,7 +74,7 @@ class DataConfig(Section):
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 SpanLength = Annotated[float, Field(ge=1, le=1000)]
-Weight = Annotated[float, Field(gt=0)]
+Weight = Annotated[float, Field(gt=0, le=1e12)]
 SinglePurpose = Literal[
     "next_token", "prefix_lm", "span_corruption", "ul2", "blank_infilling", "masked_lm", "sentence_pairs"
 ]
@@ -122,7 +127,7 @@ class _Objective(Section):
     """span_corruption: mode token put before the text; empty means none."""
     whole_words: bool | None = None
     """masked_lm, sentence_pairs: hide all pieces of a word or none; empty means false."""
-    max_pair_length: int | None = Field(default=None, ge=7)
+    max_pair_length: int | None = Field(default=None, ge=7, le=MOST_PIECES)
     """sentence_pairs: tokens of a pair at most, [CLS] and both [SEP] included; empty means 128."""
     denoisers: list[DenoiserConfig] | None = Field(default=None, min_length=1)
     """ul2: the denoisers it mixes; empty means the seven of the paper, equally likely."""
