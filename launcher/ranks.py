@@ -143,7 +143,10 @@ def ending(events: list[Record], logs: Path, before: dict[Path, int], code: int,
     for event in events:
         if event["event"] == "error" and event.get("exit_code") == USER_MISTAKE and "message" in event:
             return Mistake(event["message"])
-    if any(event["event"] == "stop" for event in events):
+    stops = [event for event in events if event["event"] == "stop"]
+    if stops and stops[-1].get("step") == 0:
+        return Stopped("stopped before the first step; the same command begins again")
+    if stops:
         return Stopped("stopped with a checkpoint; the same command goes on from it")
     if asked:
         return Stopped("stopped at once; the same command goes on from the last checkpoint")

@@ -264,6 +264,12 @@ LAUNCHED = """Root Cause (first observed failure):
 """
 
 
+@pytest.mark.parametrize(("step", "words"), [(0, "before the first step"), (7, "with a checkpoint")])
+def test_a_signal_before_the_first_step_promises_no_checkpoint(tmp_path, step, words):
+    error = ending([{"event": "stop", "step": step}], tmp_path, {}, 75, asked=True)
+    assert isinstance(error, Stopped) and words in str(error)
+
+
 @pytest.mark.parametrize(
     ("log", "launch", "code", "events", "words"),
     [

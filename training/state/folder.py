@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from common.files import write_whole
+from common.mistakes import Mistake
 from training.lock import WITHOUT_LOCKS
 
 LOG = logging.getLogger("training.state.folder")
@@ -45,10 +46,16 @@ def step_of(folder: Path) -> int:
 
 
 def complete_checkpoints(run_dir: Path) -> list[Path]:
-    """Folders of complete checkpoints, oldest step first; what was left half-written has another name."""
-    if not checkpoints_dir(run_dir).is_dir():
+    """Folders of complete checkpoints, oldest step first; what was left half-written has another name.
+
+    Raises ValueError where something else has the name of the folder they lie in.
+    """
+    home = checkpoints_dir(run_dir)
+    if not home.is_dir():
+        if home.exists() or home.is_symlink():
+            raise Mistake(f"{home}: it is no folder, though checkpoints belong there; move it away")
         return []
-    folders = [path for path in checkpoints_dir(run_dir).iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    folders = [path for path in home.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
     return sorted(folders, key=step_of)
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from common.mistakes import Mistake, is_mistake
 from tests.training.state.ranks import ALONE, KINDS, SHAPES, VectorEngine, chosen, on_ranks, save_step, value_of
+from training.distributed import World
 from training.state import choosing, parts
 from training.state.boxes import Box
 from training.state.choosing import choose, examine, read_index
@@ -340,6 +341,12 @@ def test_a_folder_called_latest_is_moved_aside_and_named(tmp_path, caplog):
     (moved,) = (tmp_path / "checkpoints").glob("latest-*")
     assert (moved / "mine").read_text() == "x"
     assert moved.name in caplog.text
+
+
+def test_a_file_in_the_place_of_all_checkpoints_is_no_new_run(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(ValueError, match="checkpoints: it is no folder"):
+        choose(tmp_path, World.alone())
 
 
 def test_retention_never_deletes_the_one_to_resume_from(tmp_path):
