@@ -9,6 +9,7 @@ share a temporary file: whichever is renamed last, the result is whole.
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import re
@@ -89,11 +90,15 @@ def folder_aside(out: Path, num_bytes: int = 0) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
+    _sweep(out)
     if (free := shutil.disk_usage(out.parent).free) < num_bytes + SPARE_BYTES:
         raise Mistake(_no_room(out, num_bytes, free))
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
+    lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
     try:
+        with contextlib.suppress(OSError):  # where nothing can be locked, nothing is swept either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield aside
         _make_durable(aside)
         _put_in_place(aside, out)
@@ -103,7 +108,22 @@ def folder_aside(out: Path, num_bytes: int = 0) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
         raise Mistake(_no_room(out, num_bytes, shutil.disk_usage(out.parent).free)) from error
     finally:
+        os.close(lock)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Removes what killed attempts at the same folder left; one that is being written is locked by its writer."""
+    for path in out.parent.iterdir():
+        if not path.name.startswith(f".{out.name}.partial-") or not path.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(lock)
 
 
 def _no_room(out: Path, num_bytes: int, free: int) -> str:

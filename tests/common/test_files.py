@@ -1,6 +1,7 @@
 """Files that are whole or not there."""
 
 import errno
+import fcntl
 import io
 import os
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 import xxhash
 
-from common.files import HashingWriter, checksum, write_whole
+from common.files import HashingWriter, checksum, folder_aside, write_whole
 
 
 def test_the_digest_is_that_of_what_lies_on_the_disk(tmp_path):
@@ -61,3 +62,19 @@ def test_a_failed_replacement_leaves_the_old_file_and_nothing_else(tmp_path, mon
         write_whole(tmp_path / "latest", b"new")
     assert (tmp_path / "latest").read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_what_a_killed_attempt_left_is_swept_and_what_another_is_writing_is_not(tmp_path):
+    dead, alive, others = (tmp_path / f".{name}" for name in ("out.partial-1", "out.partial-2", "out2.partial-1"))
+    for folder in (dead, alive, others):
+        folder.mkdir()
+        (folder / "weights").write_text("half")
+    held = os.open(alive, os.O_RDONLY)
+    fcntl.flock(held, fcntl.LOCK_EX)
+    with folder_aside(tmp_path / "out") as folder:
+        (folder / "weights").write_text("whole")
+        with folder_aside(tmp_path / "third"):
+            assert folder.exists()
+    os.close(held)
+    assert (tmp_path / "out" / "weights").read_text() == "whole"
+    assert not dead.exists() and alive.exists() and others.exists()
