@@ -22,8 +22,8 @@ import numpy as np
 import torch
 import yaml
 
-from benchmarks.ports import free_port
 from benchmarks.table import Row, parser, show
+from common.ports import free_port
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shards import ShardWriter
 from model.config import ModelConfig

@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.ports import free_port
 from benchmarks.table import Row, parser, show
+from common.ports import free_port
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shard_table import ShardTable
 from data_pipeline.shards import SUFFIXES, ShardWriter

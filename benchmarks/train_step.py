@@ -22,9 +22,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.ports import free_port
 from benchmarks.table import Row, parser, show
 from benchmarks.train_peers import Work
+from common.ports import free_port
 from data_pipeline.config import TokenizerConfig
 from model import flops
 from model.kernels.attention import AttentionPattern

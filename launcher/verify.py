@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import tempfile
 import time
@@ -19,6 +18,7 @@ import yaml
 from rich.table import Table
 
 from common.mistakes import Mistake
+from common.ports import free_port
 from launcher.console import USER_MISTAKE, Broken, StageProgress, console
 from launcher.local_rank import PYTHON, end_with_parent
 
@@ -92,9 +92,7 @@ def verify(cases: "Mapping[str, RunConfig]", num_ranks: int) -> list[Verdict]:
 
 def _train(place: Path, data: Path, folders: list[Path], num_ranks: int) -> None:
     """Runs all cases on ranks of this machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [*PYTHON, "-m", "training.verify.ranks", str(data), *map(str, folders)]
     ranks, logs = [], [place / f"rank-{rank}.log" for rank in range(num_ranks)]
     with contextlib.ExitStack() as stack, StageProgress("starting ranks") as progress:

@@ -161,6 +161,11 @@ class ModelConfig(Section):
             )
         return self
 
+    def run_plainly(self, **changes: Any) -> "ModelConfig":
+        """The same network, nothing of it recomputed or compiled, with further changes to how it runs."""
+        how = {"activation_checkpointing": "none", "activation_checkpointing_interval": 1, "compile": False}
+        return self.model_copy(update=how | changes)
+
     @property
     def kv_heads(self) -> int:
         """Number of key/value heads, G."""

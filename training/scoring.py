@@ -42,7 +42,7 @@ def execution(config: ModelConfig, device: torch.device) -> tuple[ModelConfig, t
     A backend that takes half precision only and runs here is kept, in bf16 as in training; in all other cases weights
     are fp32 and such a backend gives way to `auto`.
     """
-    config = config.model_copy(update={"compile": False, "activation_checkpointing": "none"})
+    config = config.run_plainly()
     if config.attention_backend not in HALF_PRECISION_BACKENDS:
         return config, torch.float32
     try:

@@ -136,14 +136,8 @@ class Ours(NamedTuple):
 
     def make(self) -> Transformer:
         """The model, which reads each weight when it is used."""
-        how = {
-            "attention_backend": "sdpa",
-            "compile": False,
-            "activation_checkpointing": "none",
-            "activation_checkpointing_interval": 1,
-        }
         with torch.device("meta"):
-            model = Transformer(self.config.model_copy(update=how), self.vocab_size)
+            model = Transformer(self.config.run_plainly(attention_backend="sdpa"), self.vocab_size)
         read_on_demand(model, owners(model), self.read)
         return model
 

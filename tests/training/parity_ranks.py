@@ -25,19 +25,10 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect
 from training.setup import build_engine
 from training.step import Patterns, train_step
+from training.verify.grid import AS_ON_GPUS, OFFLOADS
 
 STEPS = 3
 LR = 1e-3
-ON_CPU = {"device": "cpu"}
-OFFLOADS: dict[str, dict[str, Any]] = {
-    "": {},
-    "optimizer": {"offload_optimizer": ON_CPU},
-    "parameters": {"offload_param": ON_CPU},
-    "both": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
-}
-"""Keys of zero_optimization by what they keep in host memory."""
-AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
-"""How gradients are reduced on GPUs, with buckets so small that there are several and one weight fits into none."""
 KEYS: dict[int, tuple[dict[str, Any], ...]] = {
     1: ({"round_robin_gradients": True}, {"parameter_alignment": True}, {"reduce_scatter": False}),
     2: (

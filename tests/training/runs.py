@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
+from common.ports import free_port
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shards import ShardWriter
 from training.config import RunConfig
@@ -142,10 +142,3 @@ def _wait(happened: Callable[[], bool], ranks: list[subprocess.Popen]) -> None:
         assert time.monotonic() < deadline, "the run never got there"
         assert all(rank.poll() is None for rank in ranks), finish(ranks)
         time.sleep(0.005)
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from data_pipeline.manifest import Manifest
 from tests.training.parity_ranks import LR, STEPS, Way, exact_ways, measured_ways, rounded_ways
+from tests.training.planted import LastLeaks, LastTwice, Narrow, NormOfAPart
 from tests.training.runs import torchrun
 from training.state.index import WEIGHT
 from training.verify.plain import Rounded, Sum, train_plainly
@@ -33,39 +34,6 @@ class History:
         norms = [abs(a / b - 1) / NORM for a, b in zip(self.norms, other.norms, strict=True)]
         weights = [float((self.weights[name] - other.weights[name]).abs().max()) / LAST_WEIGHT for name in self.weights]
         return max(*losses, *norms, *weights)
-
-
-class LastTwice(Sum):
-    """The last micro-batch counts twice."""
-
-    def of(self, gradients):
-        return super().of([[*of_rank, of_rank[-1]] for of_rank in gradients])
-
-
-class LastLeaks(Sum):
-    """The last micro-batch of a rank stays and is added to the next step."""
-
-    def __init__(self):
-        self.left: dict[torch.Size, torch.Tensor] = {}
-
-    def of(self, gradients):
-        (*_, last), shape = gradients[0], gradients[0][0].shape
-        stale = self.left.get(shape, torch.zeros_like(last))
-        self.left[shape] = last / 100
-        return super().of([[*gradients[0], stale], gradients[1]])
-
-
-class NormOfAPart(Sum):
-    """Every rank's part of the norm is counted twice."""
-
-    def norm(self, gradients):
-        return super().norm(gradients) * 2**0.5
-
-
-class Narrow(Sum):
-    """Micro-batches are added up in bf16."""
-
-    dtype = torch.bfloat16
 
 
 def plain_loop(way: Way, data: Path, addition: Sum | None = None) -> History:

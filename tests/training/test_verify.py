@@ -8,6 +8,7 @@ import torch
 from launcher import models
 from launcher.verify import cases_of
 from model.network import blocks
+from tests.training.planted import LastDropped, LastLeaks, Narrow, NormOfAPart, OneRankAlone
 from training.config import RunConfig
 from training.verify.compare import ROUNDED, SAME, compare, compare_kernels
 from training.verify.grid import grid
@@ -41,53 +42,13 @@ def trained(data):
     )
 
 
-class LastDropped(Sum):
-    """The last micro-batch does not count."""
-
-    def of(self, gradients):
-        return super().of([of_rank[:-1] for of_rank in gradients])
-
-
-class LastLeaks(Sum):
-    """A hundredth of the last micro-batch stays for the next step."""
-
-    def __init__(self):
-        self.left = {}
-
-    def of(self, gradients):
-        (*_, last), shape = gradients[0], gradients[0][0].shape
-        stale = self.left.get(shape, torch.zeros_like(last))
-        self.left[shape] = last / 100
-        return super().of([[*gradients[0], stale], gradients[1]])
-
-
-class Narrow(Sum):
-    """Micro-batches are added up in bf16."""
-
-    dtype = torch.bfloat16
-
-
-class OneRankAlone(Sum):
-    """Ranks keep their own gradients: nothing crosses between them."""
-
-    def of(self, gradients):
-        return super().of(gradients[:1])
-
-
-class NormCountsTwice(Sum):
-    """Every rank counts the whole gradient."""
-
-    def norm(self, gradients):
-        return super().norm(gradients) * 2**0.5
-
-
 FAULTS = {
     LastDropped: "first moment",
     LastLeaks: "first moment",
     Narrow: "first moment",
     Rounded: "first moment",
     OneRankAlone: "first moment",
-    NormCountsTwice: "gradient norm",
+    NormOfAPart: "gradient norm",
 }
 
 

@@ -99,10 +99,8 @@ def compare_kernels(config: RunConfig, manifest: Manifest, device: torch.device 
     """The network as the config runs it, with its attention kernel, against the reference kernel in fp64."""
     precision = config.training.precision
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    plain_keys = {"attention_backend": "reference", "activation_checkpointing": "none", "compile": False}
-    plain_keys |= {"activation_checkpointing_interval": 1}
     model = Transformer(config.model, manifest.vocab_size, config.seed).to(device=device, dtype=dtype)
-    exact = Transformer(config.model.model_copy(update=plain_keys), manifest.vocab_size, config.seed)
+    exact = Transformer(config.model.run_plainly(attention_backend="reference"), manifest.vocab_size, config.seed)
     exact.load_state_dict(model.state_dict())
     with loader_of(config, manifest, 0, 1) as loader:
         batch = next(loader)[0]

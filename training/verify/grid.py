@@ -27,9 +27,9 @@ RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointi
 ON_CPU = {"device": "cpu"}
 OFFLOADS: dict[str, dict[str, Any]] = {
     "": {},
-    "optimizer offloaded": {"offload_optimizer": ON_CPU},
-    "parameters offloaded": {"offload_param": ON_CPU},
-    "both offloaded": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
+    "optimizer": {"offload_optimizer": ON_CPU},
+    "parameters": {"offload_param": ON_CPU},
+    "both": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
 }
 """Keys of zero_optimization by what they keep in host memory."""
 AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
@@ -44,7 +44,8 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         for accumulation, clipping in ((1, 0.0), (4, 0.05)) if shape == "causal" else ((4, 0.05),):
             for offload in ("", *_offloads(stage)) if shape == "causal" else ("",):
                 how = {"zero_stage": stage, "precision": precision, "deepspeed": _zero(OFFLOADS[offload])}
-                yield _case(num_ranks, shape, how, accumulation, clipping, offload)
+                words = f"{offload} offloaded" if offload else ""
+                yield _case(num_ranks, shape, how, accumulation, clipping, words)
     for stage in (1, 2, 3):
         how = {"zero_stage": stage, "precision": "bf16", "deepspeed": _zero(AS_ON_GPUS)}
         yield _case(num_ranks, "causal", how, 4, 0.05, "overlapped buckets")
@@ -57,7 +58,7 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
 
 
 def _offloads(stage: int) -> tuple[str, ...]:
-    return {0: (), 1: ("optimizer offloaded",), 2: ("optimizer offloaded",)}.get(stage, tuple(OFFLOADS)[1:])
+    return {0: (), 1: ("optimizer",), 2: ("optimizer",)}.get(stage, tuple(OFFLOADS)[1:])
 
 
 def _zero(keys: dict[str, Any]) -> dict[str, Any]:

@@ -6,12 +6,10 @@ computed with. All ranks are started with the usual variables, by whatever start
 
 import json
 import sys
-import traceback
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from common.mistakes import is_mistake, sentence
 from data_pipeline.manifest import Manifest
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
@@ -23,7 +21,7 @@ from training.state.saving import save
 from training.step import train_step
 from training.verify.plain import loader_of
 from training.verify.small import LR
-from training.worker import EXIT_BROKEN, EXIT_MISTAKE, leave, read_config
+from training.worker import leave, read_config, report
 
 LINES = "lines.json"
 
@@ -63,8 +61,4 @@ if __name__ == "__main__":
     try:
         leave(main(*sys.argv[1:]))
     except Exception as error:
-        if not is_mistake(error):
-            traceback.print_exc()
-            leave(EXIT_BROKEN)
-        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
-        leave(EXIT_MISTAKE)
+        leave(report(error, None))
