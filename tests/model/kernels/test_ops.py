@@ -123,3 +123,19 @@ def test_rotation_turns_by_position_and_keeps_lengths():
     angle = torch.tensor(5.0)
     first = x[1, 0, 0] * angle.cos() - x[1, 0, 2] * angle.sin()
     torch.testing.assert_close(q[1, 0, 0], first.float())
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_either_library_of_products_computes_the_same(monkeypatch, onednn):
+    monkeypatch.setattr(ops, "onednn_is_faster", lambda: onednn)
+    a, b, bias, plus = (
+        leaf(*s, dtype=torch.float32, seed=i).detach() for i, s in enumerate([(T, M), (FF, M), (FF,), (T, FF)])
+    )
+    product = (a.double() @ b.double().t()).float()
+    for matrix in (b, b.t().contiguous().t()):
+        torch.testing.assert_close(ops.matmul_transposed(a, matrix), product, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ops.matmul_transposed(a, matrix, None, bias), product + bias, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(ops.matmul_transposed(a, matrix, plus), product + plus, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            ops.matmul_transposed(a, matrix, plus, bias), product + plus + bias, rtol=1e-6, atol=1e-6
+        )
