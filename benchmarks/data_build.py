@@ -305,7 +305,8 @@ def compare(folder: Path, quick: bool) -> tuple[list[Row], dict[str, Any]]:
     corpus, tiny = folder / "corpus.jsonl", folder / "tiny.jsonl"
     write_corpus(corpus, 24_000_000 if quick else 80_000_000)
     num_tasks = -(-corpus.stat().st_size // round(SHARD_MEGABYTES * 1e6))
-    tiny.write_text("".join(f'{{"text": "short document {index}"}}\n' for index in range(num_tasks)))
+    words = " ".join(["short"] * 20)  # a task takes 100 bytes at least
+    tiny.write_text("".join(f'{{"text": "{words} document {index}"}}\n' for index in range(num_tasks)))
     tokenizer = TokenizerConfig(
         path=str(folder / "tokenizer"), vocab_size=8000 if quick else 32000, training_megabytes=8 if quick else 30
     )
