@@ -145,6 +145,26 @@ class TrainingConfig(Section):
         return self
 
 
+class ParallelConfig(Section):
+    """How many ranks work on one micro-batch together; all others read other samples."""
+
+    tensor: int = Field(default=1, ge=1, le=1024)
+    """Ranks that share each layer: heads, inner width and vocabulary are cut (arXiv 1909.08053). On one node."""
+    sequence_parallel: bool | None = None
+    """Cut by rows what lies between the layers that tensor ranks share (arXiv 2205.05198); empty does if there are."""
+
+    @model_validator(mode="after")
+    def _has_ranks(self):
+        if self.sequence_parallel and self.tensor == 1:
+            raise Mistake("sequence_parallel: it needs ranks that share layers; raise tensor or leave it empty")
+        return self
+
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether what lies between shared layers is cut by rows."""
+        return self.tensor > 1 and self.sequence_parallel is not False
+
+
 class EvaluationConfig(Section):
     """Loss on held-out documents."""
 
@@ -190,6 +210,8 @@ class RunConfig(Section):
     """How the learning rate goes."""
     training: TrainingConfig
     """Size and precision of the steps."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Ranks that work on one micro-batch together."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -231,6 +253,25 @@ class RunConfig(Section):
                 f"model.max_positions: {rows} learned positions are fewer than the {longest} tokens a document may "
                 "have; raise it or shorten training.sequence_length"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _tensor_ranks_fit(self):
+        ranks, model, training = self.parallel.tensor, self.model, self.training
+        shared = {"num_heads": model.num_heads, "num_kv_heads": model.kv_heads, "d_ff": model.d_ff}
+        for name, count in shared.items():
+            if count % ranks:
+                raise Mistake(
+                    f"model.{name}: {count} cannot be shared evenly by parallel.tensor {ranks} ranks; use a divisor of "
+                    f"{count} for parallel.tensor"
+                )
+        lengths = {"sequence_length": training.sequence_length, "target_length": training.target_length}
+        for name, length in lengths.items() if self.parallel.cuts_rows else ():
+            if length is not None and length % ranks:
+                raise Mistake(
+                    f"training.{name}: {length} tokens cannot be cut evenly between parallel.tensor {ranks} ranks; use "
+                    f"{-(-length // ranks) * ranks}, or parallel.sequence_parallel false"
+                )
         return self
 
     @property

@@ -115,10 +115,11 @@ class World:
         return int(self.store.add(what, 0))
 
 
-def connect(timeout: timedelta) -> World:
+def connect(timeout: timedelta, *, tensor: int = 1) -> World:
     """Joins the process groups that the environment names; a collective that waits longer than `timeout` fails.
 
-    Raises ValueError when a variable is missing or is not what it should be, and when ranks would share a GPU.
+    `tensor` ranks share each layer. Raises ValueError when a variable is missing or is not what it should be, when the
+    ranks cannot be grouped so, and when ranks would share a GPU.
     """
     for name in ENVIRONMENT:
         if not os.environ.get(name):
@@ -133,6 +134,7 @@ def connect(timeout: timedelta) -> World:
     local_rank = numbers["LOCAL_RANK"]
     device = take_gpu(local_rank) if torch.cuda.is_available() else torch.device("cpu")
     rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
+    mesh = Mesh.of(rank, size, tensor=tensor)
     store, *_ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     # nccl connects nobody yet: that is left to the first collective
@@ -141,7 +143,7 @@ def connect(timeout: timedelta) -> World:
     dist.init_process_group(backend, store=tensors, rank=rank, world_size=size, timeout=timeout)
     plane = Plane.connect(rank, size, store, timeout)
     counter = dist.PrefixStore("count", store)
-    world = World(Mesh.of(rank, size).with_groups(), plane, device, counter, local_rank=local_rank)
+    world = World(mesh.with_groups(), plane, device, counter, local_rank=local_rank)
     if device.type == "cuda":
         refuse_shared_gpus(world, str(torch.cuda.get_device_properties(device).uuid))
     return world

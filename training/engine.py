@@ -12,21 +12,25 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
+from model.network.layers import divisions, first_values
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
 from training.first_weights import Fill, give_memory, put_weights
+from training.mesh import Axis, Mesh
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
 from training.state.index import WEIGHT, Index, written_slices
+from training.state.layout import Share
 from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot
@@ -39,6 +43,7 @@ if not torch.cuda.is_available():
 import deepspeed
 from deepspeed.ops import __compatible_ops__
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -115,6 +120,27 @@ class _Partition(deepspeed.zero.Init):
             parameter.partition()
 
 
+class _Axes:
+    """The axes under the names that DeepSpeed asks for them."""
+
+    def __init__(self, mesh: Mesh):
+        data, tensor = _group(mesh.data, mesh), _group(mesh.tensor, mesh)
+        self.get_data_parallel_rank = lambda: mesh.data.rank
+        self.get_data_parallel_world_size = lambda: mesh.data.size
+        self.get_data_parallel_group = lambda: data
+        self.get_model_parallel_rank = self.get_tensor_model_parallel_rank = lambda: mesh.tensor.rank
+        self.get_model_parallel_world_size = self.get_tensor_model_parallel_world_size = lambda: mesh.tensor.size
+        self.get_model_parallel_group = self.get_tensor_model_parallel_group = lambda: tensor
+        self.get_tensor_model_parallel_src_rank = lambda: mesh.tensor.first
+
+
+def _group(axis: Axis, mesh: Mesh) -> Any:
+    """The process group of an axis, also of one that is the world or this rank alone."""
+    if axis.size == mesh.size:
+        return dist.group.WORLD
+    return axis.group or dist.new_group([mesh.rank], use_local_synchronization=True)
+
+
 class Engine:
     """A model under DeepSpeed ZeRO: forward, backward, step, save and load, the same for every stage."""
 
@@ -130,20 +156,28 @@ class Engine:
         config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
         optimizer = build_optimizer(model, run.optimizer, world.device)
-        boxes = _in_optimizer_order(model, optimizer)
+        holdings = [_held(model, optimizer, rank, world.mesh.tensor.size) for rank in range(world.mesh.tensor.size)]
+        axes = _Axes(world.mesh) if world.mesh.tensor.size > 1 else None
         if self.stage == 3:
-            _Partition(module=model, config_dict_or_path=copy.deepcopy(config))
+            group = axes.get_data_parallel_group() if axes else None
+            _Partition(module=model, data_parallel_group=group, config_dict_or_path=copy.deepcopy(config), mpu=axes)
         else:
             dtype = torch.bfloat16 if run.training.precision == "bf16" else torch.float32
             for parameter in model.parameters():
                 give_memory(parameter, dtype, world.device)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+        cut = divisions(model)
+        for name, parameter in model.named_parameters():
+            # the norm of those that all have counts on one rank only
+            parameter.tensor_model_parallel = name in cut  # type: ignore[attr-defined]
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=config, mpu=axes
+        )
         assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
-        if world.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
+        if world.mesh.data.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
-        self._state = ZeroState(self._engine, self._optimizer, boxes)
+        self._state = ZeroState(self._engine, self._optimizer, holdings, world.mesh.tensor.rank)
 
     def holdings(self) -> Holdings:
         """What this rank holds of the training state, now that it is cut."""
@@ -192,16 +226,34 @@ class Engine:
             if hold_back is not None:
                 self._torch_optimizer().found_inf = hold_back.float()  # type: ignore[attr-defined]
             if self.stage == 0:
-                norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clipping or float("inf"))
+                norm = self._clip()
         self._engine.step()
         if last and self.stage > 0:
             norm = self._engine.get_global_grad_norm()
         return torch.as_tensor(norm)
 
+    def _clip(self) -> torch.Tensor:
+        """What ZeRO does in its step and stage 0 does not."""
+        axis, limit = self.world.mesh.tensor, self.clipping or float("inf")
+        if axis.size == 1:
+            return nn.utils.clip_grad_norm_(self.module.parameters(), limit)
+        parameters = list(self.module.parameters())
+        counted = [
+            each.grad
+            for each in parameters
+            if each.grad is not None and (is_model_parallel_parameter(each) or axis.rank == 0)
+        ]
+        square = nn.utils.get_total_norm(counted).square()
+        dist.all_reduce(square, group=axis.group)
+        norm = square.sqrt()
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        return norm
+
     def snapshot(self) -> Snapshot:
         """Copies of what this rank will write, on the host."""
         layout, vectors = self._state.layout(), self._state.vectors()
-        slices = list(written_slices(layout, self.world.rank, self.world.size))
+        data = self.world.mesh.data
+        slices = list(written_slices(layout, data.rank, data.size))
         size = sum(piece.length for piece in slices)
         kinds = {}
         for kind, of in vectors.items():
@@ -209,7 +261,7 @@ class Engine:
             for piece in slices:
                 kinds[kind][at : at + piece.length] = of[piece.vector].narrow(0, piece.offset, piece.length)
                 at += piece.length
-        return Snapshot(kinds, layout, self._state.updates)
+        return Snapshot(kinds, self._state.layouts(), self._state.updates)
 
     def load(self, folder: Path, index: Index) -> None:
         """Restores what ranks of any number and stage have saved, bit for bit; every rank must call it."""
@@ -218,7 +270,8 @@ class Engine:
             self._state.before_filling()
             self._state.make_moments(list(index.kinds[1:]), index.updates)
             with Parts(folder, index) as parts:
-                fill(parts, self._state.layout(), self.world.rank if self.stage else 0, self._state.vectors())
+                rank = self.world.mesh.data.rank if self.stage else 0
+                fill(parts, self._state.layout(), rank, self._state.vectors())
 
         everywhere(self.world, read)
         self._state.after_filling(index.updates)
@@ -228,7 +281,14 @@ class Engine:
         self._engine.destroy()
 
 
-def _in_optimizer_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Box]:
-    names = {id(parameter): name.removeprefix(PREFIX) for name, parameter in model.named_parameters()}
-    ordered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return [Box.whole(names[id(parameter)], parameter.shape) for parameter in ordered]
+def _held(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, size: int) -> Mapping[str, Share]:
+    """What a tensor rank holds of every parameter, in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    ordered = [names[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    first, cut = first_values(model), divisions(model)
+    held: dict[str, Share] = {}
+    for name in ordered:
+        bare, shape = name.removeprefix(PREFIX), first[name].shape
+        whole = (Box.whole(bare, shape),)
+        held[bare] = Box.of_rank(bare, shape, cut[name], rank, size) if name in cut else whole
+    return held

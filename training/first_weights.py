@@ -9,6 +9,8 @@
 So no rank makes more than it must, and none ever holds the model in fp32 unless it keeps it.
 """
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
@@ -19,10 +21,12 @@ from torch import nn
 from training.distributed import World
 from training.mesh import Axis
 from training.state.boxes import Box
-from training.state.layout import Layout
+from training.state.layout import Layout, Share
 
-Fill = Callable[[str, torch.Tensor, int], None]
-"""(name, out [n], start) -> writes the parameter's values from place `start` of it made flat into `out`."""
+Fill = Callable[[Box, torch.Tensor, int], None]
+"""(box, out [n], start) -> writes what the box of a parameter holds, made flat, from place `start` on into `out`."""
+Blocks = Callable[[str, int, int], Iterator[tuple[int, torch.Tensor]]]
+"""(name, start, stop) -> the values of a parameter made flat, block by block, each with the place where it begins."""
 
 Thing = TypeVar("Thing")
 
@@ -36,6 +40,63 @@ def give_memory(parameter: nn.Parameter, dtype: torch.dtype, device: torch.devic
     torch.utils.swap_tensors(parameter, memory)
 
 
+def fill_from(blocks: Blocks) -> Fill:
+    """Writes boxes out of parameters that come in blocks; memory is a block's, and time that of the blocks passed."""
+
+    def fill(box: Box, out: torch.Tensor, start: int) -> None:
+        runs = _Runs.of(box)
+        stop = start + out.numel()
+        for begin, values in blocks(box.name, runs.place(start), runs.place(stop - 1) + 1):
+            first, last = (min(max(runs.before(at), start), stop) for at in (begin, begin + len(values)))
+            if first < last:
+                out[first - start : last - start].copy_(runs.pick(values, begin, first, last))
+
+    return fill
+
+
+@dataclasses.dataclass(frozen=True)
+class _Runs:
+    """A box of a tensor as rows of equal runs: which elements of the tensor made flat are the box's."""
+
+    length: int
+    """Elements of a run."""
+    stride: int
+    """Elements from one run to the next."""
+    first: int
+    """Place of the first one."""
+    count: int
+    """How many runs."""
+
+    @classmethod
+    def of(cls, box: Box) -> "_Runs":
+        """Runs of a box that is cut in one dim at most."""
+        cut = [dim for dim, extent in enumerate(box.shape) if extent != box.tensor[dim]] or [0]
+        assert len(cut) == 1, f"{box} is cut in more than one dim"
+        if not box.shape:
+            return cls(1, 1, 0, 1)
+        inner = math.prod(box.shape[cut[0] + 1 :])
+        length, stride = box.shape[cut[0]] * inner, box.tensor[cut[0]] * inner
+        return cls(length, stride, box.offset[cut[0]] * inner, math.prod(box.shape[: cut[0]]))
+
+    def place(self, number: int) -> int:
+        """Where in the tensor an element of the box is."""
+        run, inside = divmod(number, self.length)
+        return self.first + run * self.stride + inside
+
+    def before(self, place: int) -> int:
+        """How many elements of the box lie before a place of the tensor."""
+        run, inside = divmod(max(place - self.first, 0), self.stride)
+        return min(run, self.count) * self.length + (min(inside, self.length) if run < self.count else 0)
+
+    def pick(self, values: torch.Tensor, begin: int, first: int, last: int) -> torch.Tensor:
+        """Elements `first` to `last` of the box out of values that begin at a place of the tensor."""
+        if self.count == 1:
+            at = self.first + first - begin
+            return values[at : at + last - first]
+        number = torch.arange(first, last)
+        return values[number // self.length * self.stride + number % self.length + (self.first - begin)]
+
+
 def put_weights(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
     """Writes the weights that `fill` gives into this rank's flat fp32 vectors; every rank must call it."""
     if layout.is_replicated:
@@ -44,16 +105,17 @@ def put_weights(layout: Layout, vectors: Sequence[torch.Tensor], world: World, f
         _put_parts(layout, vectors, world, fill)
     else:
         for piece in layout.slices(world.mesh.data.rank):
-            fill(piece.box.name, vectors[piece.vector].narrow(0, piece.offset, piece.length), piece.start)
+            fill(piece.box, vectors[piece.vector].narrow(0, piece.offset, piece.length), piece.start)
 
 
 def _put_whole(layout: Layout, vectors: Sequence[torch.Tensor], axis: Axis, fill: Fill) -> None:
-    boxes = [(box, number) for number, (box,) in enumerate(layout.vectors)]
+    shares = list(enumerate(layout.vectors))
 
-    def make(turn: tuple[Box, int]) -> None:
-        fill(turn[0].name, vectors[turn[1]], 0)
+    def make(turn: tuple[int, Share]) -> None:
+        number, share = turn
+        _fill_share(share, vectors[number], fill)
 
-    for owner, (_, number), _ in _in_turns(boxes, make, axis):
+    for owner, (number, _), _ in _in_turns(shares, make, axis):
         if axis.size > 1:
             dist.broadcast(vectors[number], axis.members[owner], group=axis.group)
 
@@ -61,21 +123,28 @@ def _put_whole(layout: Layout, vectors: Sequence[torch.Tensor], axis: Axis, fill
 def _put_parts(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
     axis = world.mesh.data
 
-    def make(box: Box) -> list[torch.Tensor]:
-        part = -(-box.size // axis.size)
+    def make(share: Share) -> list[torch.Tensor]:
+        size = sum(box.size for box in share)
+        part = -(-size // axis.size)
         whole = torch.zeros(part * axis.size, device=world.device)
-        fill(box.name, whole[: box.size], 0)
+        _fill_share(share, whole[:size], fill)
         return list(whole.split(part))
 
-    for boxes, vector in zip(layout.vectors, vectors, strict=True):
+    for number, vector in enumerate(vectors):
         at = 0
-        for owner, box, parts in _in_turns(boxes, make, axis):
-            part = -(-box.size // axis.size)
+        for owner, share, parts in _in_turns(list(layout.shares(number)), make, axis):
+            part = -(-sum(box.size for box in share) // axis.size)
             mine = torch.empty(part, device=world.device) if parts is None else parts[axis.rank]
             if axis.size > 1:
                 dist.scatter(mine, parts, axis.members[owner], group=axis.group)
             vector.narrow(0, at, part).copy_(mine)
             at += part
+
+
+def _fill_share(share: Share, out: torch.Tensor, fill: Fill) -> None:
+    """What a rank holds of a parameter, one box behind another."""
+    for box, into in zip(share, out.split([box.size for box in share]), strict=True):
+        fill(box, into, 0)
 
 
 def _in_turns(

@@ -73,6 +73,11 @@ class Mesh:
             stride *= sizes[name]
         return cls(rank, size, **axes)
 
+    @property
+    def part(self) -> int:
+        """Number of the part of the training state that this rank writes: tensor ranks one behind another."""
+        return self.tensor.rank * self.data.size + self.data.rank
+
     def with_groups(self) -> "Mesh":
         """The same with a process group for every axis that neither spans the world nor is one rank alone.
 

@@ -18,7 +18,8 @@ from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
 from model.exchange.importing import MODEL_FILE, imported_config
 from model.exchange.tensor_files import TensorReader
-from model.network.layers import first_values
+from model.network.layers import BLOCK, first_values
+from model.network.tensor_ranks import TensorRanks
 from model.network.transformer import Transformer
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
@@ -26,9 +27,10 @@ from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
 from training.events import EventLog
-from training.first_weights import Fill
+from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
 from training.loop import Trainer
+from training.mesh import Mesh
 from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
 from training.state.folder import LATEST, checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
@@ -40,14 +42,21 @@ from training.step import LossModel
 LOG = logging.getLogger("training.setup")
 
 
-def vocabulary_size(model: ModelConfig, manifest: Manifest) -> int:
-    """Rows of the embedding. ValueError when the dataset holds ids beyond them."""
+def vocabulary_size(config: RunConfig, manifest: Manifest) -> int:
+    """Rows of the embedding. ValueError when the dataset holds ids beyond them, or ranks cannot share them evenly."""
+    model, ranks = config.model, config.parallel.tensor
     if model.vocab_size is not None and model.vocab_size < manifest.vocab_size:
         raise Mistake(
             f"model.vocab_size: {model.vocab_size} is less than the tokenizer's {manifest.vocab_size} ids; "
             "leave it empty or raise it"
         )
-    return model.vocab_size or manifest.vocab_size
+    size = model.vocab_size or manifest.vocab_size
+    if size % ranks:
+        raise Mistake(
+            f"model.vocab_size: {size} rows cannot be shared evenly by parallel.tensor {ranks} ranks; set it to "
+            f"{-(-size // ranks) * ranks}, the rows beyond the tokenizer's ids are never used"
+        )
+    return size
 
 
 def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdentity:
@@ -65,7 +74,8 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
             "target_length": config.training.target_length,
             "objective": config.objective.model_dump(mode="json"),
         },
-        model=model | {"vocab_size": vocabulary_size(config.model, manifest)},
+        model=model | {"vocab_size": vocabulary_size(config, manifest)},
+        tensor=config.parallel.tensor,
     )
 
 
@@ -74,8 +84,9 @@ def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: 
 
     A run that resumes gets its weights from the checkpoint: none are made or read, `Engine.load` must follow.
     """
+    ranks = tensor_ranks(config, world)
     with torch.device("meta"):
-        model = Transformer(config.model, vocab_size, config.seed)
+        model = Transformer(config.model, vocab_size, config.seed, ranks)
     fill = None if resuming else _first_weights(model, config.training.initial_weights)
     engine = Engine(LossModel(model, config.training.z_loss), config, world)
     if fill is not None:
@@ -83,17 +94,27 @@ def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: 
     return engine
 
 
+def tensor_ranks(config: RunConfig, world: World) -> TensorRanks | None:
+    """The ranks that share layers with this one; None where layers are whole."""
+    if world.mesh.tensor.size == 1:
+        return None
+    from training.megatron import MegatronRanks  # seconds, for those who want it
+
+    return MegatronRanks(world.mesh.tensor, config.parallel.cuts_rows)
+
+
 def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
     """Where the weights of a new run come from, by the model's own names."""
     if not initial_weights:
         drawn = first_values(model)
-        return lambda name, out, start: drawn[name].fill(out, start)
+        return fill_from(lambda name, start, stop: drawn[name].blocks(start, stop))
     files = _initial_files(model, Path(initial_weights))
 
-    def read(name: str, out: torch.Tensor, start: int) -> None:
-        out.copy_(files.read_part(name, start, start + out.numel()))
+    def read(name: str, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        for begin in range(start, stop, BLOCK):
+            yield begin, files.read_part(name, begin, min(begin + BLOCK, stop))
 
-    return read
+    return fill_from(read)
 
 
 def _initial_files(model: Transformer, folder: Path) -> TensorReader:
@@ -136,7 +157,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         folder=folder,
         world=world,
         identity=identify(config, manifest, world.size),
-        vocab_size=vocabulary_size(config.model, manifest),
+        vocab_size=vocabulary_size(config, manifest),
         events=events,
     )
     choice = choose(folder, world)
@@ -156,6 +177,8 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
+    mesh = Mesh.of(0, world_size, tensor=config.parallel.tensor)
+    accumulation_steps(config, mesh.data.size)
     manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
@@ -164,7 +187,7 @@ def check(config: RunConfig, world_size: int) -> None:
         _refuse_past(config, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
-    run = Run(config, config.run_dir, world, identity, vocabulary_size(config.model, manifest), silent)
+    run = Run(config, config.run_dir, world, identity, vocabulary_size(config, manifest), silent)
     _evaluators(run, manifest)
     _loader(run, manifest, RunState()).close()
 
@@ -209,8 +232,12 @@ def _note_resharding(run: Run, found: Checkpoint) -> None:
         return
     run.events.write("resharded", checkpoint=found.folder.name, **{"from": then, "to": now})
     if run.world.is_main:
-        ways = [f"{cut['world_size']} rank(s) at ZeRO {cut['zero_stage']}" for cut in (then, now)]
+        ways = [_cut_in_words(**cut) for cut in (then, now)]
         LOG.info(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}")
+
+
+def _cut_in_words(world_size: int, zero_stage: int, tensor: int) -> str:
+    return f"{world_size} rank(s) at ZeRO {zero_stage}" + (f", {tensor} to a layer" if tensor > 1 else "")
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:

@@ -69,7 +69,10 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
     try:
         config = read_config(folder)
         record_flight(folder)
-        world = connect(timedelta(minutes=config.training.start_minutes))
+        if config.parallel.tensor > 1:
+            # CUDA starts kernels in the order of their calls then, so that what is sent overlaps what is computed
+            os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+        world = connect(timedelta(minutes=config.training.start_minutes), tensor=config.parallel.tensor)
         log.set_up(world.rank)
         with sole_writer(folder, world) as world, watch(folder, world):
             attempt = world.attempt

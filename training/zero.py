@@ -4,13 +4,13 @@ engine -> layout, flat vectors of this rank -> copied out (snapshot) or filled (
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
-from training.state.boxes import Box
 from training.state.index import WEIGHT
-from training.state.layout import Layout, replicated, sharded
+from training.state.layout import Layout, Share, replicated, sharded
 
 PREFIX = "model."
 """What `LossModel` puts in front of the names of weights."""
@@ -44,20 +44,32 @@ class Holdings:
 class ZeroState:
     """Weights and moments of this rank, as they lie in DeepSpeed's engine and optimizer."""
 
-    def __init__(self, engine: Any, optimizer: Any, boxes: list[Box]):
-        """`boxes` are the parameters in the optimizer's order."""
-        self._engine, self._optimizer, self._boxes = engine, optimizer, boxes
+    def __init__(self, engine: Any, optimizer: Any, holdings: Sequence[Mapping[str, Share]], rank: int):
+        """`holdings` are what each tensor rank holds of every parameter, in the optimizer's order; `rank` is this one.
+
+        They must be of the same sizes on all of them, so that ZeRO cuts them alike.
+        """
+        self._engine, self._optimizer, self._shares, self._rank = engine, optimizer, holdings, rank
         self._stage: int = engine.zero_optimization_stage()
 
+    def layouts(self) -> tuple[Layout, ...]:
+        """How the ranks of each tensor rank share the state."""
+        return tuple(map(self._layout, range(len(self._shares))))
+
     def layout(self) -> Layout:
-        """How the ranks share the state."""
+        """How the ranks of this rank's tensor rank share the state."""
+        return self._layout(self._rank)
+
+    def _layout(self, rank: int) -> Layout:
+        shares = self._shares[rank]
+        copies = [name for name, share in shares.items() if rank and share[0].is_whole]
         if self._stage == 0:
-            return replicated(self._boxes)
+            return replicated(list(shares.values()), copies)
         named = self._engine._get_zero_param_shapes()
-        boxes = [[Box.whole(name.removeprefix(PREFIX), shape) for name, shape in group.items()] for group in named]
+        vectors = [[shares[name.removeprefix(PREFIX)] for name in group] for group in named]
         lengths = [vector.numel() for vector in self._flat()]
         gaps = getattr(self._optimizer, "round_robin_bit16_padding", None) if self._stage < 3 else None
-        return sharded(self._stage, self._engine.dp_world_size, boxes, lengths, gaps)
+        return sharded(self._stage, self._engine.dp_world_size, vectors, lengths, gaps, copies)
 
     def vectors(self) -> dict[str, list[torch.Tensor]]:
         """Flat fp32 vectors of this rank by kind of state, the live ones; weights alone before the first step."""

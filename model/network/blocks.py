@@ -17,7 +17,7 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
 from model.kernels.bias import AttentionBias
 from model.kernels.ops import activate, rotate, rotate_split
-from model.network.layers import Initializer, Linear, RMSNorm, make_norm
+from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
 
 
 class Surroundings(NamedTuple):
@@ -40,13 +40,13 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
         super().__init__()
-        self.heads = config.num_heads, config.kv_heads, config.kv_heads
-        self.head_dim = config.head_size
-        fused, width = sum(self.heads) * self.head_dim, config.num_heads * self.head_dim
-        self.qkv = Linear(config.d_model, fused, config.init_std, init / "qkv", config.has_qkv_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else None
-        self.output = Linear(width, config.d_model, residual_std, init / "output", config.bias)
+        heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
+        self.heads = tuple(map(init.split, heads))
+        sections = tuple(count * self.head_dim for count in heads)
+        self.qkv = CutRows(config.d_model, sections, config.init_std, init / "qkv", config.has_qkv_bias)
+        self.q_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
+        self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", config.bias)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
         """Residual + attention(x), all [T, M]."""
@@ -76,9 +76,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.head_dim, std, bias = config.head_size, config.init_std, config.has_qkv_bias
         query, key = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q = Linear(config.d_model, query, std, init / "q", bias)
-        self.kv = Linear(config.d_model, 2 * key, std, init / "kv", bias)
-        self.output = Linear(query, config.d_model, residual_std, init / "output", config.bias)
+        self.q = CutRows(config.d_model, (query,), std, init / "q", bias)
+        self.kv = CutRows(config.d_model, (key, key), std, init / "kv", bias)
+        self.output = CutColumns(query, config.d_model, residual_std, init / "output", config.bias)
 
     def forward(
         self, x: torch.Tensor, memory: torch.Tensor, residual: torch.Tensor, around: Surroundings
@@ -115,10 +115,10 @@ class FeedForward(nn.Module):
         width, std, bias = config.d_model, config.init_std, config.bias
         self.activation, self.is_gated = config.activation, config.is_gated
         if self.is_gated:
-            self.gate_up = Linear(width, 2 * config.d_ff, std, init / "gate_up", bias)
+            self.gate_up = CutRows(width, (config.d_ff, config.d_ff), std, init / "gate_up", bias)
         else:
-            self.up = Linear(width, config.d_ff, std, init / "up", bias)
-        self.down = Linear(config.d_ff, width, residual_std, init / "down", bias)
+            self.up = CutRows(width, (config.d_ff,), std, init / "up", bias)
+        self.down = CutColumns(config.d_ff, width, residual_std, init / "down", bias)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
         """Residual + feed-forward(x), all [T, M]."""
@@ -132,11 +132,11 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, cross: bool = False):
         super().__init__()
         residual_std = config.init_std / (2 * num_layers) ** 0.5
-        self.attention_norm = make_norm(config)
+        self.attention_norm = make_norm(config, init)
         self.attention = Attention(config, residual_std, init / "attention")
-        self.cross_attention_norm = make_norm(config) if cross else None
+        self.cross_attention_norm = make_norm(config, init) if cross else None
         self.cross_attention = CrossAttention(config, residual_std, init / "cross_attention") if cross else None
-        self.feed_forward_norm = None if config.parallel_block else make_norm(config)
+        self.feed_forward_norm = None if config.parallel_block else make_norm(config, init)
         self.feed_forward = FeedForward(config, residual_std, init / "feed_forward")
         self.recomputes_attention = config.activation_checkpointing == "attention"
 

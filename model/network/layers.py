@@ -16,6 +16,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.kernels.ops import layer_norm, linear, rms_norm
+from model.network.tensor_ranks import Division, TensorRanks, between_rows
 
 BLOCK = 1 << 20
 """Values drawn at a time: 4 MiB. A multiple of 16, the number torch draws together, so that blocks join seamlessly."""
@@ -26,10 +27,13 @@ class FirstValues(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the parameter."""
+        """Of the parameter, all of it."""
 
     def fill(self, out: torch.Tensor, start: int = 0) -> None:
         """Writes the values from place `start` of the flat parameter on into out [n], of any dtype and device."""
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """The values from `start` to `stop` in blocks, one behind another, each with the place where it begins."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,11 @@ class Constant:
         """See `FirstValues`."""
         out.fill_(self.value)
 
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """See `FirstValues`."""
+        for begin in range(start, stop, BLOCK):
+            yield begin, torch.full((min(BLOCK, stop - begin),), self.value, device="cpu")
+
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
@@ -54,8 +63,12 @@ class Draw:
     name: str
 
     def fill(self, out: torch.Tensor, start: int = 0) -> None:
+        """See `FirstValues`."""
+        for begin, values in self.blocks(start, start + out.numel()):
+            out[begin - start : begin - start + len(values)].copy_(values)
+
+    def blocks(self, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
         """See `FirstValues`; what lies before `start` is drawn and dropped, no more than a block at a time."""
-        stop = start + out.numel()
         digest = hashlib.blake2b(f"{self.seed}:{self.name}".encode(), digest_size=8).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "little") >> 1)
         for begin, end in _blocks(math.prod(self.shape)):
@@ -66,7 +79,7 @@ class Draw:
             )
             first, last = max(begin, start), min(end, stop)
             if first < last:
-                out[first - start : last - start].copy_(values[first - begin : last - begin])
+                yield first, values[first - begin : last - begin]
 
 
 def _blocks(numel: int) -> Iterator[tuple[int, int]]:
@@ -81,13 +94,20 @@ def _blocks(numel: int) -> Iterator[tuple[int, int]]:
 
 
 class Initializer:
-    """Says what the weights of one module and its children start as; `name` is where they stand in the model."""
+    """Says what the weights of one module and its children start as; `name` is where they stand in the model.
 
-    def __init__(self, seed: int, name: str = ""):
-        self.seed, self.name = seed, name
+    `ranks` share the layers, where there are such: then a module holds its part of the weights that are cut.
+    """
+
+    def __init__(self, seed: int, name: str = "", ranks: TensorRanks | None = None):
+        self.seed, self.name, self.ranks = seed, name, ranks
 
     def __truediv__(self, child: str) -> "Initializer":
-        return Initializer(self.seed, f"{self.name}.{child}" if self.name else child)
+        return Initializer(self.seed, f"{self.name}.{child}" if self.name else child, self.ranks)
+
+    def split(self, count: int) -> int:
+        """A rank's share of `count` heads."""
+        return count // self.ranks.size if self.ranks else count
 
     def normal(self, *shape: int, std: float) -> Draw:
         """First values of a weight of this shape from the normal distribution with mean 0."""
@@ -95,83 +115,159 @@ class Initializer:
 
 
 class Layer(nn.Module):
-    """A module that owns weights."""
+    """A module that owns weights, or a rank's part of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: TensorRanks | None = None) -> None:
         super().__init__()
+        self.ranks = ranks
+        """Who shares the module's weights; None where they are whole."""
         self.first_values: dict[str, FirstValues] = {}
-        """By the weight's name in this module."""
+        """Of the whole weight, by its name in this module."""
+        self.divisions: dict[str, Division] = {}
+        """How weights are cut, of those that are."""
 
-    def own(self, name: str, first: FirstValues) -> nn.Parameter:
+    def own(self, name: str, first: FirstValues, division: Division | None = None) -> nn.Parameter:
         """A new parameter with its first values, on torch's default device and in its default dtype."""
         self.first_values[name] = first
-        weight = torch.empty(first.shape)
+        whole = torch.empty(first.shape, device="meta" if self.ranks and division else None)
+        if self.ranks is None or division is None:
+            if not whole.is_meta:
+                first.fill(whole.view(-1))
+            return nn.Parameter(whole)
+        self.divisions[name] = division
+        weight = torch.empty(division.shape(first.shape, self.ranks.size))
         if not weight.is_meta:
-            first.fill(weight.view(-1))
+            whole = torch.empty(first.shape)
+            first.fill(whole.view(-1))
+            weight = division.of(whole, self.ranks.rank, self.ranks.size)
         return nn.Parameter(weight)
 
 
 def first_values(model: nn.Module) -> dict[str, FirstValues]:
     """What each parameter of a model starts as, by its name; a tied one is named once, as `named_parameters` does."""
+    return {name: layer.first_values[own] for name, (layer, own) in _owners(model).items()}
+
+
+def divisions(model: nn.Module) -> dict[str, Division]:
+    """How the parameters of a model are cut between tensor ranks, of those that are, by name as in `first_values`."""
+    owners = _owners(model)
+    return {name: layer.divisions[own] for name, (layer, own) in owners.items() if own in layer.divisions}
+
+
+def _owners(model: nn.Module) -> dict[str, tuple[Layer, str]]:
+    """The layer that owns each parameter, and the parameter's name there."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
-    owners = {name: name.rpartition(".") for name, _ in model.named_parameters()}
-    return {name: layers[layer].first_values[own] for name, (layer, _, own) in owners.items()}
+    parts = {name: name.rpartition(".") for name, _ in model.named_parameters()}
+    return {name: (layers[layer], own) for name, (layer, _, own) in parts.items()}
 
 
-class Linear(Layer):
-    """x [T, I] -> [T, O] by a matrix [O, I], and a bias [O] that starts at 0 where one is asked for."""
+class CutRows(Layer):
+    """x [T, I] -> [T, O] by a matrix [O, I] and a bias [O], where asked for, that starts at 0.
+
+    O is the sum of `sections`; of each of them a tensor rank computes its part, [T, O / size] in all.
+    """
+
+    def __init__(self, d_in: int, sections: tuple[int, ...], std: float, init: Initializer, bias: bool = False):
+        super().__init__(init.ranks)
+        d_out, division = sum(sections), Division(0, sections)
+        self.weight = self.own("weight", init.normal(d_out, d_in, std=std), division)
+        self.bias = self.own("bias", Constant((d_out,), 0.0), division) if bias else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X W^T + bias."""
+        if self.ranks is None:
+            return linear(x, self.weight, self.bias)
+        return self.ranks.cut_rows(x, self.weight, self.bias)
+
+
+class CutColumns(Layer):
+    """x [T, I] -> [T, O] by a matrix [O, I] and a bias [O], where asked for, that starts at 0.
+
+    A tensor rank is given its part of x, [T, I / size]; what the ranks make of theirs is summed.
+    """
 
     def __init__(self, d_in: int, d_out: int, std: float, init: Initializer, bias: bool = False):
-        super().__init__()
-        self.weight = self.own("weight", init.normal(d_out, d_in, std=std))
+        super().__init__(init.ranks)
+        self.weight = self.own("weight", init.normal(d_out, d_in, std=std), Division(1, (d_in,)))
         self.bias = self.own("bias", Constant((d_out,), 0.0)) if bias else None
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
-        """X W^T + bias, or residual [T, O] + x W^T + bias in one call."""
-        return linear(x, self.weight, self.bias, residual)
+    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Residual [T, O] + x W^T + bias."""
+        if self.ranks is None:
+            return linear(x, self.weight, self.bias, residual)
+        product = self.ranks.summed(linear(x, self.weight))
+        if self.bias is not None:
+            product = product + (self.ranks.shared(self.bias) if self.ranks.sequence else self.bias)
+        return residual + product
 
 
 class Embedding(Layer):
-    """Rows of a matrix [V, M] by token or by position."""
+    """Rows of a matrix [V, M] by position."""
 
     def __init__(self, num_rows: int, width: int, std: float, init: Initializer):
-        super().__init__()
+        super().__init__(between_rows(init.ranks))
         self.weight = self.own("weight", init.normal(num_rows, width, std=std))
 
     def forward(self, index: torch.Tensor) -> torch.Tensor:
-        """int64 [T] -> [T, M]."""
-        return nn.functional.embedding(index, self.weight)
+        """int64 [T] -> [T, M], or this rank's rows of it."""
+        if self.ranks is None:
+            return nn.functional.embedding(index, self.weight)
+        return nn.functional.embedding(self.ranks.own_rows(index), self.ranks.shared(self.weight))
+
+
+class TokenEmbedding(Layer):
+    """Rows of a matrix [V, M] by token; of tensor ranks each has some of them."""
+
+    def __init__(self, num_rows: int, width: int, std: float, init: Initializer):
+        super().__init__(init.ranks)
+        self.weight = self.own("weight", init.normal(num_rows, width, std=std), Division(0, (num_rows,)))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """int64 [T] -> [T, M]; of tensor ranks that which `complete` is still to make whole."""
+        if self.ranks is None:
+            return nn.functional.embedding(tokens, self.weight)
+        place = tokens - self.ranks.rank * self.weight.shape[0]
+        elsewhere = (place < 0) | (place >= self.weight.shape[0])
+        found = nn.functional.embedding(place.masked_fill(elsewhere, 0), self.weight)
+        return found.masked_fill(elsewhere[:, None], 0)
+
+    def complete(self, found: torch.Tensor) -> torch.Tensor:
+        """What all ranks have found of a row of tokens, or this rank's rows of it."""
+        return found if self.ranks is None else self.ranks.summed(found)
 
 
 class RMSNorm(Layer):
-    """RMSNorm with a weight [M] that starts at 1."""
+    """RMSNorm with a weight [M] that starts at 1; `ranks` have parts of what is normed, of rows or of heads."""
 
-    def __init__(self, width: int, eps: float):
-        super().__init__()
+    def __init__(self, width: int, eps: float, ranks: TensorRanks | None = None):
+        super().__init__(ranks)
         self.weight = self.own("weight", Constant((width,), 1.0))
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., M] -> [..., M]."""
-        return rms_norm(x, self.weight, self.eps)
+        return rms_norm(x, self.weight if self.ranks is None else self.ranks.shared(self.weight), self.eps)
 
 
 class LayerNorm(Layer):
     """LayerNorm with a weight [M] that starts at 1 and, where asked for, a bias [M] that starts at 0."""
 
-    def __init__(self, width: int, eps: float, bias: bool):
-        super().__init__()
+    def __init__(self, width: int, eps: float, bias: bool, ranks: TensorRanks | None = None):
+        super().__init__(ranks)
         self.weight = self.own("weight", Constant((width,), 1.0))
         self.bias = self.own("bias", Constant((width,), 0.0)) if bias else None
         self.eps = eps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[T, M] -> [T, M]."""
-        return layer_norm(x, self.weight, self.bias, self.eps)
+        if self.ranks is None:
+            return layer_norm(x, self.weight, self.bias, self.eps)
+        bias = None if self.bias is None else self.ranks.shared(self.bias)
+        return layer_norm(x, self.ranks.shared(self.weight), bias, self.eps)
 
 
-def make_norm(config: ModelConfig) -> nn.Module:
-    """A norm [T, M] -> [T, M] of the kind that the config says."""
+def make_norm(config: ModelConfig, init: Initializer) -> nn.Module:
+    """A norm [T, M] -> [T, M] of the kind that the config says, of as many rows as this rank has."""
     if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps)
-    return LayerNorm(config.d_model, config.norm_eps, config.bias)
+        return RMSNorm(config.d_model, config.norm_eps, between_rows(init.ranks))
+    return LayerNorm(config.d_model, config.norm_eps, config.bias, between_rows(init.ranks))

@@ -10,6 +10,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from model.kernels.ops import matmul_transposed
+from model.network.tensor_ranks import TensorRanks
 
 IGNORED = -100
 """Label of a position that is no target."""
@@ -33,7 +34,12 @@ class LossOutput(NamedTuple):
 
 
 def chunked_cross_entropy(
-    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z_loss: float = 0.0, chunk_size: int | None = None
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    z_loss: float = 0.0,
+    chunk_size: int | None = None,
+    ranks: TensorRanks | None = None,
 ) -> LossOutput:
     """Cross-entropy of softmax(hidden weight^T) against labels, summed over targets.
 
@@ -41,7 +47,10 @@ def chunked_cross_entropy(
     z_loss weighs the square of the log of the partition function Z (arXiv 2204.02311, section 5).
     Logits become fp32 before the softmax. The result can be differentiated once. On CPUs positions that are no
     targets are left out where they are many; on a GPU it would have to be waited for to learn which they are.
+    Where tensor ranks share the vocabulary, weight [V / size, M] is this rank's part, and all get the same sums.
     """
+    if ranks is not None:
+        hidden = ranks.whole(hidden)
     num_targets = (labels != IGNORED).sum()
     if hidden.device.type == "cpu" and num_targets < ENOUGH_TARGETS * labels.shape[0]:
         place = (labels != IGNORED).nonzero()[:, 0]
@@ -49,7 +58,7 @@ def chunked_cross_entropy(
     if chunk_size is None:
         chunk_size = max(CHUNK_ELEMENTS[hidden.device.type == "cuda"] // weight.shape[0], 256)
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss, cross_entropy = _ChunkedCrossEntropy.apply(hidden, weight, labels, z_loss, chunk_size, needs_grad)
+    loss, cross_entropy = _ChunkedCrossEntropy.apply(hidden, weight, labels, z_loss, chunk_size, needs_grad, ranks)
     return LossOutput(loss, cross_entropy, num_targets)
 
 
@@ -63,6 +72,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         z_loss: float,
         chunk_size: int,
         needs_grad: bool,
+        ranks: TensorRanks | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         sums = torch.zeros(2, dtype=exact, device=hidden.device)
@@ -71,7 +81,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=exact)
         for start in range(0, hidden.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
-            sums += _chunk(hidden[rows], weight, labels[rows], z_loss, (grads[0][rows], grads[1]) if grads else None)
+            into = (grads[0][rows], grads[1]) if grads else None
+            sums += _chunk(hidden[rows], weight, labels[rows], z_loss, into, ranks)
         ctx.grads, ctx.weight_dtype = grads, weight.dtype
         loss, cross_entropy = sums.unbind()
         loss, cross_entropy = loss.clone(), cross_entropy.clone()
@@ -87,7 +98,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx.grads = None
         grad_hidden.mul_(grad_loss)
         grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def _chunk(
@@ -96,24 +107,57 @@ def _chunk(
     labels: torch.Tensor,
     z_loss: float,
     grads: tuple[torch.Tensor, torch.Tensor] | None,
+    ranks: TensorRanks | None,
 ) -> torch.Tensor:
     """[2] loss and cross-entropy summed over the chunk; writes hidden's gradient, adds to weight's."""
     is_target = labels != IGNORED
-    column = labels.clamp(min=0)[:, None]
     logits = matmul_transposed(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
-    at_label, largest = logits.gather(1, column), logits.amax(-1, keepdim=True)
-    probabilities = torch.softmax(logits, -1, out=logits)
-    # The largest probability is at least 1/V, so its logarithm is exact however unlikely the label is.
-    log_z = largest - probabilities.amax(-1, keepdim=True).log()
+    softmax = _softmax(logits, labels) if ranks is None else _shared_softmax(logits, labels, ranks)
+    probabilities, column, is_here, at_label, log_z = softmax
     cross_entropy = ((log_z - at_label)[:, 0] * is_target).sum()
     loss = cross_entropy + z_loss * (log_z[:, 0].square() * is_target).sum() if z_loss else cross_entropy
     if grads is not None:
         if z_loss:
             probabilities.mul_(1 + 2 * z_loss * log_z)
-        ones = torch.ones_like(at_label)
-        grad_logits = probabilities.scatter_add_(1, column, -ones).to(hidden.dtype)
+        grad_logits = probabilities.scatter_add_(1, column, -is_here).to(hidden.dtype)
         _add_gradients(grad_logits, hidden, weight, is_target.to(hidden.dtype)[:, None], *grads)
     return torch.stack((loss, cross_entropy))
+
+
+class _Softmax(NamedTuple):
+    """What a chunk's logits [C, V], or a rank's part of them, come to."""
+
+    probabilities: torch.Tensor
+    """[C, V], in the place of the logits."""
+    column: torch.Tensor
+    """int64 [C, 1], where the label stands."""
+    is_here: torch.Tensor
+    """[C, 1], 1 where this rank has the label's column and 0 elsewhere."""
+    at_label: torch.Tensor
+    """[C, 1], the label's logit."""
+    log_z: torch.Tensor
+    """[C, 1], logarithm of the partition function."""
+
+
+def _softmax(logits: torch.Tensor, labels: torch.Tensor) -> _Softmax:
+    column = labels.clamp(min=0)[:, None]
+    at_label, largest = logits.gather(1, column), logits.amax(-1, keepdim=True)
+    probabilities = torch.softmax(logits, -1, out=logits)
+    # The largest probability is at least 1/V, so its logarithm is exact however unlikely the label is.
+    log_z = largest - probabilities.amax(-1, keepdim=True).log()
+    return _Softmax(probabilities, column, torch.ones_like(at_label), at_label, log_z)
+
+
+def _shared_softmax(logits: torch.Tensor, labels: torch.Tensor, ranks: TensorRanks) -> _Softmax:
+    """The same over the columns of all ranks (arXiv 1909.08053, section 3): three numbers a row travel, no logits."""
+    place = labels - ranks.rank * logits.shape[1]
+    is_here = ((place >= 0) & (place < logits.shape[1]))[:, None]
+    column = place.clamp(0, logits.shape[1] - 1)[:, None]
+    at_label = logits.gather(1, column).masked_fill(~is_here, 0)
+    largest = ranks.max(logits.amax(-1, keepdim=True))
+    powers = logits.sub_(largest).exp_()
+    at_label, total = ranks.sum(torch.stack((at_label, powers.sum(-1, keepdim=True)))).unbind()
+    return _Softmax(powers.div_(total), column, is_here.to(logits.dtype), at_label, largest + total.log())
 
 
 def _add_gradients(

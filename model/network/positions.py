@@ -11,6 +11,7 @@ import torch
 from model.config import ModelConfig, RopeScaling
 from model.kernels.bias import Alibi, AttentionBias, RelativeBias, alibi_slopes
 from model.network.layers import Initializer, Layer
+from model.network.tensor_ranks import Division, TensorRanks
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device | str) -> torch.Tensor:
@@ -32,11 +33,12 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
 
 
 class RelativeBiasTable(Layer):
-    """T5's biases of scores by bucket of distance and head: one table for all layers of a stack."""
+    """T5's biases of scores by bucket of distance and head, this rank's heads: one table for all layers of a stack."""
 
     def __init__(self, config: ModelConfig, init: Initializer):
-        super().__init__()
-        self.weight = self.own("weight", init.normal(config.t5_num_buckets, config.num_heads, std=config.init_std))
+        super().__init__(init.ranks)
+        first = init.normal(config.t5_num_buckets, config.num_heads, std=config.init_std)
+        self.weight = self.own("weight", first, Division(1, (config.num_heads,)))
 
     def forward(self) -> torch.Tensor:
         """[num_buckets, H], a copy: sharded training takes the weight away again before the layers use it."""
@@ -44,9 +46,16 @@ class RelativeBiasTable(Layer):
 
 
 def score_bias(
-    config: ModelConfig, table: RelativeBiasTable | None, bidirectional: bool, device: torch.device
+    config: ModelConfig,
+    table: RelativeBiasTable | None,
+    bidirectional: bool,
+    device: torch.device,
+    ranks: TensorRanks | None = None,
 ) -> AttentionBias | None:
     """What self-attention of a stack adds to its scores; `table` is the stack's, where positions are t5_bias."""
     if table is not None:
         return RelativeBias(table(), bidirectional, config.t5_max_distance)
-    return Alibi(alibi_slopes(config.num_heads).to(device)) if config.positions == "alibi" else None
+    if config.positions != "alibi":
+        return None
+    slopes = alibi_slopes(config.num_heads)
+    return Alibi((slopes if ranks is None else slopes.chunk(ranks.size)[ranks.rank]).to(device))

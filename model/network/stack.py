@@ -12,7 +12,7 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, resolve_backend
 from model.kernels.ops import rope_tables
 from model.network.blocks import Block, Surroundings
-from model.network.layers import Embedding, Initializer, make_norm
+from model.network.layers import Embedding, Initializer, TokenEmbedding, make_norm
 from model.network.positions import RelativeBiasTable, rope_frequencies, score_bias
 
 
@@ -31,21 +31,21 @@ class Stack(nn.Module):
         *,
         bidirectional: bool,
         cross: bool = False,
-        embedding: Embedding | None = None,
+        embedding: TokenEmbedding | None = None,
     ):
         super().__init__()
-        self.config, self.bidirectional = config, bidirectional
+        self.config, self.bidirectional, self.ranks = config, bidirectional, init.ranks
         if embedding is not None:
             self.embedding = embedding
         self.position_embedding: Embedding | None = None
         if config.max_positions is not None:
             rows, name = config.max_positions, init / "position_embedding"
             self.position_embedding = Embedding(rows, config.d_model, config.init_std, name)
-        self.embedding_norm = make_norm(config) if config.embedding_norm else None
+        self.embedding_norm = make_norm(config, init) if config.embedding_norm else None
         has_table = config.positions == "t5_bias"
         self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
         self.blocks = nn.ModuleList(Block(config, num_layers, init / f"blocks.{i}", cross) for i in range(num_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config, init)
         if config.compile:
             for block in self.blocks:
                 block.compile()
@@ -58,7 +58,7 @@ class Stack(nn.Module):
         memory: torch.Tensor | None = None,
         cross: AttentionPattern | None = None,
     ) -> torch.Tensor:
-        """Embedded tokens x [T, M] at positions int64 [T] -> their final states [T, M].
+        """Embedded tokens x [T, M] at positions int64 [T] -> their final states [T, M]; or this rank's rows of both.
 
         memory [S, M] and `cross` are what cross-attention reads and how. Raises ValueError when a document is longer
         than the table of learned positions, or when the attention backend asked for cannot run here.
@@ -95,7 +95,7 @@ class Stack(nn.Module):
             pattern=pattern.to(x.device),
             backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
             rope=rope,
-            bias=score_bias(config, self.attention_bias, self.bidirectional, x.device),
+            bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks),
             cross=None if cross is None else cross.to(x.device),
         )
 

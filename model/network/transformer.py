@@ -15,9 +15,10 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
-from model.network.layers import Embedding, Initializer, Linear
+from model.network.layers import CutRows, Initializer, TokenEmbedding
 from model.network.loss import LossOutput, chunked_cross_entropy
 from model.network.stack import Encoder, Stack
+from model.network.tensor_ranks import TensorRanks
 
 
 class EncoderInput(NamedTuple):
@@ -33,7 +34,7 @@ class EncoderInput(NamedTuple):
     """`AttentionPattern.cross` of the decoder's T tokens over these."""
 
 
-class Head(Linear):
+class Head(CutRows):
     """Output projection [V, M]; with labels it gives the loss."""
 
     def forward(  # type: ignore[override]
@@ -41,25 +42,29 @@ class Head(Linear):
     ) -> torch.Tensor | LossOutput:
         """[T, M] -> logits [T, V], or the loss against labels int64 [T]."""
         if labels is None:
+            assert self.ranks is None, "logits are for models in one piece"
             return nn.functional.linear(x, self.weight)
-        return chunked_cross_entropy(x, self.weight, labels, z_loss)
+        return chunked_cross_entropy(x, self.weight, labels, z_loss, ranks=self.ranks)
 
 
 class Transformer(Stack):
-    """The model of `config` over `vocab_size` tokens, its weights drawn from `seed`."""
+    """The model of `config` over `vocab_size` tokens, weights drawn from `seed`; a part where `ranks` share it.
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0):
-        init = Initializer(seed)
+    They must divide heads, key/value heads, inner width and vocabulary, and with sequence parallelism every row.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0, ranks: TensorRanks | None = None):
+        init = Initializer(seed, ranks=ranks)
         super().__init__(
             config,
             config.num_layers,
             init,
             bidirectional=config.shape in ("prefix", "encoder"),
             cross=config.shape == "encdec",
-            embedding=Embedding(vocab_size, config.d_model, config.init_std, init / "embedding"),
+            embedding=TokenEmbedding(vocab_size, config.d_model, config.init_std, init / "embedding"),
         )
         self.vocab_size = vocab_size
-        self.head = Head(config.d_model, vocab_size, config.init_std, init / "head")
+        self.head = Head(config.d_model, (vocab_size,), config.init_std, init / "head")
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.encoder = Encoder(config, init / "encoder") if config.shape == "encdec" else None
@@ -81,12 +86,13 @@ class Transformer(Stack):
         """
         assert (encoder is None) == (self.encoder is None), "an encoder-decoder reads two streams, others one"
         if self.encoder is None or encoder is None:
-            states = self.transform(self.embedding(tokens), positions, pattern)
+            states = self.transform(self.embedding.complete(self.embedding(tokens)), positions, pattern)
         else:
             # One call of the embedding, so that sharded training gathers it once; copies, for compiled blocks are
             # specialised on views.
             both = self.embedding(torch.cat((encoder.tokens, tokens)))
-            read, x = (part.clone() for part in both.split((encoder.tokens.shape[0], tokens.shape[0])))
+            parts = both.split((encoder.tokens.shape[0], tokens.shape[0]))
+            read, x = (self.embedding.complete(part.clone()) for part in parts)
             memory = self.encoder(read, encoder.positions, encoder.pattern)
             states = self.transform(x, positions, pattern, memory, encoder.cross)
         return self.head(states, labels, z_loss)

@@ -9,6 +9,8 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 
+from model.network.tensor_ranks import Division
+
 
 @dataclasses.dataclass(frozen=True)
 class Box:
@@ -27,6 +29,16 @@ class Box:
     def whole(cls, name: str, shape: Sequence[int]) -> "Box":
         """All of a tensor."""
         return cls(name, tuple(shape), (0,) * len(shape), tuple(shape))
+
+    @classmethod
+    def of_rank(cls, name: str, shape: Sequence[int], division: Division, rank: int, size: int) -> tuple["Box", ...]:
+        """What a tensor rank holds of a tensor that is cut, one box for each section."""
+        dim = division.dim
+        before, behind = (0,) * dim, (0,) * (len(shape) - dim - 1)
+        return tuple(
+            cls(name, tuple(shape), (*before, first, *behind), (*shape[:dim], length, *shape[dim + 1 :]))
+            for first, length in division.parts(rank, size)
+        )
 
     @property
     def size(self) -> int:

@@ -21,7 +21,7 @@ from data_pipeline.manifest import comparable
 from model.config import ModelConfig
 
 STATE = "state.json"
-FORMAT = 1
+FORMAT = 2
 """Number of the format that is written; a change that an older version would misread raises it."""
 
 
@@ -55,9 +55,11 @@ class RunIdentity:
     """What decides which tokens a sample holds and which sample comes when: seed, sequence_length, objective."""
     model: dict[str, Any]
     """Keys of the model's config that decide its weights."""
+    tensor: int = 1
+    """Ranks that shared each layer; old checkpoints do not say so."""
 
 
-CUT = ("world_size", "zero_stage")
+CUT = ("world_size", "zero_stage", "tensor")
 """Fields of `RunIdentity` that may differ when resuming: the state is the same, only held otherwise."""
 
 ORDER_DEFAULTS: dict[str, Any] = {"target_length": None}

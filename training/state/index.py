@@ -50,7 +50,9 @@ class Cut:
     num_parts: int
     """How many consecutive parts do."""
     bounds: tuple[int, ...] | None
-    """Where the sequence of all boxes is cut, from 0 to its end, one more than parts; None cuts each box evenly."""
+    """Where the sequence of all boxes is cut, from 0 to its end, one more than parts; None cuts each group evenly."""
+    groups: tuple[int, ...] | None = None
+    """How many consecutive boxes are cut together where groups are cut evenly; None for one each."""
 
     @cached_property
     def _begins(self) -> list[int]:
@@ -58,9 +60,17 @@ class Cut:
         return [0, *itertools.accumulate(box.size for box in self.boxes)]
 
     @cached_property
+    def _first_boxes(self) -> list[int]:
+        """Number of the first box of each group, and of the one that would come next."""
+        groups = itertools.repeat(1, len(self.boxes)) if self.groups is None else self.groups
+        return [0, *itertools.accumulate(groups)]
+
+    @cached_property
     def _sizes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The distinct sizes of boxes, and which of them each box has."""
-        return np.unique([box.size for box in self.boxes], return_inverse=True)
+        """The distinct sizes of groups, and which of them each group has."""
+        begins = self._begins
+        sizes = [begins[last] - begins[first] for first, last in itertools.pairwise(self._first_boxes)]
+        return np.unique(sizes, return_inverse=True)
 
     @cached_property
     def _ends(self) -> dict[bytes, np.ndarray]:
@@ -68,7 +78,7 @@ class Cut:
         return {}
 
     def ends(self, part: int) -> np.ndarray:
-        """Elements that a part holds of the boxes up to each, where each box is cut evenly."""
+        """Elements that a part holds of the groups up to each, where each group is cut evenly."""
         sizes, which = self._sizes
         shares = -(-sizes // self.num_parts)
         own = np.clip(sizes - (part - self.first_part) * shares, 0, shares)
@@ -101,12 +111,14 @@ class Cut:
             at, part = until, part + 1
 
     def _evenly(self, number: int, start: int, length: int) -> Iterator[Held]:
-        size = self.boxes[number].size
-        share, end = -(-size // self.num_parts), start + length
+        group = bisect.bisect_right(self._first_boxes, number) - 1
+        group_begins, group_ends = (self._begins[self._first_boxes[place]] for place in (group, group + 1))
+        size, box = group_ends - group_begins, self._begins[number] - group_begins
+        share, start, end = -(-size // self.num_parts), box + start, box + start + length
         for part in range(start // share, -(-end // share)):
             first, last = max(start, part * share), min(end, (part + 1) * share, size)
-            before = int(self.ends(self.first_part + part)[number - 1]) if number else 0
-            yield Held(self.first_part + part, before + first - part * share, first, last - first)
+            before = int(self.ends(self.first_part + part)[group - 1]) if group else 0
+            yield Held(self.first_part + part, before + first - part * share, first - box, last - first)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,6 +206,7 @@ class Index:
                 "parts": [cut.first_part, cut.num_parts],
                 "bounds": "even" if cut.bounds is None else list(cut.bounds),
                 "boxes": [_box_as_json(box) for box in cut.boxes],
+                **({} if cut.groups is None else {"groups": list(cut.groups)}),
             }
             for cut in self.cuts
         ]
@@ -215,7 +228,9 @@ class Index:
         if self.kinds[:1] != (WEIGHT,) or len(set(self.kinds)) < len(self.kinds):
             raise ValueError(f"kinds of state {list(self.kinds)}")
         for cut in self.cuts:
-            bounds = cut.bounds
+            bounds, groups = cut.bounds, cut.groups
+            if groups is not None and (min(groups, default=1) < 1 or sum(groups) != len(cut.boxes)):
+                raise ValueError("groups that do not take in every box")
             if cut.num_parts < 1 or cut.first_part < 0 or not all(box.is_inside for box in cut.boxes):
                 raise ValueError("a cut of no parts, or a box outside of its tensor")
             if bounds is not None and (
@@ -232,34 +247,44 @@ class Index:
                 raise ValueError(f"boxes of {name} that do not make up the tensor")
 
 
-def index_of(layout: Layout, kinds: Sequence[str], updates: int, num_parts: int) -> Index:
-    """Index of a checkpoint that `num_parts` ranks of this layout write; what is replicated they share by size."""
-    return Index(tuple(kinds), updates, cuts_of(layout, num_parts))
+def index_of(layout: Layout, kinds: Sequence[str], updates: int, num_parts: int, *others: Layout) -> Index:
+    """Index of a checkpoint that `num_parts` ranks of this layout write; what is replicated they share by size.
+
+    `others` are the layouts of ranks that hold other parts of the same tensors, as many of each; their parts follow.
+    """
+    layouts = (layout, *others)
+    cuts = (cuts_of(each, num_parts, number * num_parts) for number, each in enumerate(layouts))
+    return Index(tuple(kinds), updates, tuple(itertools.chain.from_iterable(cuts)))
 
 
-def cuts_of(layout: Layout, num_parts: int) -> tuple[Cut, ...]:
-    """How `num_parts` writing ranks of a layout cut it."""
-    boxes = tuple(itertools.chain.from_iterable(layout.vectors))
+def cuts_of(layout: Layout, num_parts: int, first: int = 0) -> tuple[Cut, ...]:
+    """How `num_parts` writing ranks of a layout cut it; `first` is the number of their first part."""
+    written = [tuple(layout.written(i)) for i in range(len(layout.vectors))]
+    boxes = tuple(itertools.chain.from_iterable(written))
     if layout.is_replicated:
         total = sum(box.size for box in boxes)
-        return (Cut(boxes, 0, num_parts, tuple(total * part // num_parts for part in range(num_parts + 1))),)
+        return (Cut(boxes, first, num_parts, tuple(total * part // num_parts for part in range(num_parts + 1))),)
     assert layout.num_ranks == num_parts, f"{num_parts} writers of a state that {layout.num_ranks} ranks share"
     if layout.cuts_parameters:
-        return (Cut(boxes, 0, num_parts, None),)
-    return tuple(Cut(layout.vectors[i], 0, num_parts, layout.bounds(i)) for i in range(len(layout.vectors)))
+        shares = itertools.chain.from_iterable(map(layout.shares, range(len(layout.vectors))))
+        groups = tuple(len(share) for share in shares if share[0].name not in layout.copies)
+        return (Cut(boxes, first, num_parts, None, groups if layout.groups else None),)
+    return tuple(Cut(each, first, num_parts, layout.bounds(i)) for i, each in enumerate(written))
 
 
 def written_slices(layout: Layout, rank: int, num_parts: int) -> Iterator[Slice]:
     """Which elements of its vectors a rank writes into its part, in the order that `cuts_of` says."""
+    held = layout.slices(0 if layout.is_replicated else rank)
+    pieces = (piece for piece in held if piece.box.name not in layout.copies)
     if not layout.is_replicated:
-        yield from layout.slices(rank)
+        yield from pieces
         return
-    total, at = sum(layout.lengths), 0
+    total, at = sum(box.size for i in range(len(layout.vectors)) for box in layout.written(i)), 0
     begin, end = total * rank // num_parts, total * (rank + 1) // num_parts
-    for piece in layout.slices(0):
+    for piece in pieces:
         first, last = max(begin, at), min(end, at + piece.length)
         if first < last:
-            yield Slice(piece.box, first - at, piece.vector, first - at, last - first)
+            yield Slice(piece.box, first - at, piece.vector, piece.offset + first - at, last - first)
         at += piece.length
 
 
@@ -283,4 +308,5 @@ def _cut_from_json(facts: dict[str, Any]) -> Cut:
         offset, shape = block or ([0] * len(tensor), tensor)
         boxes.append(Box(str(name), *(tuple(map(int, numbers)) for numbers in (tensor, offset, shape))))
     bounds = None if facts["bounds"] == "even" else tuple(map(int, facts["bounds"]))
-    return Cut(tuple(boxes), first_part, num_parts, bounds)
+    groups = tuple(map(int, facts["groups"])) if "groups" in facts else None
+    return Cut(tuple(boxes), first_part, num_parts, bounds, groups)

@@ -7,9 +7,12 @@ ZeRO flattens the boxes of an optimizer group into vectors, and cuts either each
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from training.state.boxes import Box
+
+Share = tuple[Box, ...]
+"""What a rank holds of a parameter, one box behind another."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,11 +47,25 @@ class Layout:
     """Elements of padding after each box of each vector, before any cutting; None for none."""
     is_replicated: bool = False
     """Whether every rank has all (stage 0)."""
+    groups: tuple[tuple[int, ...], ...] | None = None
+    """Boxes of each parameter of each vector, where one has several: then the parameter is what stage 3 cuts."""
+    copies: frozenset[str] = frozenset()
+    """Names of boxes that these ranks hold and others write."""
 
     def slices(self, rank: int) -> Iterator[Slice]:
         """What `rank` holds, in the order of its vectors and inside them."""
         for number in range(len(self.vectors)):
             yield from (self._cut_boxes if self.cuts_parameters else self._cut_vector)(number, rank)
+
+    def shares(self, number: int) -> Iterator[Share]:
+        """The boxes of each parameter of a vector."""
+        boxes = iter(self.vectors[number])
+        for count in self.groups[number] if self.groups else itertools.repeat(1, len(self.vectors[number])):
+            yield tuple(itertools.islice(boxes, count))
+
+    def written(self, number: int) -> list[Box]:
+        """The boxes of a vector that these ranks write."""
+        return [box for box in self.vectors[number] if box.name not in self.copies]
 
     def _begins(self, number: int) -> list[int]:
         """Where each box of a vector begins, and where the next would."""
@@ -70,22 +87,26 @@ class Layout:
 
     def _cut_boxes(self, number: int, rank: int) -> Iterator[Slice]:
         at = 0
-        for box in self.vectors[number]:
-            part = -(-box.size // self.num_ranks)
-            first, last = rank * part, min((rank + 1) * part, box.size)
-            if first < last:
-                yield Slice(box, first, number, at, last - first)
+        for share in self.shares(number):
+            size = sum(box.size for box in share)
+            part, begin = -(-size // self.num_ranks), 0
+            for box in share:
+                first, last = max(rank * part, begin), min((rank + 1) * part, begin + box.size)
+                if first < last:
+                    yield Slice(box, first - begin, number, at + first - rank * part, last - first)
+                begin += box.size
             at += part
         assert at == self.lengths[number], f"parts of {at} elements in a vector of {self.lengths[number]}"
 
     def bounds(self, number: int) -> tuple[int, ...]:
-        """How many elements of a vector, padding left out, lie before the part of each rank, and how many in all."""
+        """How many elements of a vector that are to be written lie before each rank's part, and how many in all."""
         length, boxes, begins = self.lengths[number], self.vectors[number], self._begins(number)
-        before = [0, *itertools.accumulate(box.size for box in boxes)]
+        sizes = [0 if box.name in self.copies else box.size for box in boxes]
+        before = [0, *itertools.accumulate(sizes)]
         bounds = []
         for begin in range(0, (self.num_ranks + 1) * length, length) if length else [0] * (self.num_ranks + 1):
             place = bisect.bisect_right(begins, begin) - 1
-            inside = min(begin - begins[place], boxes[place].size) if place < len(boxes) else 0
+            inside = min(begin - begins[place], sizes[place]) if place < len(boxes) else 0
             bounds.append(before[place] + inside)
         return tuple(bounds)
 
@@ -93,15 +114,37 @@ class Layout:
 def sharded(
     stage: int,
     num_ranks: int,
-    boxes: Sequence[Sequence[Box]],
+    shares: Sequence[Sequence[Box | Share]],
     lengths: Sequence[int],
     gaps: Sequence[Sequence[int]] | None = None,
+    copies: Iterable[str] = (),
 ) -> Layout:
-    """Layout of ZeRO 1 to 3: boxes of each vector, elements of a rank's part of it, padding after each box."""
-    padding = tuple(map(tuple, gaps)) if gaps else None
-    return Layout(tuple(map(tuple, boxes)), tuple(lengths), num_ranks, stage == 3, padding)
+    """Layout of ZeRO 1 to 3: what each vector holds of its parameters, elements of a rank's part of it, padding behind
+    each parameter, and what others write.
+    """
+    vectors = [[_share(one) for one in vector] for vector in shares]
+    boxes = tuple(tuple(itertools.chain.from_iterable(vector)) for vector in vectors)
+    groups = tuple(tuple(map(len, vector)) for vector in vectors)
+    if gaps:
+        pairs = [zip(vector, each, strict=False) for vector, each in zip(vectors, gaps, strict=True)]
+        padding = tuple(tuple(itertools.chain(*((0,) * (len(s) - 1) + (gap,) for s, gap in pair))) for pair in pairs)
+    return Layout(
+        boxes,
+        tuple(lengths),
+        num_ranks,
+        stage == 3,
+        padding if gaps else None,
+        groups=groups if any(count > 1 for group in groups for count in group) else None,
+        copies=frozenset(copies),
+    )
 
 
-def replicated(boxes: Sequence[Box]) -> Layout:
-    """Layout of stage 0: each box a vector of its own, on every rank."""
-    return Layout(tuple((box,) for box in boxes), tuple(box.size for box in boxes), 1, is_replicated=True)
+def replicated(shares: Sequence[Box | Share], copies: Iterable[str] = ()) -> Layout:
+    """Layout of stage 0: each parameter a vector of its own, on every rank."""
+    vectors = tuple(map(_share, shares))
+    lengths = tuple(sum(box.size for box in share) for share in vectors)
+    return Layout(vectors, lengths, 1, is_replicated=True, copies=frozenset(copies))
+
+
+def _share(one: Box | Share) -> Share:
+    return (one,) if isinstance(one, Box) else one

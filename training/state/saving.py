@@ -37,8 +37,8 @@ class Snapshot:
 
     kinds: dict[str, torch.Tensor]
     """fp32 elements on the host by kind of state, those of padding left out."""
-    layout: Layout
-    """How the ranks share the state."""
+    layouts: tuple[Layout, ...]
+    """How the ranks of each tensor rank share the state."""
     updates: int
     """Steps that the optimizer has done."""
 
@@ -57,10 +57,11 @@ def commit(snapshot: Snapshot, run_dir: Path, state: RunState, identity: RunIden
     aside: Path | None = None
     try:
         aside = on_main(world, lambda: make_room(run_dir, state.step, world.attempt))
-        path = aside / part_name(world.rank)
-        digest = everywhere(world, lambda: write_part(path, {kind: [part] for kind, part in snapshot.kinds.items()}))
-        digests = world.gather_to_main(digest)
-        return on_main(world, lambda: _complete(aside, digests or [], snapshot, state, identity, world.attempt))
+        name = part_name(world.mesh.part)
+        kinds = {kind: [part] for kind, part in snapshot.kinds.items()}
+        digest = everywhere(world, lambda: write_part(aside / name, kinds))
+        digests = dict(world.gather_to_main((name, digest)) or ())
+        return on_main(world, lambda: _complete(aside, digests, snapshot, state, identity, world.attempt))
     except OSError as error:
         home = checkpoints_dir(run_dir)
         reason = f"the checkpoint could not be written ({error.strerror}); the ones before it are untouched"
@@ -82,11 +83,12 @@ def make_room(run_dir: Path, step: int, attempt: str) -> Path:
 
 
 def _complete(
-    aside: Path, digests: list[str], snapshot: Snapshot, state: RunState, identity: RunIdentity, attempt: str
+    aside: Path, digests: dict[str, str], snapshot: Snapshot, state: RunState, identity: RunIdentity, attempt: str
 ) -> Path:
-    index = index_of(snapshot.layout, list(snapshot.kinds), snapshot.updates, len(digests))
+    first, *others = snapshot.layouts
+    index = index_of(first, list(snapshot.kinds), snapshot.updates, len(digests) // len(snapshot.layouts), *others)
     final = aside.with_name(step_name(state.step))
-    seal(aside, {part_name(part): digest for part, digest in enumerate(digests)}, index, dump_state(state, identity))
+    seal(aside, digests, index, dump_state(state, identity))
     put_in_place(aside, final, attempt)
     point_to(final)
     return final
