@@ -17,7 +17,6 @@ from data_pipeline.manifest import Manifest
 from training.config import RunConfig
 from training.distributed import connect, disconnect, share_cores
 from training.events import EventLog
-from training.hardware import keep_freed_memory
 from training.setup import Transformer, prepare
 from training.worker import leave, read_config
 
@@ -41,7 +40,6 @@ def run(config: RunConfig, folder: Path) -> None:
     """A rank as the worker starts it, up to its first step."""
     world = connect(timedelta(minutes=config.training.hang_minutes))
     share_cores(world, config.training.threads_per_process)
-    keep_freed_memory()
     world.max([0.0])  # connects the peers
 
     def start() -> None:
@@ -54,7 +52,6 @@ def run(config: RunConfig, folder: Path) -> None:
 
 def whole(config: RunConfig) -> None:
     """The model on the host, as a rank without peers would make it."""
-    keep_freed_memory()
     vocab_size = Manifest.load(config.data.path).vocab_size
     models = []
     measure(lambda: models.append(Transformer(config.model, vocab_size, config.seed)))

@@ -26,6 +26,7 @@ from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
 from training.first_weights import Fill, give_memory, put_weights
+from training.hardware import give_back_freed_memory
 from training.mesh import Axis, Mesh
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
@@ -47,6 +48,7 @@ from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import groups
 
 from common.mistakes import Mistake
 
@@ -169,10 +171,13 @@ class Engine:
         for name, parameter in model.named_parameters():
             # the norm of those that all have counts on one rank only
             parameter.tensor_model_parallel = name in cut  # type: ignore[attr-defined]
+        groups.mpu = axes  # DeepSpeed forgets none that it was given before
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, mpu=axes
         )
         assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
+        if world.device.type == "cpu":
+            give_back_freed_memory()  # parts were copied on their way, and what comes next is of other sizes
         if world.mesh.data.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None

@@ -107,13 +107,21 @@ def keep_freed_memory() -> bool:
     """Tells the C library to keep the memory of freed tensors for the next ones; False where it cannot be told.
 
     Every step on a CPU frees and takes the same large blocks. By default each comes fresh from the kernel, which
-    clears it page by page: a third of the time of small steps.
+    clears it page by page: a third of the time of small steps. Not before the first step: what is freed until then
+    is of other sizes, and would be kept for nothing.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
     if mallopt is None:
         return False
     trim_threshold, mmap_max = -1, -4
     return mallopt(mmap_max, 0) == 1 and mallopt(trim_threshold, 2**31 - 1) == 1
+
+
+def give_back_freed_memory() -> None:
+    """Has the C library give memory of freed tensors back to the system, where it can (glibc)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_gb(device: torch.device) -> float:

@@ -183,8 +183,6 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     """Resumes or begins the run and trains to its last step; False when a signal to any rank stopped it."""
     started = time.perf_counter()
     share_cores(world, config.training.threads_per_process)
-    if world.device.type == "cpu":
-        keep_freed_memory()
     ways = execution_facts(config, world)
     network = network_settings()
     facts = {"world_size": world.size, **ways, "zero_stage": config.training.zero_stage, "network": network}
@@ -205,6 +203,8 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
                 LOG.info("each rank holds %s", holdings)
             holds = dataclasses.asdict(holdings)
             events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
+            if world.device.type == "cpu":
+                keep_freed_memory()
             starting.stop()  # the trainer watches itself
             finished = trainer.train(loader, stop)
     finally:

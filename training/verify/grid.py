@@ -32,6 +32,8 @@ OFFLOADS: dict[str, dict[str, Any]] = {
     "both": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
 }
 """Keys of zero_optimization by what they keep in host memory."""
+TENSOR = 2
+"""Ranks that share a layer, where some do."""
 AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
 """How gradients are reduced on GPUs, with buckets so small that there are several and one weight fits into none."""
 
@@ -56,6 +58,28 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
 
+    if num_ranks % TENSOR == 0:
+        yield from _shared_layers(num_ranks)
+
+
+def _shared_layers(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
+    """Two ranks to a layer: every shape at every stage, and for one shape what else changes how ranks talk."""
+    shared: dict[str, Any] = {"tensor": TENSOR}
+    whole_rows = shared | {"sequence_parallel": False}
+    for shape, stage in itertools.product(SHAPES, range(4)):
+        how = {"zero_stage": stage, "precision": "fp32"}
+        yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a layer", parallel=shared)
+        if stage == 1:
+            yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a layer, whole rows", parallel=whole_rows)
+            for recomputed in RECOMPUTATIONS:
+                words = f"2 ranks to a layer, {recomputed['activation_checkpointing']} recomputed"
+                yield _case(num_ranks, shape, how, 4, 0.05, words, recomputed, parallel=shared)
+    for stage in (1, 2, 3):
+        how = {"zero_stage": stage, "precision": "bf16"}
+        yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer", parallel=shared)
+        how = {"zero_stage": stage, "precision": "fp32", "deepspeed": _zero(OFFLOADS["optimizer"])}
+        yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer, optimizer offloaded", parallel=shared)
+
 
 def _offloads(stage: int) -> tuple[str, ...]:
     return {0: (), 1: ("optimizer",), 2: ("optimizer",)}.get(stage, tuple(OFFLOADS)[1:])
@@ -73,10 +97,12 @@ def _case(
     clipping: float,
     words: str,
     model: dict[str, Any] | None = None,
+    parallel: dict[str, Any] | None = None,
 ) -> tuple[str, RunConfig]:
     parts = SHAPES[shape]
     sizes = {"shape": shape, "num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 80}
-    batch = {"global_batch_size": 2 * num_ranks * accumulation, "micro_batch_size": 2, "num_processes": num_ranks}
+    data_ranks = num_ranks // (parallel or {}).get("tensor", 1)
+    batch = {"global_batch_size": 2 * data_ranks * accumulation, "micro_batch_size": 2, "num_processes": num_ranks}
     name = [shape, f"ZeRO {how['zero_stage']}", how["precision"], f"accumulation {accumulation}"]
     name += [f"clipping {clipping}"] if clipping else []
     tree = {
@@ -86,6 +112,7 @@ def _case(
         "objective": parts["objective"],
         "model": sizes | parts["model"] | (model or {}),
         "optimizer": {"gradient_clipping": clipping},
+        "parallel": parallel or {},
         "training": {"steps": 1, "sequence_length": 128, **batch, **how},
     }
     return ", ".join([*name, *([words] if words else [])]), RunConfig.model_validate(tree)

@@ -108,7 +108,7 @@ def train_plainly(
     step is compared by itself, and a number that rounds to another side is not carried on.
     """
     addition = addition or (Rounded() if config.training.gradient_communication == "bf16" else Sum())
-    transformer = Transformer(config.model, manifest.vocab_size, config.seed)
+    transformer = Transformer(config.model, config.model.vocab_size or manifest.vocab_size, config.seed)
     masters = {
         name: nn.Parameter(weight.detach().to(device).clone()) for name, weight in transformer.named_parameters()
     }

@@ -4,6 +4,7 @@ Each FOLDER has a config.yaml; it gets a checkpoint of each step, and `lines.jso
 computed with. All ranks are started with the usual variables, by whatever starts ranks.
 """
 
+import dataclasses
 import json
 import sys
 from datetime import timedelta
@@ -15,7 +16,8 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
 from training.engine import private_extensions
 from training.hardware import execution_facts
-from training.setup import build_engine, identify
+from training.mesh import Mesh
+from training.setup import build_engine, identify, vocabulary_size
 from training.state.identity import RunState
 from training.state.saving import save
 from training.step import train_step
@@ -28,7 +30,7 @@ LINES = "lines.json"
 
 def train(config: RunConfig, manifest: Manifest, folder: Path, world: World) -> dict[str, Any]:
     """Trains a run to its last step and saves each."""
-    engine = build_engine(config, manifest.vocab_size, world)
+    engine = build_engine(config, vocabulary_size(config, manifest), world)
     identity = identify(config, manifest, world.size)
     losses, norms = [], []
     with loader_of(config, manifest, world.mesh.data.rank, world.mesh.data.size) as loader:
@@ -50,7 +52,8 @@ def main(data: str, *folders: str) -> int:
         for folder in map(Path, folders):
             config = read_config(folder)
             share_cores(world, config.training.threads_per_process or 1)
-            lines = train(config, manifest, folder, world)
+            mesh = Mesh.of(world.rank, world.size, tensor=config.parallel.tensor).with_groups()
+            lines = train(config, manifest, folder, dataclasses.replace(world, mesh=mesh))
             if world.is_main:
                 (folder / LINES).write_text(json.dumps(lines))
     disconnect(world)

@@ -4,6 +4,7 @@ small(config) -> the same shape, objective, blocks, precision, ZeRO stage, DeepS
 write_documents(folder) -> documents of random ids, with every special piece that an objective may ask for
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -31,11 +32,14 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     """The same run of `STEPS` steps at a small size, on a dataset of `write_documents`.
 
     Kept are all keys of the objective, the optimizer and DeepSpeed, stage, precision, kernel, recomputation and what a
-    block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys).
+    block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys); of
+    the ranks that share layers as many are kept as there may be.
     """
     model, training = config.model, config.training
-    heads = min(model.num_heads, 4)
+    tensor = math.gcd(config.parallel.tensor, num_ranks)
+    heads = _next_multiple(min(model.num_heads, 4), tensor)
     groups = {1: 1, model.num_heads: heads}.get(model.kv_heads, max(heads // 2, 1))
+    groups = groups if groups % tensor == 0 else heads
     layers = min(model.num_layers, 2)
     narrow = {
         "num_layers": layers,
@@ -44,17 +48,18 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
         "num_heads": heads,
         "num_kv_heads": groups,
         "head_dim": _head_size(model),
-        "d_ff": 80,
-        "vocab_size": None,
+        "d_ff": _next_multiple(80, tensor),
+        "vocab_size": None if tensor == 1 else _next_multiple(VOCAB_SIZE, tensor),
     }
     narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
-    per_rank = training.global_batch_size // (training.micro_batch_size * training.num_processes)
+    per_pass = training.micro_batch_size * training.num_processes // config.parallel.tensor
+    per_rank = training.global_batch_size // max(per_pass, 1)
     accumulation = min(max(per_rank, 1), MOST_ACCUMULATION)
     short = {
         "steps": STEPS,
         "sequence_length": SEQUENCE_LENGTH,
         "target_length": None,
-        "global_batch_size": 2 * num_ranks * accumulation,
+        "global_batch_size": 2 * num_ranks // tensor * accumulation,
         "micro_batch_size": 2,
         "num_processes": num_ranks,
         "initial_weights": None,
@@ -66,7 +71,12 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     tree["schedule"] = {"name": "constant"}
     tree["model"] |= narrow
     tree["training"] |= short
+    tree["parallel"] |= {"tensor": tensor} | ({"sequence_parallel": None} if tensor == 1 else {})
     return RunConfig.model_validate(tree)
+
+
+def _next_multiple(number: int, of: int) -> int:
+    return -(-number // of) * of
 
 
 def _head_size(model: ModelConfig) -> int:

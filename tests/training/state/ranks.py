@@ -92,7 +92,7 @@ class VectorEngine:
             for kind, of in self.vectors.items()
         }
         return Snapshot(
-            {kind: torch.cat([torch.empty(0), *of]) for kind, of in pieces.items()}, self.layout, self.updates
+            {kind: torch.cat([torch.empty(0), *of]) for kind, of in pieces.items()}, (self.layout,), self.updates
         )
 
     def load(self, folder: Path, index: Index) -> None:
