@@ -29,12 +29,19 @@ def faults(config: RunConfig, job: Job, profile: ClusterProfile, *, data_follows
 
 
 def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
-    training, ranks = config.training, job.nodes * profile.num_ranks
-    per_step = ranks * training.micro_batch_size
-    if training.global_batch_size % per_step:
+    training, tensor, ranks = config.training, config.parallel.tensor, job.nodes * profile.num_ranks
+    per_step = max(ranks // tensor, 1) * training.micro_batch_size
+    if profile.num_ranks % tensor:
+        yield (
+            f"parallel.tensor: the {tensor} ranks that share a layer would not all be on one node, which has "
+            f"{profile.num_ranks} ranks, and the network between nodes is too slow for them; use a divisor of "
+            f"{profile.num_ranks}"
+        )
+    elif training.global_batch_size % per_step:
+        shared = f" / parallel.tensor {tensor}" if tensor > 1 else ""
         yield (
             f"training.global_batch_size: {training.global_batch_size} is not a multiple of nodes x ranks per node x "
-            f"micro_batch_size = {job.nodes} x {profile.num_ranks} x {training.micro_batch_size}; "
+            f"micro_batch_size = {job.nodes} x {profile.num_ranks} x {training.micro_batch_size}{shared}; "
             f"use a multiple of {per_step}"
         )
     seconds = seconds_of(job.time)

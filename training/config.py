@@ -257,20 +257,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _tensor_ranks_fit(self):
-        ranks, model, training = self.parallel.tensor, self.model, self.training
+        ranks, model = self.parallel.tensor, self.model
         shared = {"num_heads": model.num_heads, "num_kv_heads": model.kv_heads, "d_ff": model.d_ff}
         for name, count in shared.items():
             if count % ranks:
                 raise Mistake(
                     f"model.{name}: {count} cannot be shared evenly by parallel.tensor {ranks} ranks; use a divisor of "
                     f"{count} for parallel.tensor"
-                )
-        lengths = {"sequence_length": training.sequence_length, "target_length": training.target_length}
-        for name, length in lengths.items() if self.parallel.cuts_rows else ():
-            if length is not None and length % ranks:
-                raise Mistake(
-                    f"training.{name}: {length} tokens cannot be cut evenly between parallel.tensor {ranks} ranks; use "
-                    f"{-(-length // ranks) * ranks}, or parallel.sequence_parallel false"
                 )
         return self
 

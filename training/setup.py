@@ -254,7 +254,7 @@ def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
 def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Evaluator:
     config = run.config
     batches = evaluation_batches(_reading(run, manifest, objective), num_samples=config.evaluation.num_samples)
-    _check_positions(config.model, objective, batches.lengths)
+    _check_rows(config, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
         raise Mistake(
@@ -281,8 +281,19 @@ def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Readin
     )
 
 
-def _check_positions(model: ModelConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
-    """ValueError when the decoder's row, as long as the objective makes it, has more tokens than learned positions."""
+def _check_rows(config: RunConfig, objective: ObjectiveConfig, lengths: SampleLengths) -> None:
+    """ValueError when rows, as long as the objective makes them, have more tokens than learned positions, or when ranks
+    cannot cut them evenly.
+    """
+    model, ranks = config.model, config.parallel.tensor
+    rows = {"sequence_length": lengths.row, "target_length": lengths.target_row}
+    for name, length in rows.items() if config.parallel.cuts_rows else ():
+        if config.training.micro_batch_size * length % ranks:
+            raise Mistake(
+                f"training.{name}: {config.training.micro_batch_size} samples of {length} tokens cannot be cut evenly "
+                f"between parallel.tensor {ranks} ranks; set it to {-(-length // ranks) * ranks}, or "
+                "parallel.sequence_parallel to false"
+            )
     if model.max_positions is not None and model.max_positions < lengths.target_row:
         raise Mistake(
             f"model.max_positions: {model.max_positions} learned positions are fewer than the {lengths.target_row} "
@@ -310,5 +321,5 @@ def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:
         prefetch=config.training.prefetch,
         pin=run.world.device.type == "cuda",
     )
-    _check_positions(config.model, config.objective, loader.lengths)
+    _check_rows(config, config.objective, loader.lengths)
     return loader
