@@ -7,6 +7,7 @@ import pytest
 
 from data_pipeline.reading.loader import counters_of
 from data_pipeline.reading.order import SampleOrder
+from model.network.tensor_ranks import Division
 from tests.training.runs import tiny_config
 from training.deepspeed_config import accumulation_steps
 from training.mesh import AXES, Mesh
@@ -120,3 +121,32 @@ def test_the_index_grows_with_tensors_plus_ranks_not_with_their_product():
     assert many < few + 64
     few, many = (len(index_of(layout_of(1, ranks), KINDS, 10, ranks).dumps()) for ranks in (64, 16_384))
     assert many < few + 16_384 * 2 * 10
+
+
+@MANY
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_of_layers_that_eight_ranks_share_every_element_is_written_by_one_rank(num_ranks, stage):
+    data, tensor = num_ranks // 8, 8
+    cut = {f"tensor{number}": Division(0, shape[:1]) for number, shape in enumerate(SHAPES) if shape[0] % 8 == 0}
+    layouts = []
+    for rank in range(tensor):
+        shares = [
+            Box.of_rank(box.name, box.tensor, cut[box.name], rank, tensor) if box.name in cut else (box,)
+            for box in boxes_of_a_model()
+        ]
+        copies = [share[0].name for share in shares if rank and share[0].is_whole]
+        sizes = [sum(box.size for box in share) for share in shares]
+        if stage == 0:
+            layouts.append(replicated(shares, copies))
+        else:
+            length = -(-sum(sizes) // data) if stage == 1 else sum(-(-size // data) for size in sizes)
+            layouts.append(sharded(stage, data, [shares], [length], None, copies))
+    first, *others = layouts
+    index = Index.loads(index_of(first, KINDS, 10, data, *others).dumps())
+    written = {box.name: 0 for box in boxes_of_a_model()}
+    for part in range(num_ranks):
+        pieces = list(written_slices(layouts[part // data], part % data, data))
+        assert index.size(part) == sum(piece.length for piece in pieces)
+        for piece in pieces:
+            written[piece.box.name] += piece.length
+    assert written == {box.name: box.size for box in boxes_of_a_model()}
