@@ -30,7 +30,6 @@ from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
 from training.loop import Trainer
-from training.mesh import Mesh
 from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
 from training.state.folder import LATEST, checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
@@ -177,8 +176,6 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
-    mesh = Mesh.of(0, world_size, tensor=config.parallel.tensor)
-    accumulation_steps(config, mesh.data.size)
     manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)

@@ -185,10 +185,14 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     share_cores(world, config.training.threads_per_process)
     ways = execution_facts(config, world)
     network = network_settings()
-    facts = {"world_size": world.size, **ways, "zero_stage": config.training.zero_stage, "network": network}
+    tensor = config.parallel.tensor
+    facts = {"world_size": world.size, "tensor": tensor, **ways, "zero_stage": config.training.zero_stage}
+    facts["network"] = network
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
-        LOG.info("%d rank(s): %s", world.size, ", ".join(f"{name} {value}" for name, value in ways.items()))
+        shared = f", {tensor} to a layer" if tensor > 1 else ""
+        listed = ", ".join(f"{name} {value}" for name, value in ways.items())
+        LOG.info("%d rank(s)%s: %s", world.size, shared, listed)
         LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")
     starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
     starting.beat("starting")

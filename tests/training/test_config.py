@@ -32,6 +32,10 @@ from training.config import RunConfig, _types_in
         ({"model": {"rope_theta": 1e300}}, "less than or equal to 1000000000000"),
         ({"training": {"gradient_communication": "bf16"}}, "gradient_communication: bf16 would round the gradients"),
         ({"training": {"gradient_communication": "fp16"}}, "'fp32' or 'bf16'"),
+        ({"parallel": {"tensor": 4}}, "model.num_kv_heads: 2 cannot be shared evenly by parallel.tensor 4 ranks"),
+        ({"parallel": {"tensor": 3}}, "model.num_heads: 4 cannot be shared evenly by parallel.tensor 3 ranks"),
+        ({"parallel": {"tensor": 2}, "model": {"d_ff": 65}}, "model.d_ff: 65 cannot be shared evenly"),
+        ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],
 )
 def test_values_that_mean_nothing_are_refused_by_name(sections, words):
