@@ -105,15 +105,15 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 def check_batch(config: RunConfig) -> None:
     """Refuses a global batch that the ranks cannot share evenly."""
-    training, tensor = config.training, config.parallel.tensor
-    if training.num_processes % tensor:
+    training, sharing, words = config.training, config.parallel.num_sharing, config.parallel.sharing_in_words
+    if training.num_processes % sharing:
         raise Mistake(
-            f"training.num_processes: {training.num_processes} ranks are no multiple of parallel.tensor {tensor}; "
-            f"use --nproc {-(-training.num_processes // tensor) * tensor}"
+            f"training.num_processes: {training.num_processes} ranks are no multiple of {words}; "
+            f"use --nproc {-(-training.num_processes // sharing) * sharing}"
         )
-    per_step = training.num_processes // tensor * training.micro_batch_size
+    per_step = training.num_processes // sharing * training.micro_batch_size
     if training.global_batch_size % per_step:
-        shared = f" / parallel.tensor {tensor}" if tensor > 1 else ""
+        shared = f" / {words}" if sharing > 1 else ""
         raise Mistake(
             f"training.global_batch_size: {training.global_batch_size} is not a multiple of "
             f"num_processes x micro_batch_size = {training.num_processes} x {training.micro_batch_size}{shared}; "

@@ -30,15 +30,18 @@ def faults(config: RunConfig, job: Job, profile: ClusterProfile, *, data_follows
 
 def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
     training, tensor, ranks = config.training, config.parallel.tensor, job.nodes * profile.num_ranks
-    per_step = max(ranks // tensor, 1) * training.micro_batch_size
+    sharing, words = config.parallel.num_sharing, config.parallel.sharing_in_words
+    per_step = max(ranks // sharing, 1) * training.micro_batch_size
     if profile.num_ranks % tensor:
         yield (
             f"parallel.tensor: the {tensor} ranks that share a layer would not all be on one node, which has "
             f"{profile.num_ranks} ranks, and the network between nodes is too slow for them; use a divisor of "
             f"{profile.num_ranks}"
         )
+    elif ranks % sharing:
+        yield f"parallel: nodes x ranks per node = {ranks} is no multiple of {words}; change --nodes or one of these"
     elif training.global_batch_size % per_step:
-        shared = f" / parallel.tensor {tensor}" if tensor > 1 else ""
+        shared = f" / {words}" if sharing > 1 else ""
         yield (
             f"training.global_batch_size: {training.global_batch_size} is not a multiple of nodes x ranks per node x "
             f"micro_batch_size = {job.nodes} x {profile.num_ranks} x {training.micro_batch_size}{shared}; "

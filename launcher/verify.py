@@ -49,11 +49,11 @@ class Verdict:
 def default_ranks(config: "RunConfig | None") -> int:
     """As many as the config has, two at least and four at most, and no more than there are GPUs where there are any.
 
-    Where some share layers, twice as many, so that others read other samples.
+    Where some share layers or rows, four, so that others read other samples.
     """
     import torch
 
-    least = 4 if config and config.parallel.tensor > 1 else 2
+    least = 4 if config and config.parallel.num_sharing > 1 else 2
     wanted = min(max(config.training.num_processes if config else 2, least), 4)
     return min(wanted, torch.cuda.device_count()) if torch.cuda.is_available() else wanted
 
@@ -155,7 +155,7 @@ def _verdicts(
                 for step in range(1, STEPS + 1)
             }
             ours = History(facts.pop("losses"), facts.pop("norms"), states)
-            readers = num_ranks // config.parallel.tensor
+            readers = num_ranks // config.parallel.num_sharing
             plain = train_plainly(config, manifest, num_ranks=readers, steps=STEPS, lr=LR, device=device, given=states)
             network = json.dumps([config.model.model_dump(mode="json"), config.training.precision])
             if network not in kernels:

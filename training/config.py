@@ -1,5 +1,6 @@
 """A whole run in one typed value: `RunConfig`, with one section per part of the system."""
 
+import math
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -150,6 +151,8 @@ class ParallelConfig(Section):
 
     tensor: int = Field(default=1, ge=1, le=1024)
     """Ranks that share each layer: heads, inner width and vocabulary are cut (arXiv 1909.08053). On one node."""
+    context: int = Field(default=1, ge=1, le=1024)
+    """Ranks that share each row: each has a part of its tokens, in attention a part of the heads (arXiv 2309.14509)."""
     sequence_parallel: bool | None = None
     """Cut by rows what lies between the layers that tensor ranks share (arXiv 2205.05198); empty does if there are."""
 
@@ -158,6 +161,27 @@ class ParallelConfig(Section):
         if self.sequence_parallel and self.tensor == 1:
             raise Mistake("sequence_parallel: it needs ranks that share layers; raise tensor or leave it empty")
         return self
+
+    @property
+    def axes(self) -> dict[str, int]:
+        """Sizes of the axes by name."""
+        return {"tensor": self.tensor, "context": self.context}
+
+    @property
+    def num_sharing(self) -> int:
+        """Ranks that read the same samples."""
+        return math.prod(self.axes.values())
+
+    @property
+    def sharing_in_words(self) -> str:
+        """The axes that `num_sharing` counts, by their keys."""
+        named = [f"parallel.{name} {size}" for name, size in self.axes.items() if size > 1]
+        return " x ".join(named) or "1"
+
+    @property
+    def row_parts(self) -> int:
+        """In how many parts the tokens of a micro-batch are cut."""
+        return self.context * (self.tensor if self.cuts_rows else 1)
 
     @property
     def cuts_rows(self) -> bool:
@@ -257,13 +281,17 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _tensor_ranks_fit(self):
-        ranks, model = self.parallel.tensor, self.model
-        shared = {"num_heads": model.num_heads, "num_kv_heads": model.kv_heads, "d_ff": model.d_ff}
-        for name, count in shared.items():
+        parallel, model = self.parallel, self.model
+        both = parallel.num_sharing, parallel.sharing_in_words
+        shared = {
+            "num_heads": (model.num_heads, *both),
+            "num_kv_heads": (model.kv_heads, *both),
+            "d_ff": (model.d_ff, parallel.tensor, f"parallel.tensor {parallel.tensor}"),
+        }
+        for name, (count, ranks, words) in shared.items():
             if count % ranks:
                 raise Mistake(
-                    f"model.{name}: {count} cannot be shared evenly by parallel.tensor {ranks} ranks; use a divisor of "
-                    f"{count} for parallel.tensor"
+                    f"model.{name}: {count} cannot be shared evenly by {words} ranks; use a divisor of {count}"
                 )
         return self
 

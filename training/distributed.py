@@ -20,7 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from common.mistakes import Mistake
 from training.mesh import Mesh
-from training.plane import Pending, Plane
+from training.plane import Plane
 
 DEVICE_NUMBERS = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"}
 """Variables that DeepSpeed takes for the number of the device; under mpirun it insists that they agree."""
@@ -74,28 +74,24 @@ class World:
         """Whether this rank counts for those that read the same samples."""
         return self.mesh.tensor.rank == 0 and self.mesh.context.rank == 0
 
-    def begin_sum(self, values: Sequence[float]) -> Pending:
-        """Begins a sum along the data axis, in float64, and returns at once; ranks alike in it count once."""
-        return self.plane.begin_sum([value if self.speaks else 0.0 for value in values])
-
     def sum(self, values: Sequence[float]) -> list[float]:
-        """Sums of `values` along the data axis, in float64, on every rank."""
-        return self.begin_sum(values).result()
+        """Sums of `values` over the replicas, in float64, on every rank; ranks that share layers count once."""
+        return self.plane.begin_sum([value if self.mesh.tensor.rank == 0 else 0.0 for value in values]).result()
 
     def max(self, values: Sequence[float]) -> list[float]:
         """Maxima of `values` over all ranks."""
         return self.plane.max(values)
 
     def sum_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum of a host tensor along the data axis."""
+        """Sum of a host tensor along the data axis, on every rank; ranks that read the same samples count once."""
         mine = tensor if self.speaks else torch.zeros_like(tensor)
         return torch.from_numpy(self.plane.join(mine.numpy(), np.add))
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor along the data axis, where it lies; the host does not wait for it."""
+        """Sum of a tensor over the replicas, where it lies; the host does not wait for it."""
         total = value.clone()
-        if self.mesh.data.size > 1:
-            dist.all_reduce(total, group=self.mesh.data.group)
+        if self.mesh.replicas.size > 1:
+            dist.all_reduce(total, group=self.mesh.replicas.group)
         return total
 
     def from_main(self, value: Any) -> Any:
@@ -115,11 +111,11 @@ class World:
         return int(self.store.add(what, 0))
 
 
-def connect(timeout: timedelta, *, tensor: int = 1) -> World:
+def connect(timeout: timedelta, *, tensor: int = 1, context: int = 1) -> World:
     """Joins the process groups that the environment names; a collective that waits longer than `timeout` fails.
 
-    `tensor` ranks share each layer. Raises ValueError when a variable is missing or is not what it should be, when the
-    ranks cannot be grouped so, and when ranks would share a GPU.
+    `tensor` ranks share each layer and `context` ranks each row. Raises ValueError when a variable is missing or is
+    not what it should be, when the ranks cannot be grouped so, and when ranks would share a GPU.
     """
     for name in ENVIRONMENT:
         if not os.environ.get(name):
@@ -134,7 +130,7 @@ def connect(timeout: timedelta, *, tensor: int = 1) -> World:
     local_rank = numbers["LOCAL_RANK"]
     device = take_gpu(local_rank) if torch.cuda.is_available() else torch.device("cpu")
     rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
-    mesh = Mesh.of(rank, size, tensor=tensor)
+    mesh = Mesh.of(rank, size, tensor=tensor, context=context)
     store, *_ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     # nccl connects nobody yet: that is left to the first collective

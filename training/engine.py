@@ -126,9 +126,9 @@ class _Axes:
     """The axes under the names that DeepSpeed asks for them."""
 
     def __init__(self, mesh: Mesh):
-        data, tensor = _group(mesh.data, mesh), _group(mesh.tensor, mesh)
-        self.get_data_parallel_rank = lambda: mesh.data.rank
-        self.get_data_parallel_world_size = lambda: mesh.data.size
+        data, tensor = _group(mesh.replicas, mesh), _group(mesh.tensor, mesh)
+        self.get_data_parallel_rank = lambda: mesh.replicas.rank
+        self.get_data_parallel_world_size = lambda: mesh.replicas.size
         self.get_data_parallel_group = lambda: data
         self.get_model_parallel_rank = self.get_tensor_model_parallel_rank = lambda: mesh.tensor.rank
         self.get_model_parallel_world_size = self.get_tensor_model_parallel_world_size = lambda: mesh.tensor.size
@@ -178,7 +178,7 @@ class Engine:
         assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
         if world.device.type == "cpu":
             give_back_freed_memory()  # parts were copied on their way, and what comes next is of other sizes
-        if world.mesh.data.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
+        if world.mesh.replicas.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
@@ -257,8 +257,8 @@ class Engine:
     def snapshot(self) -> Snapshot:
         """Copies of what this rank will write, on the host."""
         layout, vectors = self._state.layout(), self._state.vectors()
-        data = self.world.mesh.data
-        slices = list(written_slices(layout, data.rank, data.size))
+        replicas = self.world.mesh.replicas
+        slices = list(written_slices(layout, replicas.rank, replicas.size))
         size = sum(piece.length for piece in slices)
         kinds = {}
         for kind, of in vectors.items():
@@ -275,7 +275,7 @@ class Engine:
             self._state.before_filling()
             self._state.make_moments(list(index.kinds[1:]), index.updates)
             with Parts(folder, index) as parts:
-                rank = self.world.mesh.data.rank if self.stage else 0
+                rank = self.world.mesh.replicas.rank if self.stage else 0
                 fill(parts, self._state.layout(), rank, self._state.vectors())
 
         everywhere(self.world, read)

@@ -100,11 +100,11 @@ class _Runs:
 def put_weights(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
     """Writes the weights that `fill` gives into this rank's flat fp32 vectors; every rank must call it."""
     if layout.is_replicated:
-        _put_whole(layout, vectors, world.mesh.data, fill)
+        _put_whole(layout, vectors, world.mesh.replicas, fill)
     elif layout.cuts_parameters:
         _put_parts(layout, vectors, world, fill)
     else:
-        for piece in layout.slices(world.mesh.data.rank):
+        for piece in layout.slices(world.mesh.replicas.rank):
             fill(piece.box, vectors[piece.vector].narrow(0, piece.offset, piece.length), piece.start)
 
 
@@ -121,7 +121,7 @@ def _put_whole(layout: Layout, vectors: Sequence[torch.Tensor], axis: Axis, fill
 
 
 def _put_parts(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
-    axis = world.mesh.data
+    axis = world.mesh.replicas
 
     def make(share: Share) -> list[torch.Tensor]:
         size = sum(box.size for box in share)

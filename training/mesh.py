@@ -2,9 +2,10 @@
 
     rank = (data * context_size + context) * tensor_size + tensor
 
-Whoever needs a number takes the axis it means: order, accumulation and the loss the data axis, layers the tensor axis,
-attention the context axis. Tensor ranks are neighbours, because they talk most and should share a node. All here is
-arithmetic on a few integers; process groups are made from it once, and only for axes that do not span the world.
+Whoever needs a number takes the axis it means: order and accumulation the data axis, layers the tensor axis, attention
+the context axis, gradients and ZeRO the replicas, which are data and context axis together. Tensor ranks are
+neighbours, because they talk most and should share a node. All here is arithmetic on a few integers; process groups are
+made from it once, and only for axes that do not span the world.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ class Axis:
     """The ranks that differ from this one in one coordinate only."""
 
     name: str
-    """`data`, `context` or `tensor`."""
+    """`data`, `context`, `tensor` or `replicas`."""
     rank: int
     """This rank's coordinate, 0 .. size - 1."""
     size: int
@@ -55,6 +56,9 @@ class Mesh:
     """Ranks that read parts of the same rows."""
     tensor: Axis
     """Ranks that hold parts of the same layers."""
+    replicas: Axis
+    """Ranks that hold the same part of the model, data and context axis together: gradients are summed over them, and
+    ZeRO cuts the training state between them."""
 
     @classmethod
     def of(cls, rank: int, size: int, *, tensor: int = 1, context: int = 1) -> "Mesh":
@@ -71,20 +75,23 @@ class Mesh:
             coordinate = rank // stride % sizes[name]
             axes[name] = Axis(name, coordinate, sizes[name], rank - coordinate * stride, stride)
             stride *= sizes[name]
-        return cls(rank, size, **axes)
+        replicas = Axis("replicas", rank // tensor, size // tensor, rank % tensor, tensor)
+        return cls(rank, size, **axes, replicas=replicas)
 
     @property
     def part(self) -> int:
         """Number of the part of the training state that this rank writes: tensor ranks one behind another."""
-        return self.tensor.rank * self.data.size + self.data.rank
+        return self.tensor.rank * self.replicas.size + self.replicas.rank
 
     def with_groups(self) -> "Mesh":
         """The same with a process group for every axis that neither spans the world nor is one rank alone.
 
-        All ranks call it together. Each makes only the groups that it is in, so there are at most three.
+        All ranks call it together. Each makes only the groups that it is in, so there are at most four.
         """
         data, context, tensor = map(self._grouped, (self.data, self.context, self.tensor))
-        return dataclasses.replace(self, data=data, context=context, tensor=tensor)
+        same = self.context.size == 1
+        replicas = dataclasses.replace(self.replicas, group=data.group) if same else self._grouped(self.replicas)
+        return dataclasses.replace(self, data=data, context=context, tensor=tensor, replicas=replicas)
 
     def _grouped(self, axis: Axis) -> Axis:
         if axis.size in (1, self.size):

@@ -18,10 +18,12 @@ from data_pipeline.reading.loader import Loader, evaluation_batches
 from model.config import ModelConfig
 from model.exchange.importing import MODEL_FILE, imported_config
 from model.exchange.tensor_files import TensorReader
+from model.network.context_ranks import ContextRanks
 from model.network.layers import BLOCK, first_values
 from model.network.tensor_ranks import TensorRanks
 from model.network.transformer import Transformer
 from training.config import RunConfig
+from training.context import HeadExchange
 from training.deepspeed_config import accumulation_steps
 from training.distributed import World
 from training.engine import Engine
@@ -75,6 +77,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
         },
         model=model | {"vocab_size": vocabulary_size(config, manifest)},
         tensor=config.parallel.tensor,
+        context=config.parallel.context,
     )
 
 
@@ -83,9 +86,8 @@ def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: 
 
     A run that resumes gets its weights from the checkpoint: none are made or read, `Engine.load` must follow.
     """
-    ranks = tensor_ranks(config, world)
     with torch.device("meta"):
-        model = Transformer(config.model, vocab_size, config.seed, ranks)
+        model = Transformer(config.model, vocab_size, config.seed, tensor_ranks(config, world), context_ranks(world))
     fill = None if resuming else _first_weights(model, config.training.initial_weights)
     engine = Engine(LossModel(model, config.training.z_loss), config, world)
     if fill is not None:
@@ -100,6 +102,11 @@ def tensor_ranks(config: RunConfig, world: World) -> TensorRanks | None:
     from training.megatron import MegatronRanks  # seconds, for those who want it
 
     return MegatronRanks(world.mesh.tensor, config.parallel.cuts_rows)
+
+
+def context_ranks(world: World) -> ContextRanks | None:
+    """The ranks that share rows with this one; None where rows are whole."""
+    return HeadExchange(world.mesh.context) if world.mesh.context.size > 1 else None
 
 
 def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
@@ -233,8 +240,9 @@ def _note_resharding(run: Run, found: Checkpoint) -> None:
         LOG.info(f"checkpoint {found.folder.name}: written by {ways[0]}, resharded for {ways[1]}")
 
 
-def _cut_in_words(world_size: int, zero_stage: int, tensor: int) -> str:
-    return f"{world_size} rank(s) at ZeRO {zero_stage}" + (f", {tensor} to a layer" if tensor > 1 else "")
+def _cut_in_words(world_size: int, zero_stage: int, tensor: int, context: int) -> str:
+    shared = (f", {tensor} to a layer" if tensor > 1 else "") + (f", {context} to a row" if context > 1 else "")
+    return f"{world_size} rank(s) at ZeRO {zero_stage}{shared}"
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
@@ -282,14 +290,14 @@ def _check_rows(config: RunConfig, objective: ObjectiveConfig, lengths: SampleLe
     """ValueError when rows, as long as the objective makes them, have more tokens than learned positions, or when ranks
     cannot cut them evenly.
     """
-    model, ranks = config.model, config.parallel.tensor
+    model, parts = config.model, config.parallel.row_parts
     rows = {"sequence_length": lengths.row, "target_length": lengths.target_row}
-    for name, length in rows.items() if config.parallel.cuts_rows else ():
-        if config.training.micro_batch_size * length % ranks:
+    for name, length in rows.items():
+        if config.training.micro_batch_size * length % parts:
+            other = ", or parallel.sequence_parallel to false" if config.parallel.cuts_rows else ""
             raise Mistake(
                 f"training.{name}: {config.training.micro_batch_size} samples of {length} tokens cannot be cut evenly "
-                f"between parallel.tensor {ranks} ranks; set it to {-(-length // ranks) * ranks}, or "
-                "parallel.sequence_parallel to false"
+                f"in {parts} parts ({config.parallel.sharing_in_words}); set it to {-(-length // parts) * parts}{other}"
             )
     if model.max_positions is not None and model.max_positions < lengths.target_row:
         raise Mistake(

@@ -294,7 +294,7 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
     if data.counts.targets == 0:
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
-    weight = world.mesh.data.size / data.counts.targets
+    weight = world.mesh.replicas.size / data.counts.targets
     local = torch.zeros((), dtype=torch.float64, device=world.device)
     for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)

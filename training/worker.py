@@ -69,10 +69,10 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
     try:
         config = read_config(folder)
         record_flight(folder)
-        if config.parallel.tensor > 1:
+        if config.parallel.num_sharing > 1:
             # CUDA starts kernels in the order of their calls then, so that what is sent overlaps what is computed
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        world = connect(timedelta(minutes=config.training.start_minutes), tensor=config.parallel.tensor)
+        world = connect(timedelta(minutes=config.training.start_minutes), **config.parallel.axes)
         log.set_up(world.rank)
         with sole_writer(folder, world) as world, watch(folder, world):
             attempt = world.attempt
@@ -185,12 +185,12 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     share_cores(world, config.training.threads_per_process)
     ways = execution_facts(config, world)
     network = network_settings()
-    tensor = config.parallel.tensor
-    facts = {"world_size": world.size, "tensor": tensor, **ways, "zero_stage": config.training.zero_stage}
-    facts["network"] = network
+    axes = config.parallel.axes
+    facts = {"world_size": world.size, **axes, **ways, "zero_stage": config.training.zero_stage, "network": network}
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
-        shared = f", {tensor} to a layer" if tensor > 1 else ""
+        words = {"tensor": "to a layer", "context": "to a row"}
+        shared = "".join(f", {size} {words[name]}" for name, size in axes.items() if size > 1)
         listed = ", ".join(f"{name} {value}" for name, value in ways.items())
         LOG.info("%d rank(s)%s: %s", world.size, shared, listed)
         LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")

@@ -17,6 +17,7 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
 from model.kernels.bias import AttentionBias
 from model.kernels.ops import activate, rotate, rotate_split
+from model.network.context_ranks import ContextRanks
 from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
 
 
@@ -33,6 +34,8 @@ class Surroundings(NamedTuple):
     """Added to scores of self-attention, where positions are biases."""
     cross: AttentionPattern | None = None
     """Who of the decoder attends to whom of the encoder, where there is one."""
+    context: ContextRanks | None = None
+    """Who shares rows with this rank; patterns are of whole rows all the same, biases of the heads that it has then."""
 
 
 class Attention(nn.Module):
@@ -51,7 +54,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
         """Residual + attention(x), all [T, M]."""
         q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), around.rope)
-        attended = _attend(q, k, v, around.pattern, around.backend, around.bias)
+        attended = _attend(q, k, v, around.pattern, around.backend, around.context, around.bias)
         return self.output(attended, residual)
 
     def _queries_keys_values(
@@ -87,7 +90,7 @@ class CrossAttention(nn.Module):
         assert around.cross is not None, "cross-attention needs its pattern"
         q = self.q(x).unflatten(1, (-1, self.head_dim))
         k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
-        attended = _attend(q, k, v, around.cross, around.backend)
+        attended = _attend(q, k, v, around.cross, around.backend, around.context)
         return self.output(attended, residual)
 
 
@@ -98,13 +101,18 @@ def _attend(
     v: torch.Tensor,
     pattern: AttentionPattern,
     backend: str,
+    context: ContextRanks | None,
     bias: AttentionBias | None = None,
 ) -> torch.Tensor:
     """[Tq, H D]; kept out of compiled graphs, which would be specialised on the lengths of every new pack.
 
-    Flattened here, for the strides of what kernels give depend on the pack too.
+    Where ranks share rows, these are this rank's. Flattened here, for the strides of what kernels give depend on the
+    pack too.
     """
-    return attend(q, k, v, pattern, backend, bias).flatten(1)
+    if context is None:
+        return attend(q, k, v, pattern, backend, bias).flatten(1)
+    q, k, v = context.all_rows(q, k, v)
+    return context.own_rows(attend(q, k, v, pattern, backend, bias)).flatten(1)
 
 
 class FeedForward(nn.Module):

@@ -10,6 +10,7 @@ import torch
 
 from model.config import ModelConfig, RopeScaling
 from model.kernels.bias import Alibi, AttentionBias, RelativeBias, alibi_slopes
+from model.network.context_ranks import ContextRanks
 from model.network.layers import Initializer, Layer
 from model.network.tensor_ranks import Division, TensorRanks
 
@@ -51,11 +52,15 @@ def score_bias(
     bidirectional: bool,
     device: torch.device,
     ranks: TensorRanks | None = None,
+    context: ContextRanks | None = None,
 ) -> AttentionBias | None:
-    """What self-attention of a stack adds to its scores; `table` is the stack's, where positions are t5_bias."""
+    """What self-attention of a stack adds to the scores of this rank's heads; `table` is the stack's, for t5_bias."""
     if table is not None:
-        return RelativeBias(table(), bidirectional, config.t5_max_distance)
+        weight = table() if context is None else table().chunk(context.size, 1)[context.rank]
+        return RelativeBias(weight, bidirectional, config.t5_max_distance)
     if config.positions != "alibi":
         return None
     slopes = alibi_slopes(config.num_heads)
-    return Alibi((slopes if ranks is None else slopes.chunk(ranks.size)[ranks.rank]).to(device))
+    for shared in (ranks, context):
+        slopes = slopes if shared is None else slopes.chunk(shared.size)[shared.rank]
+    return Alibi(slopes.to(device))

@@ -12,12 +12,13 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, resolve_backend
 from model.kernels.ops import rope_tables
 from model.network.blocks import Block, Surroundings
+from model.network.context_ranks import ContextRanks
 from model.network.layers import Embedding, Initializer, TokenEmbedding, make_norm
 from model.network.positions import RelativeBiasTable, rope_frequencies, score_bias
 
 
 class Stack(nn.Module):
-    """Blocks of one side of a model, and what goes before and after them.
+    """Blocks of one side of a model, and what goes before and after them; of `context` ranks each has its rows.
 
     `bidirectional` says whether relative biases tell the future apart, `cross` whether blocks read another stack. The
     token embedding is given where it belongs to this stack; its weights come first.
@@ -31,10 +32,11 @@ class Stack(nn.Module):
         *,
         bidirectional: bool,
         cross: bool = False,
+        context: ContextRanks | None = None,
         embedding: TokenEmbedding | None = None,
     ):
         super().__init__()
-        self.config, self.bidirectional, self.ranks = config, bidirectional, init.ranks
+        self.config, self.bidirectional, self.ranks, self.context = config, bidirectional, init.ranks, context
         if embedding is not None:
             self.embedding = embedding
         self.position_embedding: Embedding | None = None
@@ -95,16 +97,17 @@ class Stack(nn.Module):
             pattern=pattern.to(x.device),
             backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
             rope=rope,
-            bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks),
+            bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks, self.context),
             cross=None if cross is None else cross.to(x.device),
+            context=self.context,
         )
 
 
 class Encoder(Stack):
     """The encoder beside a decoder."""
 
-    def __init__(self, config: ModelConfig, init: Initializer):
-        super().__init__(config, config.encoder_layers, init, bidirectional=True)
+    def __init__(self, config: ModelConfig, init: Initializer, context: ContextRanks | None = None):
+        super().__init__(config, config.encoder_layers, init, bidirectional=True, context=context)
 
     def forward(self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
         """Embedded tokens x [S, M] at positions int64 [S] -> the memory [S, M] that the decoder reads."""

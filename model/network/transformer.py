@@ -15,6 +15,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
+from model.network.context_ranks import ContextRanks, rows_of
 from model.network.layers import CutRows, Initializer, TokenEmbedding
 from model.network.loss import LossOutput, chunked_cross_entropy
 from model.network.stack import Encoder, Stack
@@ -42,7 +43,7 @@ class Head(CutRows):
     ) -> torch.Tensor | LossOutput:
         """[T, M] -> logits [T, V], or the loss against labels int64 [T]."""
         if labels is None:
-            assert self.ranks is None, "logits are for models in one piece"
+            assert self.ranks is None, "logits are for layers in one piece"
             return nn.functional.linear(x, self.weight)
         return chunked_cross_entropy(x, self.weight, labels, z_loss, ranks=self.ranks)
 
@@ -50,10 +51,18 @@ class Head(CutRows):
 class Transformer(Stack):
     """The model of `config` over `vocab_size` tokens, weights drawn from `seed`; a part where `ranks` share it.
 
-    They must divide heads, key/value heads, inner width and vocabulary, and with sequence parallelism every row.
+    They must divide heads, key/value heads, inner width and vocabulary, and with sequence parallelism every row. Where
+    `context` ranks share rows, they must divide these and the heads that are left; each gets the loss of its rows.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seed: int = 0, ranks: TensorRanks | None = None):
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        seed: int = 0,
+        ranks: TensorRanks | None = None,
+        context: ContextRanks | None = None,
+    ):
         init = Initializer(seed, ranks=ranks)
         super().__init__(
             config,
@@ -61,13 +70,14 @@ class Transformer(Stack):
             init,
             bidirectional=config.shape in ("prefix", "encoder"),
             cross=config.shape == "encdec",
+            context=context,
             embedding=TokenEmbedding(vocab_size, config.d_model, config.init_std, init / "embedding"),
         )
         self.vocab_size = vocab_size
         self.head = Head(config.d_model, (vocab_size,), config.init_std, init / "head")
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
-        self.encoder = Encoder(config, init / "encoder") if config.shape == "encdec" else None
+        self.encoder = Encoder(config, init / "encoder", context) if config.shape == "encdec" else None
 
     def forward(
         self,
@@ -85,14 +95,17 @@ class Transformer(Stack):
         positions, or when the attention backend asked for cannot run here.
         """
         assert (encoder is None) == (self.encoder is None), "an encoder-decoder reads two streams, others one"
+        tokens, positions = rows_of(tokens, self.context), rows_of(positions, self.context)
+        labels = None if labels is None else rows_of(labels, self.context)
         if self.encoder is None or encoder is None:
             states = self.transform(self.embedding.complete(self.embedding(tokens)), positions, pattern)
         else:
             # One call of the embedding, so that sharded training gathers it once; copies, for compiled blocks are
             # specialised on views.
-            both = self.embedding(torch.cat((encoder.tokens, tokens)))
-            parts = both.split((encoder.tokens.shape[0], tokens.shape[0]))
+            read_tokens, read_positions = (rows_of(x, self.context) for x in (encoder.tokens, encoder.positions))
+            both = self.embedding(torch.cat((read_tokens, tokens)))
+            parts = both.split((read_tokens.shape[0], tokens.shape[0]))
             read, x = (self.embedding.complete(part.clone()) for part in parts)
-            memory = self.encoder(read, encoder.positions, encoder.pattern)
+            memory = self.encoder(read, read_positions, encoder.pattern)
             states = self.transform(x, positions, pattern, memory, encoder.cross)
         return self.head(states, labels, z_loss)

@@ -54,6 +54,8 @@ def test_ranks_of_a_layer_that_no_node_has_room_for_are_refused(faults):
     (fault,) = faults(parallel={"tensor": 4}, model={"num_kv_heads": 4, "vocab_size": 308})
     assert "parallel.tensor: the 4 ranks that share a layer would not all be on one node, which has 2 ranks" in fault
     assert faults(parallel={"tensor": 2}, model={"vocab_size": 308}, request={"nodes": 8}) == []
+    (fault,) = faults(parallel={"context": 4}, model={"num_kv_heads": 4}, request={"nodes": 3})
+    assert "nodes x ranks per node = 6 is no multiple of parallel.context 4" in fault
     (fault,) = faults(parallel={"tensor": 2}, model={"vocab_size": 308}, request={"nodes": 3})
     assert "micro_batch_size = 3 x 2 x 2 / parallel.tensor 2; use a multiple of 6" in fault
 
@@ -63,7 +65,7 @@ def test_rows_and_vocabularies_that_ranks_cannot_cut_evenly_are_told_with_ones_t
     assert "model.vocab_size: 307 rows cannot be shared evenly by parallel.tensor 2 ranks; set it to 308" in fault
     odd = {"sequence_length": 31, "micro_batch_size": 1}
     (fault,) = faults(parallel={"tensor": 2}, model={"vocab_size": 308}, training=odd)
-    assert "1 samples of 31 tokens cannot be cut evenly between parallel.tensor 2 ranks; set it to 32" in fault
+    assert "1 samples of 31 tokens cannot be cut evenly in 2 parts (parallel.tensor 2); set it to 32" in fault
     whole_rows = {"tensor": 2, "sequence_parallel": False}
     assert faults(parallel=whole_rows, model={"vocab_size": 308}, training=odd) == []
 

@@ -1,4 +1,4 @@
-"""Run by test_tensor.py on four ranks: layers shared by one, two or four of them.
+"""Run by test_tensor.py on four ranks: layers and rows shared by one, two or four of them.
 
 usage: torchrun --nproc-per-node=4 -m tests.training.tensor_ranks DATASET FOLDER
 """
@@ -51,21 +51,42 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 STAGES = {"causal": 3, "prefix": 0, "encdec": 2, "encoder": 1}
 FAULTS = ("gradients of shared weights are not summed", "residual once per rank", "norm counts copies per rank")
-CROSSINGS = {
-    "from 2": (("encdec", 2, 2), [("encdec", 2, 2), ("encdec", 1, 3), ("encdec", 2, 0), ("encdec", 2, 3)]),
-    "from 1": (("causal", 1, 3), [("causal", 4, 1), ("causal", 2, 2)]),
+TWO, FOUR = {"tensor": 2}, {"tensor": 4}
+ROWS, BOTH = {"context": 2}, {"tensor": 2, "context": 2}
+Way = tuple[str, dict[str, Any], int]
+"""Shape, how ranks share, and stage."""
+WAYS: dict[str, Way] = {
+    **{f"{shape}, layers": (shape, TWO, stage) for shape, stage in STAGES.items()},
+    **{f"{shape}, rows": (shape, ROWS, (stage + 1) % 4) for shape, stage in STAGES.items()},
+    **{f"{shape}, both": (shape, BOTH, (stage + 2) % 4) for shape, stage in STAGES.items()},
+    "causal, four to a layer": ("causal", FOUR, 2),
+    "causal, four to a row": ("causal", {"context": 4}, 1),
+    "encdec, whole rows": ("encdec", TWO | {"sequence_parallel": False}, 1),
 }
-"""Shape, ranks to a layer and stage that save, and those that go on."""
+CROSSINGS: dict[str, tuple[Way, dict[str, Way]]] = {
+    "from layers": (
+        ("encdec", TWO, 2),
+        {
+            "itself": ("encdec", TWO, 2),
+            "none": ("encdec", {}, 3),
+            "ZeRO 0": ("encdec", TWO, 0),
+            "both": ("encdec", BOTH, 1),
+        },
+    ),
+    "from none": (("causal", {}, 3), {"four": ("causal", FOUR, 1), "both": ("causal", BOTH, 3)}),
+    "from both": (("encdec", BOTH, 3), {"itself": ("encdec", BOTH, 3), "rows": ("encdec", ROWS, 2)}),
+}
+"""The way that saves, and those that go on."""
 
 
-def config_of(data: Path, shape: str, tensor: int, stage: int, **parallel: Any) -> RunConfig:
+def config_of(data: Path, shape: str, parallel: dict[str, Any], stage: int) -> RunConfig:
     keys = SHAPES[shape]
     return tiny_config(
         data,
         model={"vocab_size": VOCAB_SIZE + 1} | keys["model"],
         objective=keys.get("objective", {"name": "next_token"}),
         training={"zero_stage": stage, "num_processes": 4},
-        parallel={"tensor": tensor} | parallel,
+        parallel=parallel,
     )
 
 
@@ -75,8 +96,8 @@ class Ranks:
     def __init__(self, world: World, data: Path):
         self.world, self.data, self.manifest = world, data, Manifest.load(data)
 
-    def grouped(self, tensor: int) -> World:
-        mesh = Mesh.of(self.world.rank, self.world.size, tensor=tensor).with_groups()
+    def grouped(self, config: RunConfig) -> World:
+        mesh = Mesh.of(self.world.rank, self.world.size, **config.parallel.axes).with_groups()
         return dataclasses.replace(self.world, mesh=mesh)
 
     def train(
@@ -90,7 +111,7 @@ class Ranks:
         sound=True,
     ):
         """Losses and norms of steps `first + 1` to `last`, from a checkpoint of `start`, saved into `into`."""
-        world = self.grouped(config.parallel.tensor)
+        world = self.grouped(config)
         engine = build_engine(config, vocabulary_size(config, self.manifest), world, resuming=start is not None)
         identity = identify(config, self.manifest, world.size)
         if start is not None:
@@ -204,19 +225,18 @@ def main(data: str, folder: str) -> int:
     ranks, results, place = Ranks(world, Path(data)), {}, Path(folder)
     for sequence in (False, True):
         results[f"megatron {sequence}"] = against_megatron(world, sequence)
-    for shape, stage in STAGES.items():
-        results[f"{shape} 1"] = ranks.train(config_of(ranks.data, shape, 1, 1), 0, STEPS)
-        results[f"{shape} 2"] = ranks.train(config_of(ranks.data, shape, 2, stage), 0, STEPS)
-    results["causal 4"] = ranks.train(config_of(ranks.data, "causal", 4, 2), 0, STEPS)
-    results["encdec whole rows"] = ranks.train(config_of(ranks.data, "encdec", 2, 1, sequence_parallel=False), 0, STEPS)
+    for shape in SHAPES:
+        results[shape] = ranks.train(config_of(ranks.data, shape, {}, 1), 0, STEPS)
+    for name, way in WAYS.items():
+        results[name] = ranks.train(config_of(ranks.data, *way), 0, STEPS)
     for fault in FAULTS:
         with planted(fault):
-            results[fault] = ranks.train(config_of(ranks.data, "prefix", 2, 1), 0, 2, sound=False)
+            results[fault] = ranks.train(config_of(ranks.data, "prefix", TWO, 1), 0, 2, sound=False)
     for name, (begun, others) in CROSSINGS.items():
         ranks.train(config_of(ranks.data, *begun), 0, SAVED, into=place / name)
         results[name] = ranks.train(config_of(ranks.data, *begun), 0, LAST)
-        for other in others:
-            way = f"{name} to {other[1]}, ZeRO {other[2]}"
+        for to, other in others.items():
+            way = f"{name} to {to}"
             config = config_of(ranks.data, *other)
             ranks.train(config, SAVED, SAVED, start=place / name, into=place / way)
             results[way] = ranks.train(config, SAVED, LAST, start=place / way)

@@ -35,6 +35,10 @@ from training.config import RunConfig, _types_in
         ({"parallel": {"tensor": 4}}, "model.num_kv_heads: 2 cannot be shared evenly by parallel.tensor 4 ranks"),
         ({"parallel": {"tensor": 3}}, "model.num_heads: 4 cannot be shared evenly by parallel.tensor 3 ranks"),
         ({"parallel": {"tensor": 2}, "model": {"d_ff": 65}}, "model.d_ff: 65 cannot be shared evenly"),
+        (
+            {"parallel": {"tensor": 2, "context": 2}},
+            "model.num_kv_heads: 2 .* by parallel.tensor 2 x parallel.context 2",
+        ),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],
 )

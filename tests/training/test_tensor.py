@@ -1,4 +1,4 @@
-"""Layers that ranks share, on four real ranks: against ranks that share none, and against megatron-core itself."""
+"""Layers and rows that ranks share, on four real ranks: against ranks that share none, and megatron-core itself."""
 
 import json
 
@@ -6,13 +6,11 @@ import pytest
 import torch
 
 from tests.training.runs import torchrun
-from tests.training.tensor_ranks import CROSSINGS, FAULTS, SAVED, SHAPES
+from tests.training.tensor_ranks import CROSSINGS, FAULTS, SAVED, WAYS
 from training.state.folder import latest_checkpoint
 from training.state.loading import load_weights
 
-GONE_ON = [
-    (name, f"{name} to {tensor}, ZeRO {stage}") for name, (_, ways) in CROSSINGS.items() for _, tensor, stage in ways
-]
+GONE_ON = [(name, f"{name} to {to}") for name, (_, others) in CROSSINGS.items() for to in others]
 
 
 @pytest.fixture(scope="module")
@@ -35,16 +33,16 @@ def test_cut_layers_and_loss_are_those_of_megatron_core(results, sequence):
     assert len(apart) == 7 and max(apart.values()) < 2e-6, apart
 
 
-@pytest.mark.parametrize("way", [*(f"{shape} 2" for shape in SHAPES), "causal 4", "encdec whole rows"])
+@pytest.mark.parametrize("way", WAYS)
 def test_twenty_steps_are_those_of_ranks_that_share_nothing(results, way):
-    found, expected = (torch.tensor(results[name]) for name in (way, f"{way.split()[0]} 1"))
+    found, expected = (torch.tensor(results[name]) for name in (way, WAYS[way][0]))
     assert (found - expected).abs().max() < 1e-5, (found - expected).abs().amax(0)
     assert expected[0, 0] - expected[-1, 0] > 0.1, "it learns"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_shows_in_losses_or_norms(results, fault):
-    found, expected = torch.tensor(results[fault]), torch.tensor(results["prefix 1"][:2])
+    found, expected = torch.tensor(results[fault]), torch.tensor(results["prefix"][:2])
     assert (found - expected).abs().max() > 1e-3
 
 
@@ -54,7 +52,8 @@ def test_a_run_goes_on_under_another_layout_as_it_would_have(results, name, way)
 
 
 def test_the_same_layout_goes_on_bit_for_bit(results):
-    assert results["from 2 to 2, ZeRO 2"] == results["from 2"][SAVED:]
+    for name in ("from layers", "from both"):
+        assert results[f"{name} to itself"] == results[name][SAVED:]
 
 
 @pytest.mark.parametrize(("name", "way"), GONE_ON)

@@ -255,8 +255,8 @@ def test_another_number_of_ranks_and_zero_stage_goes_on_with_the_same_samples_an
     results = finish(start_ranks(folder, 1))
     assert [code for code, _ in results] == [EXIT_DONE], results
     (event,) = events_of(folder, "resharded")
-    assert event["from"] == {"world_size": 2, "zero_stage": 2, "tensor": 1}
-    assert event["to"] == {"world_size": 1, "zero_stage": 3, "tensor": 1}
+    assert event["from"] == {"world_size": 2, "zero_stage": 2, "tensor": 1, "context": 1}
+    assert event["to"] == {"world_size": 1, "zero_stage": 3, "tensor": 1, "context": 1}
     same = ("step", "lr", "samples_consumed", "tokens_consumed", "documents_cut", "padding")
     for line, expected in zip(steps_of(folder), steps_of(straight), strict=True):
         assert [line[name] for name in same] == [expected[name] for name in same]

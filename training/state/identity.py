@@ -57,9 +57,11 @@ class RunIdentity:
     """Keys of the model's config that decide its weights."""
     tensor: int = 1
     """Ranks that shared each layer; old checkpoints do not say so."""
+    context: int = 1
+    """Ranks that shared each row."""
 
 
-CUT = ("world_size", "zero_stage", "tensor")
+CUT = ("world_size", "zero_stage", "tensor", "context")
 """Fields of `RunIdentity` that may differ when resuming: the state is the same, only held otherwise."""
 
 ORDER_DEFAULTS: dict[str, Any] = {"target_length": None}

@@ -74,11 +74,12 @@ class Finding:
 
 def limits_of(config: RunConfig, device_type: str) -> Limits:
     """What a step of a run may differ by."""
-    if config.parallel.tensor > 1 and config.training.precision == "bf16":
+    shared = config.parallel.num_sharing > 1
+    if shared and config.training.precision == "bf16":
         return SHARED_ROUNDED
     if config.training.gradient_communication == "bf16":
         return ROUNDED
-    if config.parallel.tensor > 1 and device_type == "cpu":
+    if shared and device_type == "cpu":
         return SHARED
     return ON_GPU if device_type == "cuda" else SAME
 

@@ -1,6 +1,7 @@
 """The combinations that `verify --grid` goes through: every way to cut, round, add up and offload, for every shape."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,8 +33,8 @@ OFFLOADS: dict[str, dict[str, Any]] = {
     "both": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
 }
 """Keys of zero_optimization by what they keep in host memory."""
-TENSOR = 2
-"""Ranks that share a layer, where some do."""
+SHARING = 2
+"""Ranks that share a layer, where some do, or a row."""
 AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
 """How gradients are reduced on GPUs, with buckets so small that there are several and one weight fits into none."""
 
@@ -58,13 +59,14 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
 
-    if num_ranks % TENSOR == 0:
+    if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
+        yield from _shared_rows(num_ranks)
 
 
 def _shared_layers(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
     """Two ranks to a layer: every shape at every stage, and for one shape what else changes how ranks talk."""
-    shared: dict[str, Any] = {"tensor": TENSOR}
+    shared: dict[str, Any] = {"tensor": SHARING}
     whole_rows = shared | {"sequence_parallel": False}
     for shape, stage in itertools.product(SHAPES, range(4)):
         how = {"zero_stage": stage, "precision": "fp32"}
@@ -79,6 +81,24 @@ def _shared_layers(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer", parallel=shared)
         how = {"zero_stage": stage, "precision": "fp32", "deepspeed": _zero(OFFLOADS["optimizer"])}
         yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer, optimizer offloaded", parallel=shared)
+
+
+def _shared_rows(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
+    """Two ranks to a row; with four ranks, two to a layer as well."""
+    shared: dict[str, Any] = {"context": SHARING}
+    both = shared | {"tensor": SHARING}
+    for shape, stage in itertools.product(SHAPES, range(4)):
+        how = {"zero_stage": stage, "precision": "fp32"}
+        yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a row", parallel=shared)
+        if num_ranks % SHARING**2 == 0:
+            yield _case(num_ranks, shape, how, 4, 0.05, "2 to a row, 2 to a layer", parallel=both)
+    for stage in (1, 3):
+        how = {"zero_stage": stage, "precision": "bf16"}
+        yield _case(num_ranks, "encdec", how, 4, 0.05, "2 ranks to a row", parallel=shared)
+        how = {"zero_stage": stage, "precision": "fp32"}
+        for recomputed in RECOMPUTATIONS:
+            words = f"2 ranks to a row, {recomputed['activation_checkpointing']} recomputed"
+            yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed, parallel=shared)
 
 
 def _offloads(stage: int) -> tuple[str, ...]:
@@ -101,7 +121,7 @@ def _case(
 ) -> tuple[str, RunConfig]:
     parts = SHAPES[shape]
     sizes = {"shape": shape, "num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 80}
-    data_ranks = num_ranks // (parallel or {}).get("tensor", 1)
+    data_ranks = num_ranks // math.prod((parallel or {}).get(axis, 1) for axis in ("tensor", "context"))
     batch = {"global_batch_size": 2 * data_ranks * accumulation, "micro_batch_size": 2, "num_processes": num_ranks}
     name = [shape, f"ZeRO {how['zero_stage']}", how["precision"], f"accumulation {accumulation}"]
     name += [f"clipping {clipping}"] if clipping else []

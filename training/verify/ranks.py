@@ -52,7 +52,7 @@ def main(data: str, *folders: str) -> int:
         for folder in map(Path, folders):
             config = read_config(folder)
             share_cores(world, config.training.threads_per_process or 1)
-            mesh = Mesh.of(world.rank, world.size, tensor=config.parallel.tensor).with_groups()
+            mesh = Mesh.of(world.rank, world.size, **config.parallel.axes).with_groups()
             lines = train(config, manifest, folder, dataclasses.replace(world, mesh=mesh))
             if world.is_main:
                 (folder / LINES).write_text(json.dumps(lines))

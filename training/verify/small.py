@@ -33,13 +33,14 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
 
     Kept are all keys of the objective, the optimizer and DeepSpeed, stage, precision, kernel, recomputation and what a
     block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys); of
-    the ranks that share layers as many are kept as there may be.
+    the ranks that share layers or rows as many are kept as there may be.
     """
     model, training = config.model, config.training
     tensor = math.gcd(config.parallel.tensor, num_ranks)
-    heads = _next_multiple(min(model.num_heads, 4), tensor)
+    context = math.gcd(config.parallel.context, num_ranks // tensor)
+    heads = _next_multiple(min(model.num_heads, 4), tensor * context)
     groups = {1: 1, model.num_heads: heads}.get(model.kv_heads, max(heads // 2, 1))
-    groups = groups if groups % tensor == 0 else heads
+    groups = groups if groups % (tensor * context) == 0 else heads
     layers = min(model.num_layers, 2)
     narrow = {
         "num_layers": layers,
@@ -52,14 +53,14 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
         "vocab_size": None if tensor == 1 else _next_multiple(VOCAB_SIZE, tensor),
     }
     narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
-    per_pass = training.micro_batch_size * training.num_processes // config.parallel.tensor
+    per_pass = training.micro_batch_size * training.num_processes // config.parallel.num_sharing
     per_rank = training.global_batch_size // max(per_pass, 1)
     accumulation = min(max(per_rank, 1), MOST_ACCUMULATION)
     short = {
         "steps": STEPS,
         "sequence_length": SEQUENCE_LENGTH,
         "target_length": None,
-        "global_batch_size": 2 * num_ranks // tensor * accumulation,
+        "global_batch_size": 2 * num_ranks // (tensor * context) * accumulation,
         "micro_batch_size": 2,
         "num_processes": num_ranks,
         "initial_weights": None,
@@ -71,7 +72,7 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     tree["schedule"] = {"name": "constant"}
     tree["model"] |= narrow
     tree["training"] |= short
-    tree["parallel"] |= {"tensor": tensor} | ({"sequence_parallel": None} if tensor == 1 else {})
+    tree["parallel"] |= {"tensor": tensor, "context": context} | ({"sequence_parallel": None} if tensor == 1 else {})
     return RunConfig.model_validate(tree)
 
 

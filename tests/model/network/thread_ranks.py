@@ -53,6 +53,26 @@ class ThreadRanks:
         return F.linear(self.whole(x), weight, bias)
 
 
+class ThreadContext:
+    """`ContextRanks` among the threads of a meeting."""
+
+    def __init__(self, rank: int, size: int, meeting: Meeting):
+        self.rank, self.size = rank, size
+        self._ranks = ThreadRanks(rank, size, True, meeting)
+
+    def all_rows(self, *parts: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(Linked.apply(part, self._to_heads, self._to_rows) for part in parts)
+
+    def own_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return Linked.apply(x, self._to_rows, self._to_heads)
+
+    def _to_heads(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._ranks.exchange(x)).chunk(self.size, 1)[self.rank]
+
+    def _to_rows(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat(self._ranks.exchange(x), 1).chunk(self.size)[self.rank]
+
+
 class Linked(torch.autograd.Function):
     """A function and what becomes of its gradient."""
 
