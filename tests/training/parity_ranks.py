@@ -105,11 +105,13 @@ class Way:
 
 
 def exact_ways() -> Iterator[Way]:
-    """Every combination of stage, precision, accumulation, clipping and offload that the config allows.
+    """Every combination of stage, precision and offload that the config allows, in one piece and in several, clipped.
 
     Where gradients are clipped, once as on a CPU and once as on GPUs; other keys of DeepSpeed one by one.
     """
-    for stage, precision, accumulation, clipping in itertools.product(range(4), ("fp32", "bf16"), (1, 4), (0.0, 0.05)):
+    for stage, precision, (accumulation, clipping) in itertools.product(
+        range(4), ("fp32", "bf16"), ((1, 0.0), (4, 0.05))
+    ):
         if stage == 0 and precision == "bf16":
             continue
         for offload in (("",), ("", "optimizer"), ("", "optimizer"), OFFLOADS)[stage]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.training.runs import torchrun
-from tests.training.tensor_ranks import CROSSINGS, FAULTS, SAVED, WAYS
+from tests.training.tensor_ranks import CROSSINGS, FAULTS, LONG, SAVED, WAYS
 from training.state.folder import latest_checkpoint
 from training.state.loading import load_weights
 
@@ -34,10 +34,12 @@ def test_cut_layers_and_loss_are_those_of_megatron_core(results, sequence):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_twenty_steps_are_those_of_ranks_that_share_nothing(results, way):
+def test_steps_are_those_of_ranks_that_share_nothing(results, way):
     found, expected = (torch.tensor(results[name]) for name in (way, WAYS[way][0]))
+    assert len(found) == (20 if way in LONG else 6)
+    expected = expected[: len(found)]
     assert (found - expected).abs().max() < 1e-5, (found - expected).abs().amax(0)
-    assert expected[0, 0] - expected[-1, 0] > 0.1, "it learns"
+    assert expected[0, 0] - expected[-1, 0] > 0.01 * len(expected), "it learns"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
