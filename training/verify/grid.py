@@ -91,7 +91,7 @@ def _shared_rows(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         how = {"zero_stage": stage, "precision": "fp32"}
         yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a row", parallel=shared)
         if num_ranks % SHARING**2 == 0:
-            yield _case(num_ranks, shape, how, 4, 0.05, "2 to a row, 2 to a layer", parallel=both)
+            yield _case(num_ranks, shape, how, 4, 0.05, "2 to a row, 2 to a layer", {"num_kv_heads": 4}, parallel=both)
     for stage in (1, 3):
         how = {"zero_stage": stage, "precision": "bf16"}
         yield _case(num_ranks, "encdec", how, 4, 0.05, "2 ranks to a row", parallel=shared)

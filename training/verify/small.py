@@ -56,12 +56,13 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     per_pass = training.micro_batch_size * training.num_processes // config.parallel.num_sharing
     per_rank = training.global_batch_size // max(per_pass, 1)
     accumulation = min(max(per_rank, 1), MOST_ACCUMULATION)
+    samples = _next_multiple(2, tensor * context)  # however long rows are, they can be cut
     short = {
         "steps": STEPS,
         "sequence_length": SEQUENCE_LENGTH,
         "target_length": None,
-        "global_batch_size": 2 * num_ranks // (tensor * context) * accumulation,
-        "micro_batch_size": 2,
+        "global_batch_size": samples * num_ranks // (tensor * context) * accumulation,
+        "micro_batch_size": samples,
         "num_processes": num_ranks,
         "initial_weights": None,
         "profile": None,
