@@ -248,6 +248,34 @@ def evaluate(
 
 
 @app.command()
+def plan(
+    config: ConfigFile,
+    gpu: Annotated[str, typer.Option(help="GPU of the catalogue, configs/machines.yaml.")],
+    nodes: Annotated[int, typer.Option(min=1, max=100_000, help="Nodes of it.")] = 1,
+    gpus: Annotated[int | None, typer.Option(min=1, max=1_000_000, help="GPUs in all, instead of whole nodes.")] = None,
+    overrides: Overrides = None,
+    document_length: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of a document on average; without it documents fill their rows.")
+    ] = None,
+    efficiency: Annotated[float, typer.Option(help="Share of the peak that arithmetic runs at.")] = 0.40,
+    search: Annotated[bool, typer.Option("--search", help="Show the layouts that fit, the fastest first.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Says what a run will take before it is started: memory of a GPU, time of a step, days, and what would fit.
+
+    Example: [bold]shardline plan run.yaml --gpu h100-80gb --nodes 64 --search[/]
+    """
+    from launcher import plan as plans
+
+    how = {"gpu": gpu, "nodes": nodes, "gpus": gpus, "document_length": document_length, "efficiency": efficiency}
+    ours, better = plans.make(config, overrides or [], **how)  # type: ignore[arg-type]
+    if as_json:
+        typer.echo(plans.as_json(ours, better))
+    else:
+        plans.show(ours, better, all_layouts=search)
+
+
+@app.command()
 def verify(
     config: Annotated[Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file of the run.")] = None,
     overrides: Overrides = None,

@@ -295,5 +295,5 @@ def _held(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, size: i
     for name in ordered:
         bare, shape = name.removeprefix(PREFIX), first[name].shape
         whole = (Box.whole(bare, shape),)
-        held[bare] = Box.of_rank(bare, shape, cut[name], rank, size) if name in cut else whole
+        held[bare] = Box.of_rank(bare, shape, cut[name], rank, size) if name in cut and size > 1 else whole
     return held

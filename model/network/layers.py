@@ -124,17 +124,18 @@ class Layer(nn.Module):
         self.first_values: dict[str, FirstValues] = {}
         """Of the whole weight, by its name in this module."""
         self.divisions: dict[str, Division] = {}
-        """How weights are cut, of those that are."""
+        """How weights are cut where ranks share the module, of those that are."""
 
     def own(self, name: str, first: FirstValues, division: Division | None = None) -> nn.Parameter:
         """A new parameter with its first values, on torch's default device and in its default dtype."""
         self.first_values[name] = first
+        if division is not None:
+            self.divisions[name] = division
         whole = torch.empty(first.shape, device="meta" if self.ranks and division else None)
         if self.ranks is None or division is None:
             if not whole.is_meta:
                 first.fill(whole.view(-1))
             return nn.Parameter(whole)
-        self.divisions[name] = division
         weight = torch.empty(division.shape(first.shape, self.ranks.size))
         if not weight.is_meta:
             whole = torch.empty(first.shape)
@@ -149,7 +150,7 @@ def first_values(model: nn.Module) -> dict[str, FirstValues]:
 
 
 def divisions(model: nn.Module) -> dict[str, Division]:
-    """How the parameters of a model are cut between tensor ranks, of those that are, by name as in `first_values`."""
+    """How the parameters of a model are cut where ranks share it, of those that are, by name as in `first_values`."""
     owners = _owners(model)
     return {name: layer.divisions[own] for name, (layer, own) in owners.items() if own in layer.divisions}
 

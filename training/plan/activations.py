@@ -1,0 +1,138 @@
+"""Bytes that a forward pass leaves for the backward pass, tensor by tensor, as our blocks save them.
+
+    per block and token, in elements (M width, H D heads, G D keys and values, F inner width):
+    norm: input M, output M | attention: q H D, k and v 2 G D, what it gives H D | norm: M, M | feed-forward: up to 3 F
+    and in fp32 a norm's scale of each row, and the logarithm of each head's partition function
+
+Rows are a rank's: T / context. Heads and F are those of its tensor rank; what lies between layers is cut by rows with
+sequence parallelism. A recomputed block leaves its input alone; one at a time is whole while it is computed again.
+"""
+
+from typing import NamedTuple
+
+from model.config import ModelConfig
+from model.network.loss import CHUNK_ELEMENTS
+from training.config import ParallelConfig
+
+FP32, INT64 = 4, 8
+BIASED = ("t5_bias",)
+"""Positions that add a matrix to the scores of each document; kernels on GPUs know ALiBi's slopes."""
+
+
+class Rows(NamedTuple):
+    """Tokens of one micro-batch."""
+
+    tokens: int
+    """Of the stack that has the head, T."""
+    encoder_tokens: int = 0
+    """Of the encoder beside it, S."""
+    document: int = 0
+    """Of a document; biases of scores are matrices over all pairs of one."""
+
+
+class Activations(NamedTuple):
+    """Bytes of one rank."""
+
+    blocks: int
+    """Left by all blocks of all stacks."""
+    ends: int
+    """Left by embeddings, positions, last norms and the loss, whose gradients are made on the way forward."""
+    recomputed: int
+    """Of what is computed again at once, while it is; 0 where nothing is."""
+    logits: int
+    """Of one chunk of logits while its loss is computed, and of the states that it is computed from."""
+
+
+class _Stack(NamedTuple):
+    num_layers: int
+    tokens: int
+    read: int
+    """Tokens that its cross-attention reads; 0 without."""
+
+
+def activations(
+    model: ModelConfig, vocab_size: int, parallel: ParallelConfig, rows: Rows, width: int, on_gpu: bool = True
+) -> Activations:
+    """What a rank keeps, where a number that the model computes with has `width` bytes."""
+    size = _Sizes(model, parallel, rows.document, width)
+    tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
+    stacks = [_Stack(model.num_layers, tokens, read)]
+    if model.shape == "encdec":
+        stacks.append(_Stack(model.encoder_layers, read, 0))
+    blocks = sum(size.of_stack(stack) for stack in stacks)
+    recomputed = max(size.recomputed(stack) for stack in stacks)
+    ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
+    columns = vocab_size // parallel.tensor
+    ends += tokens * model.d_model * width + columns * model.d_model * FP32
+    chunk = min(tokens, max(CHUNK_ELEMENTS[on_gpu] // columns, 256))
+    logits = chunk * columns * (FP32 + (2 * width if width < FP32 else 0)) + tokens * model.d_model * width
+    return Activations(blocks, ends, recomputed, logits)
+
+
+class _Sizes:
+    """Bytes of the parts of a stack."""
+
+    def __init__(self, model: ModelConfig, parallel: ParallelConfig, document: int, width: int):
+        self.model, self.width, self.document = model, width, document
+        self.heads, self.groups = model.num_heads // parallel.tensor, model.kv_heads // parallel.tensor
+        self.inner = model.d_ff // parallel.tensor
+        self.row_parts = parallel.tensor if parallel.cuts_rows else 1
+        self.shares_rows = parallel.context > 1
+
+    def between(self, tokens: int) -> int:
+        """One tensor [T, M] between layers."""
+        return tokens // self.row_parts * self.model.d_model * self.width
+
+    def norm(self, tokens: int) -> int:
+        """A norm's input, and its scales, and offsets where it has such."""
+        scales = 2 if self.model.norm == "layernorm" else 1
+        return self.between(tokens) + tokens // self.row_parts * scales * FP32
+
+    def attention(self, tokens: int, read: int = 0) -> int:
+        """What attention leaves of its own; cross-attention where it reads other tokens."""
+        model, keys = self.model, read or tokens
+        # what attention gives is kept twice where ranks share rows: by heads for itself, by rows for the next layer
+        elements = (3 if self.shares_rows else 2) * tokens * self.heads + 2 * keys * self.groups
+        scales = tokens * self.heads
+        if model.qk_norm and not read:
+            elements += tokens * (self.heads + self.groups)
+            scales += tokens * (self.heads + self.groups)
+        biased = tokens * self.document * self.heads if model.positions in BIASED and not read else 0
+        return (elements * model.head_size + biased) * self.width + scales * FP32
+
+    def feed_forward(self, tokens: int) -> int:
+        """Gate and up and their product; before and after another activation, but relu is undone by its output."""
+        parts = 3 if self.model.is_gated else 1 if self.model.activation == "relu" else 2
+        return tokens * parts * self.inner * self.width
+
+    def block(self, tokens: int, read: int) -> int:
+        """All that a block leaves."""
+        norms = (1 if self.model.parallel_block else 2) + (1 if read else 0)
+        left = norms * (self.norm(tokens) + self.between(tokens)) + self.feed_forward(tokens) + self.attention(tokens)
+        return left + (self.attention(tokens, read) if read else 0)
+
+    def of_stack(self, stack: _Stack) -> int:
+        """All blocks of a stack."""
+        num_layers, tokens, read = stack
+        whole = self.block(tokens, read)
+        how = self.model.activation_checkpointing
+        if how == "full":
+            skipped = -(-num_layers // self.model.activation_checkpointing_interval)
+            return skipped * self.between(tokens) + (num_layers - skipped) * whole
+        return num_layers * (whole - (self._attentions(stack) if how == "attention" else 0))
+
+    def recomputed(self, stack: _Stack) -> int:
+        """What is computed again at once."""
+        how = {"full": self.block(stack.tokens, stack.read), "attention": self._attentions(stack)}
+        return how.get(self.model.activation_checkpointing, 0)
+
+    def _attentions(self, stack: _Stack) -> int:
+        own = self.attention(stack.tokens)
+        return own + (self.attention(stack.tokens, stack.read) if stack.read else 0)
+
+    def ends(self, tokens: int) -> int:
+        """What a stack leaves outside of its blocks: ids, rotations, and the inputs of its other norms."""
+        model = self.model
+        rotations = tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0
+        ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
+        return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids
