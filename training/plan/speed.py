@@ -79,8 +79,8 @@ def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: M
     own_passes = passes // (num_gpus // parallel.num_sharing)
     sent = Sent(
         _between_replicas(run, count(model, vocab_size, parallel).all, replicas, own_passes),
-        own_passes * _between_layers(run, rows),
-        own_passes * _between_rows(run, rows),
+        own_passes * between_layers(run, rows),
+        own_passes * between_rows(run, rows),
     )
     compute = hardware_flops / (num_gpus * machine.peak_flops * efficiency)
     inside = machine.node_gb_per_s * 1e9
@@ -119,34 +119,62 @@ def _between_replicas(run: RunConfig, weights: int, replicas: int, passes: int) 
     return ring * passes * (gradient + 2 * width)
 
 
-def _between_layers(run: RunConfig, rows: Rows) -> float:
-    """Of a micro-batch, by arXiv 2205.05198, section 4.2: each attention and each feed-forward sums or gathers rows."""
+def between_layers(run: RunConfig, rows: Rows) -> float:
+    """Of a micro-batch, between the ranks that share layers (arXiv 2205.05198, section 4.2).
+
+    In units of one tensor [T, M] gathered or scattered, which is half of one that is summed.
+    """
     tensor, model = run.parallel.tensor, run.model
     if tensor == 1:
         return 0.0
-    width = BF16 if run.training.precision == "bf16" else FP32
-    ring, tokens = (tensor - 1) / tensor, rows.tokens // run.parallel.context
-    read = rows.encoder_tokens // run.parallel.context
-    one = model.d_model * width * ring
-    # forward: gather and scatter, or one sum of both; backward: the same, and one more gather with cut rows
-    each = (2 + 3) if run.parallel.cuts_rows else (2 + 2)
-    again = 2 / model.activation_checkpointing_interval if model.activation_checkpointing == "full" else 0
-    per_stack = [(model.num_layers, tokens, 2), (model.encoder_layers, read, 2)]
-    total = sum(number * parts * length * (each + again) for number, length, parts in per_stack)
-    if read:  # cross-attention reads and sums its own rows, and gathers the encoder's
-        total += model.num_layers * (each + again) * tokens + model.num_layers * 3 * read
-    return total * one
+    sequence, width = run.parallel.cuts_rows, BF16 if run.training.precision == "bf16" else FP32
+    tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
+    units = 2.0 * (2 * tokens + read)  # embeddings, and the states that the loss reads
+    for layers, length, other in ((model.num_layers, tokens, read), (model.encoder_layers, read, 0)):
+        parts, again = 3 if other else 2, _recomputed_layers(model, layers)
+        # An attention or a feed-forward gathers rows and scatters sums, or sums; backward the same, and with cut rows
+        # once more for the gradient of a weight, whose input was not kept whole.
+        units += length * layers * parts * (5 if sequence else 4)
+        # What is computed again ends with the last tensor that is needed: the sum behind it is not.
+        if model.activation_checkpointing == "full":
+            units += length * again * (2 * parts - 1 if sequence else 2 * (parts - 1))
+        elif sequence:
+            units += length * again * (parts - 1)
+        if other:  # keys and values of what is read: gathered, or summed backward
+            units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
+    sums = 2 * (_shared_weights(run) * width + 3 * FP32 * tokens)
+    return (tensor - 1) / tensor * (units * model.d_model * width + sums)
 
 
-def _between_rows(run: RunConfig, rows: Rows) -> float:
+def _recomputed_layers(model: ModelConfig, layers: int) -> int:
+    """Blocks of a stack that are computed again, or whose attention is."""
+    how = {"none": 0, "attention": layers, "full": -(-layers // model.activation_checkpointing_interval)}
+    return how[model.activation_checkpointing]
+
+
+def _shared_weights(run: RunConfig) -> int:
+    """Weights that all ranks of a layer hold and use on their own rows or heads, so that their gradients are summed."""
+    model, width = run.model, run.model.d_model
+    heads = 2 * model.head_size * (model.num_layers + model.encoder_layers) if model.qk_norm else 0
+    if not run.parallel.cuts_rows:
+        return heads
+    norm = 2 if model.norm == "layernorm" and model.bias else 1
+    block = (1 if model.parallel_block else 2) * norm + (2 if model.bias else 0)
+    cross = (norm + (1 if model.bias else 0)) if model.shape == "encdec" else 0
+    stacks = 2 if model.shape == "encdec" else 1
+    ends = stacks * ((2 if model.embedding_norm else 1) * norm + (model.max_positions or 0))
+    return heads + width * (model.num_layers * (block + cross) + model.encoder_layers * block + ends)
+
+
+def between_rows(run: RunConfig, rows: Rows) -> float:
     """Of a micro-batch: queries, keys, values and what attention gives, there and back in both directions."""
     context, model = run.parallel.context, run.model
     if context == 1:
         return 0.0
     width = BF16 if run.training.precision == "bf16" else FP32
     share = (context - 1) / context / context / run.parallel.tensor * model.head_size * width
-    tokens, read = rows.tokens, rows.encoder_tokens
-    heads, groups = model.num_heads, model.kv_heads
-    own = model.num_layers * tokens * (2 * heads + 2 * groups) + model.encoder_layers * read * (2 * heads + 2 * groups)
-    crossed = model.num_layers * (2 * heads * tokens + 2 * groups * read) if read else 0
-    return 2 * (own + crossed) * share
+    tokens, read, both = rows.tokens, rows.encoder_tokens, 2 * model.num_heads + 2 * model.kv_heads
+    own = tokens * both + (2 * model.num_heads * tokens + 2 * model.kv_heads * read if read else 0)
+    total = own * (2 * model.num_layers + _recomputed_layers(model, model.num_layers))
+    total += read * both * (2 * model.encoder_layers + _recomputed_layers(model, model.encoder_layers))
+    return total * share
