@@ -45,6 +45,8 @@ class Work:
     num_batches: int
     """Different batches, taken in turn."""
     threads: int
+    zero_stage: int = 1
+    """Of those that train with DeepSpeed."""
 
     @property
     def config(self) -> ModelConfig:
@@ -127,7 +129,7 @@ def run_ours(channel: Channel, work: Work) -> None:
                 "micro_batch_size": work.num_rows,
                 "global_batch_size": work.num_rows,
                 "precision": "fp32",
-                "zero_stage": 1,
+                "zero_stage": work.zero_stage,
             },
         }
     )
@@ -159,7 +161,7 @@ def packed(rows: torch.Tensor) -> Any:
 
 
 def run_hf(channel: Channel, work: Work, folder: Path) -> None:
-    """Hugging Face Trainer on LlamaForCausalLM with DeepSpeed ZeRO 1, its own choice of AdamW."""
+    """Hugging Face Trainer on LlamaForCausalLM with DeepSpeed ZeRO, its own choice of AdamW."""
     from deepspeed.ops import __compatible_ops__
 
     __compatible_ops__["deepspeed_shm_comm"] = False  # a minute of compiling for what only inference uses
@@ -185,7 +187,7 @@ def run_hf(channel: Channel, work: Work, folder: Path) -> None:
         disable_tqdm=True,
         use_cpu=True,
         deepspeed={
-            "zero_optimization": {"stage": 1},
+            "zero_optimization": {"stage": work.zero_stage},
             "zero_allow_untested_optimizer": True,
             "gradient_clipping": OPTIMIZER.gradient_clipping,
             "train_micro_batch_size_per_gpu": work.num_rows,

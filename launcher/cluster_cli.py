@@ -61,13 +61,18 @@ def submit(
     if dry_run:
         for text in submission.scripts(loaded, request).values():
             typer.echo(text, nl=False)
-        for problem in submission.problems(loaded, request):
+        problems = submission.problems(loaded, request)
+        for problem in problems:
             typer.echo(f"would be refused: {problem}", err=True)
+        if not problems and (doubt := submission.doubt(loaded, request)):
+            typer.echo(f"warning: {doubt}", err=True)
         return
     with aside(as_json):
         for change in submission.changes(loaded):
             console.print(f"  config changed since the last start: {change}", soft_wrap=True, markup=False)
         done = submission.submit(loaded, request)
+        if doubt := submission.doubt(loaded, request):
+            console.print(f"[bold yellow]warning[/]: {escape(doubt)}", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"run": str(done.run_dir), "jobs": done.jobs}, indent=2))
         return

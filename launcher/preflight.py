@@ -28,6 +28,24 @@ def faults(config: RunConfig, job: Job, profile: ClusterProfile, *, data_follows
     return found
 
 
+def lack_of_room(config: RunConfig, nodes: int, profile: ClusterProfile) -> str | None:
+    """A sentence when the plan says that a run does not fit a cluster's GPUs; None where nobody says what they are."""
+    if profile.gpu is None or importlib.util.find_spec("torch") is None:
+        return None
+    from training.plan.machines import machine
+    from training.plan.plan import plan
+    from training.plan.speed import EFFICIENCY
+
+    kind = machine(profile.gpu)
+    found = plan(config, nodes * profile.num_ranks, kind, None, EFFICIENCY)
+    if found.fits:
+        return None
+    return (
+        f"the plan says that it will not fit: {found.memory.needed / 1e9:.0f} of {kind.memory_gb:g} GB a GPU; see what "
+        f"would: shardline plan CONFIG --gpu {profile.gpu} --gpus {found.num_gpus} --search"
+    )
+
+
 def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
     training, tensor, ranks = config.training, config.parallel.tensor, job.nodes * profile.num_ranks
     sharing, words = config.parallel.num_sharing, config.parallel.sharing_in_words

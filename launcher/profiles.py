@@ -154,6 +154,8 @@ class ClusterProfile(Section):
     """GPUs to ask for on each node; 0 on a cluster of CPUs."""
     gpu_type: Line | None = None
     """Type of GPU to ask for, where a cluster has several."""
+    gpu: Line | None = None
+    """What GPUs they are, by their name in configs/machines.yaml: `submit` then says when a run would not fit them."""
     gpu_request: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
     """How GPUs are asked for; `none` where whole nodes come with all of theirs."""
     ranks_per_node: int | None = Field(default=None, ge=1)

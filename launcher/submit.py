@@ -63,6 +63,13 @@ def problems(config: RunConfig, request: Request) -> list[str]:
     return [fault for job in jobs for fault in preflight.faults(config, job, profile, data_follows=len(jobs) > 1)]
 
 
+def doubt(config: RunConfig, request: Request) -> str | None:
+    """What a run that can be submitted will probably fail of, where it can be told; None else."""
+    profile = load_profile(request.cluster)
+    trains = any(job.stage == "train" for job in _jobs(config, request, profile))
+    return preflight.lack_of_room(config, request.nodes, profile) if trains else None
+
+
 def submit(config: RunConfig, request: Request) -> Submission:
     """Submits the jobs of a run and records them in its folder.
 

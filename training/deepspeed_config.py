@@ -109,6 +109,7 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
         config["data_types"] = {"grad_accum_dtype": "fp32"}
     _refuse_foreign_keys(training.deepspeed)
     _refuse_inexact_keys(training)
+    _refuse_what_takes_ranks_for_replicas(run)
     _merge(config, training.deepspeed)
     return config
 
@@ -139,6 +140,16 @@ def _refuse_inexact_keys(training: TrainingConfig) -> None:
             )
         if name in FROM_STAGE:
             _refuse_partial_offload(f"{where}.{name}", value)
+
+
+def _refuse_what_takes_ranks_for_replicas(run: RunConfig) -> None:
+    """Keys under which DeepSpeed groups neighbouring ranks, who hold parts of other layers where layers are shared."""
+    zero = run.training.deepspeed.get("zero_optimization", {})
+    if run.parallel.tensor > 1 and zero.get("zero_hpz_partition_size", 1) != 1:
+        raise Mistake(
+            "training.deepspeed.zero_optimization.zero_hpz_partition_size: DeepSpeed would keep copies among "
+            f"neighbours, who share layers under parallel.tensor {run.parallel.tensor}; remove this key or set that to 1"
+        )
 
 
 def _refuse_partial_offload(where: str, value: Any) -> None:

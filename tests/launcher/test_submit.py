@@ -10,7 +10,7 @@ import yaml
 from launcher import cli, slurm_commands
 from launcher.config import check_config
 from launcher.preflight import file_system_of
-from launcher.submit import Request, problems
+from launcher.submit import Request, doubt, problems
 from tests.training.runs import tiny_config, write_dataset
 
 
@@ -58,6 +58,21 @@ def test_ranks_of_a_layer_that_no_node_has_room_for_are_refused(faults):
     assert "nodes x ranks per node = 6 is no multiple of parallel.context 4" in fault
     (fault,) = faults(parallel={"tensor": 2}, model={"vocab_size": 308}, request={"nodes": 3})
     assert "micro_batch_size = 3 x 2 x 2 / parallel.tensor 2; use a multiple of 6" in fault
+
+
+def test_a_run_that_the_plan_says_will_not_fit_is_warned_of_by_what_would_show_a_way(tree, tmp_path):
+    path = tmp_path / "cluster.yaml"
+    path.write_text("gpus_per_node: 8\ngpu: h100-80gb\n")
+    request = Request(cluster=str(path), nodes=1, time="01:00:00")
+    config = check_config(tree, "test")
+    assert doubt(config, request) is None
+    large = {"num_layers": 80, "d_model": 8192, "num_heads": 64, "num_kv_heads": 8, "d_ff": 28672}
+    words = doubt(check_config({**tree, "model": large}, "test"), request)
+    assert "will not fit" in words and "of 80 GB a GPU" in words
+    assert "shardline plan CONFIG --gpu h100-80gb --gpus 8 --search" in words
+    path.write_text("gpus_per_node: 8\ngpu: h100000\n")
+    with pytest.raises(ValueError, match="'h100000' is not in the catalogue"):
+        doubt(config, request)
 
 
 def test_rows_and_vocabularies_that_ranks_cannot_cut_evenly_are_told_with_ones_they_can(faults):

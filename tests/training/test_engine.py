@@ -99,6 +99,14 @@ def test_keys_under_which_training_would_be_another_are_refused_by_name(stage, k
     assert "\n" not in str(caught.value)
 
 
+def test_copies_among_neighbours_are_refused_where_neighbours_share_layers():
+    keys = {"zero_stage": 3, "deepspeed": {"zero_optimization": {"zero_hpz_partition_size": 2}}}
+    alone, shared = (tiny_config("data", training=keys, parallel={"tensor": tensor}) for tensor in (1, 2))
+    deepspeed_config(alone, 4, "cuda")
+    with pytest.raises(ValueError, match=r"zero_hpz_partition_size: .* who share layers under parallel.tensor 2"):
+        deepspeed_config(shared, 2, "cuda")
+
+
 @pytest.mark.parametrize("communication", ["fp32", "bf16"])
 def test_what_gradients_travel_in_is_always_said(communication):
     training = {"precision": "bf16", "gradient_communication": communication}
