@@ -3,8 +3,8 @@
     python -m benchmarks.memory [--quick] [--check] [--json FILE]
 
 Both train the model of benchmarks.train_step from the same weights on the same batches in fp32, in a process of their
-own, one after the other; losses must agree. A figure is the most memory that was ever resident in the process, less what
-is resident when its libraries are imported (measured in a process that imports them and ends).
+own, one after the other; losses must agree. A figure is the most memory that was ever resident in the process, less
+what is resident when its libraries are imported (measured in a process that imports them and ends).
 """
 
 import dataclasses

@@ -148,7 +148,7 @@ def _refuse_what_takes_ranks_for_replicas(run: RunConfig) -> None:
     if run.parallel.tensor > 1 and zero.get("zero_hpz_partition_size", 1) != 1:
         raise Mistake(
             "training.deepspeed.zero_optimization.zero_hpz_partition_size: DeepSpeed would keep copies among "
-            f"neighbours, who share layers under parallel.tensor {run.parallel.tensor}; remove this key or set that to 1"
+            f"neighbours, who share layers under parallel.tensor {run.parallel.tensor}; remove one of the two"
         )
 
 
