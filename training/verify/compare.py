@@ -43,7 +43,7 @@ of zero, and AdamW then moves the weight the other way: moments tell, updates do
 SHARED = Limits(loss=1e-6, norm=5e-6, moment=1e-5, update=2e-2)
 """Layers shared by ranks in fp32: products are summed in parts, and where a gradient nearly cancels AdamW divides by as
 little, so that its update tells less."""
-SHARED_ROUNDED = Limits(loss=1e-4, norm=5e-3, moment=5e-2, update=2.0)
+SHARED_ROUNDED = Limits(loss=1e-4, norm=5e-3, moment=5e-2, update=2.2)
 """The same in bf16, where each part of a sum is rounded before they are added."""
 KERNEL = {"fp32": (1e-5, 1e-4), "bf16": (3e-2, 0.15)}
 """By precision: of a loss, in nats per target; of a gradient, as a share of its norm; against all in fp64."""
