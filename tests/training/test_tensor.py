@@ -39,7 +39,7 @@ def test_steps_are_those_of_ranks_that_share_nothing(results, way):
     assert len(found) == (20 if way in LONG else 6)
     expected = expected[: len(found)]
     assert (found - expected).abs().max() < 1e-5, (found - expected).abs().amax(0)
-    assert expected[0, 0] - expected[-1, 0] > 0.01 * len(expected), "it learns"
+    assert way not in LONG or expected[0, 0] - expected[-1, 0] > 0.2, "it learns"
 
 
 @pytest.mark.parametrize("fault", FAULTS)
