@@ -26,7 +26,9 @@ bench: install
 	$(BIN)/python -m benchmarks.many_ranks --check
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.parallel --check
+	$(BIN)/python -m benchmarks.memory --check
 	$(BIN)/python -m benchmarks.parallel --check
+	$(BIN)/python -m benchmarks.memory --check
 
 install: $(INSTALLED)
 
