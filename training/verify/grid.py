@@ -58,7 +58,6 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             how = {"zero_stage": stage, "precision": "fp32"}
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
-
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
@@ -66,39 +65,49 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
 
 def _shared_layers(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
     """Two ranks to a layer: every shape at every stage, and for one shape what else changes how ranks talk."""
-    shared: dict[str, Any] = {"tensor": SHARING}
-    whole_rows = shared | {"sequence_parallel": False}
+    words, shared = "2 ranks to a layer", {"tensor": SHARING}
     for shape, stage in itertools.product(SHAPES, range(4)):
-        how = {"zero_stage": stage, "precision": "fp32"}
-        yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a layer", parallel=shared)
+        yield _sharing(num_ranks, shape, stage, words, shared)
         if stage == 1:
-            yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a layer, whole rows", parallel=whole_rows)
-            for recomputed in RECOMPUTATIONS:
-                words = f"2 ranks to a layer, {recomputed['activation_checkpointing']} recomputed"
-                yield _case(num_ranks, shape, how, 4, 0.05, words, recomputed, parallel=shared)
+            yield _sharing(num_ranks, shape, stage, f"{words}, whole rows", shared | {"sequence_parallel": False})
+            yield from _recomputed(num_ranks, shape, stage, words, shared)
     for stage in (1, 2, 3):
-        how = {"zero_stage": stage, "precision": "bf16"}
-        yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer", parallel=shared)
-        how = {"zero_stage": stage, "precision": "fp32", "deepspeed": _zero(OFFLOADS["optimizer"])}
-        yield _case(num_ranks, "causal", how, 4, 0.05, "2 ranks to a layer, optimizer offloaded", parallel=shared)
+        yield _sharing(num_ranks, "causal", stage, words, shared, precision="bf16")
+        offloaded = {"deepspeed": _zero(OFFLOADS["optimizer"])}
+        yield _sharing(num_ranks, "causal", stage, f"{words}, optimizer offloaded", shared, **offloaded)
 
 
 def _shared_rows(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
     """Two ranks to a row; with four ranks, two to a layer as well."""
-    shared: dict[str, Any] = {"context": SHARING}
-    both = shared | {"tensor": SHARING}
+    words, shared = "2 ranks to a row", {"context": SHARING}
+    both, heads = shared | {"tensor": SHARING}, {"num_kv_heads": SHARING**2}
     for shape, stage in itertools.product(SHAPES, range(4)):
-        how = {"zero_stage": stage, "precision": "fp32"}
-        yield _case(num_ranks, shape, how, 4, 0.05, "2 ranks to a row", parallel=shared)
+        yield _sharing(num_ranks, shape, stage, words, shared)
         if num_ranks % SHARING**2 == 0:
-            yield _case(num_ranks, shape, how, 4, 0.05, "2 to a row, 2 to a layer", {"num_kv_heads": 4}, parallel=both)
+            yield _sharing(num_ranks, shape, stage, "2 to a row, 2 to a layer", both, heads)
     for stage in (1, 3):
-        how = {"zero_stage": stage, "precision": "bf16"}
-        yield _case(num_ranks, "encdec", how, 4, 0.05, "2 ranks to a row", parallel=shared)
-        how = {"zero_stage": stage, "precision": "fp32"}
-        for recomputed in RECOMPUTATIONS:
-            words = f"2 ranks to a row, {recomputed['activation_checkpointing']} recomputed"
-            yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed, parallel=shared)
+        yield _sharing(num_ranks, "encdec", stage, words, shared, precision="bf16")
+        yield from _recomputed(num_ranks, "encdec", stage, words, shared)
+
+
+def _recomputed(
+    num_ranks: int, shape: str, stage: int, words: str, parallel: dict[str, Any]
+) -> Iterator[tuple[str, RunConfig]]:
+    for how in RECOMPUTATIONS:
+        yield _sharing(num_ranks, shape, stage, f"{words}, {how['activation_checkpointing']} recomputed", parallel, how)
+
+
+def _sharing(
+    num_ranks: int,
+    shape: str,
+    stage: int,
+    words: str,
+    parallel: dict[str, Any],
+    model: dict[str, Any] | None = None,
+    **training: Any,
+) -> tuple[str, RunConfig]:
+    how = {"zero_stage": stage, "precision": "fp32"} | training
+    return _case(num_ranks, shape, how, 4, 0.05, words, model, parallel)
 
 
 def _offloads(stage: int) -> tuple[str, ...]:
