@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.resident import resident
 from benchmarks.table import Row, parser, show
 from benchmarks.train_peers import Work
 from benchmarks.train_step import LOSS_TOLERANCE, Peer, size_of
@@ -26,16 +27,12 @@ STEPS = 2
 """The first makes the moments, the second has them."""
 
 
-def resident(status: str, key: str) -> int:
-    """Bytes of a line of a process's status."""
-    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith(f"{key}:"))
-
-
 def imports(name: str) -> int:
     """What is resident in a process that has imported a peer's libraries."""
-    code = f"{IMPORTS[name]}; print(open('/proc/self/status').read())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return resident(done.stdout, "VmRSS")
+    code = f"{IMPORTS[name]}; from benchmarks.resident import resident; print(resident('VmRSS'))"
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, check=True, capture_output=True, text=True)
+    return int(done.stdout.splitlines()[-1])
 
 
 def peak(name: str, work: Work) -> tuple[int, list[float]]:
@@ -43,7 +40,7 @@ def peak(name: str, work: Work) -> tuple[int, list[float]]:
     peer = Peer(name, work)
     try:
         _, losses = peer.train(STEPS)
-        return resident(Path(f"/proc/{peer.process.pid}/status").read_text(), "VmHWM"), losses
+        return resident("VmHWM", peer.process.pid), losses
     finally:
         peer.close()
 

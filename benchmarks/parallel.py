@@ -12,9 +12,7 @@ cores ranks that share layers gain nothing, for they talk where data ranks need 
 import argparse
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +22,8 @@ from typing import Any
 
 import torch
 
+from benchmarks.start import start
 from benchmarks.table import Row, parser, show
-from common.ports import free_port
 
 RANKS = 2
 LENGTH = 512
@@ -57,6 +55,7 @@ def config_of(data: Path, parallel: dict[str, Any]) -> dict[str, Any]:
 
 def rank(data: Path, rounds: int) -> dict[str, Any]:
     """What one of the ranks does: trains all layouts in turns."""
+    from benchmarks.sent import SentBytes
     from data_pipeline.manifest import Manifest
     from training.config import RunConfig
     from training.distributed import connect, disconnect, share_cores
@@ -67,7 +66,6 @@ def rank(data: Path, rounds: int) -> dict[str, Any]:
     from training.setup import build_engine, vocabulary_size
     from training.step import train_step
     from training.verify.plain import loader_of
-    from training.verify.sent import SentBytes
 
     world, manifest = connect(timedelta(minutes=5)), Manifest.load(data)
     share_cores(world, 1)
@@ -99,28 +97,6 @@ def rank(data: Path, rounds: int) -> dict[str, Any]:
                 results[name]["seconds"].append(time.perf_counter() - started)
     disconnect(world)
     return results
-
-
-def start(data: Path, rounds: int) -> dict[str, Any]:
-    """Starts the ranks and returns what the first one found."""
-    place = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(RANKS)}
-    command = [sys.executable, "-m", "benchmarks.parallel", "--rank", str(data), str(rounds)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            env=place | {"RANK": str(number), "LOCAL_RANK": str(number), "OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parents[1],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(RANKS)
-    ]
-    outputs = [process.communicate() for process in ranks]
-    for process, (_, errors) in zip(ranks, outputs, strict=True):
-        if process.returncode:
-            raise RuntimeError(f"a rank ended with {process.returncode}:\n{errors[-4000:]}")
-    return json.loads(outputs[0][0].splitlines()[-1])
 
 
 def rows_of_table(found: dict[str, Any]) -> list[Row]:
@@ -158,7 +134,9 @@ def main() -> int:
         from benchmarks.gpu_step import write_dataset
 
         data = write_dataset(Path(folder) / "data", 2000)
-        found = start(data, 4 if args.quick else 12)
+        rounds = 4 if args.quick else 12
+        outputs = start(RANKS, "benchmarks.parallel", "--rank", str(data), str(rounds))
+    found = json.loads(outputs[0].splitlines()[-1])
     check_losses(found)
     return show(f"{RANKS} ranks, one thread each, fp32, torch {torch.__version__}", rows_of_table(found), args)
 

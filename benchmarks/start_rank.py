@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
+from benchmarks.resident import resident
 from data_pipeline.manifest import Manifest
 from training.config import RunConfig
 from training.distributed import connect, disconnect, share_cores
@@ -21,18 +22,12 @@ from training.setup import Transformer, prepare
 from training.worker import leave, read_config
 
 
-def memory(key: str) -> int:
-    """Bytes of a line of this process's /proc status."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
-
-
 def measure(start: Callable[[], None]) -> None:
     """Prints what `start` takes."""
     Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark to what is resident now
-    imported, began = memory("VmRSS"), time.perf_counter()
+    imported, began = resident("VmRSS"), time.perf_counter()
     start()
-    facts = {"imported": imported, "peak": memory("VmHWM") - imported, "seconds": time.perf_counter() - began}
+    facts = {"imported": imported, "peak": resident("VmHWM") - imported, "seconds": time.perf_counter() - began}
     print(json.dumps(facts), flush=True)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.sent import SentBytes
 from model.network.transformer import EncoderInput, Transformer
 from tests.model.packs import crossing_of, pattern_of, positions_of
 from tests.training.runs import tiny_config
@@ -20,7 +21,6 @@ from training.megatron import MegatronRanks
 from training.mesh import Mesh
 from training.plan.activations import Rows
 from training.plan.speed import between_layers, between_rows
-from training.verify.sent import SentBytes
 from training.worker import leave
 
 VOCAB = 64
