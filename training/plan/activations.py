@@ -12,11 +12,16 @@ from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.network.loss import CHUNK_ELEMENTS
-from training.config import ParallelConfig
+from training.config import ParallelConfig, TrainingConfig
 
-FP32, INT64 = 4, 8
+BF16, FP32, INT64 = 2, 4, 8
 BIASED = ("t5_bias",)
 """Positions that add a matrix to the scores of each document; kernels on GPUs know ALiBi's slopes."""
+
+
+def width_of(training: TrainingConfig) -> int:
+    """Bytes of a number that the model computes with."""
+    return BF16 if training.precision == "bf16" else FP32
 
 
 class Rows(NamedTuple):

@@ -9,6 +9,7 @@ ZeRO as in arXiv 1910.02054, section 5, with the 4 bytes of gradient that the su
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from model.network.layers import divisions
 from model.network.transformer import Transformer
 from training.config import ParallelConfig, RunConfig
 from training.deepspeed_config import deepspeed_config
-from training.plan.activations import FP32, Activations, Rows, activations
+from training.plan.activations import FP32, Activations, Rows, activations, width_of
 
 MOST_LIVE = 1_000_000_000
 """Weights that ZeRO 3 keeps gathered when DeepSpeed's keys do not say otherwise."""
@@ -39,6 +40,10 @@ class Counts(NamedTuple):
     """Of one block, the largest."""
     small: int
     """In weights so small that ZeRO 3 never cuts them."""
+    copied: int
+    """In weights that every tensor rank holds whole."""
+    of_heads: int
+    """Among those, in norms of single heads."""
 
 
 class Memory(NamedTuple):
@@ -90,7 +95,7 @@ def memory(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows) -> Memory
     counts = count(run.model, vocab_size, parallel)
     replicas, stage = num_gpus // parallel.tensor, training.zero_stage
     zero = deepspeed_config(run, num_gpus // parallel.num_sharing, "cuda")["zero_optimization"]
-    width = 2 if training.precision == "bf16" else FP32
+    width = width_of(training)
     share = -(-counts.all // replicas)
     weights = width * counts.all
     gathered = 0
@@ -119,13 +124,19 @@ def _is_offloaded(zero: dict[str, Any], key: str) -> bool:
     return zero.get(key, {}).get("device", "none") != "none"
 
 
+def rows_of_vocabulary(run: RunConfig) -> int:
+    """Rows of the embedding, as many as ranks can share."""
+    size, tensor = run.model.vocab_size or run.tokenizer.vocab_size, run.parallel.tensor
+    return -(-size // tensor) * tensor
+
+
 def count(model: ModelConfig, vocab_size: int, parallel: ParallelConfig) -> Counts:
     """Weights of one tensor rank, counted on the model itself, without memory for it."""
-    return _count(model.model_dump_json(), vocab_size, parallel.tensor, parallel.cuts_rows)
+    return _count(model.model_dump_json(), vocab_size, parallel.tensor)
 
 
 @functools.lru_cache(maxsize=256)
-def _count(model: str, vocab_size: int, tensor: int, sequence: bool) -> Counts:
+def _count(model: str, vocab_size: int, tensor: int) -> Counts:
     config = ModelConfig.model_validate_json(model)
     shallow = config.model_copy(update={"num_layers": 1, "num_encoder_layers": 1 if config.encoder_layers else None})
     with torch.device("meta"):
@@ -135,8 +146,14 @@ def _count(model: str, vocab_size: int, tensor: int, sequence: bool) -> Counts:
     times = {"blocks": config.num_layers, "encoder.blocks": config.encoder_layers}
     number = {name: next((n for stack, n in times.items() if name.startswith(f"{stack}.")), 1) for name in sizes}
     blocks = [sum(size for name, size in sizes.items() if name.startswith(f"{stack}.")) for stack in times]
+
+    def total(wanted: Callable[[str], bool]) -> int:
+        return sum(size * number[name] for name, size in sizes.items() if wanted(name))
+
     return Counts(
-        all=sum(size * number[name] for name, size in sizes.items()),
+        all=total(lambda name: True),
         block=max(blocks),
-        small=sum(size * number[name] for name, size in sizes.items() if size <= KEPT_WHOLE),
+        small=total(lambda name: sizes[name] <= KEPT_WHOLE),
+        copied=total(lambda name: name not in cut),
+        of_heads=total(lambda name: name.endswith(("q_norm.weight", "k_norm.weight"))),
     )

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from common.mistakes import Mistake
+from model.flops import num_parameters
 from training.config import RunConfig
 from training.plan.activations import Rows
 from training.plan.machines import Machine
-from training.plan.memory import Memory, count, memory
+from training.plan.memory import Memory, memory, rows_of_vocabulary
 from training.plan.speed import Speed, speed
 
 SECONDS_OF_A_DAY = 86_400.0
@@ -87,22 +88,15 @@ def plan(run: RunConfig, num_gpus: int, machine: Machine, document: int | None, 
         )
     vocab_size = rows_of_vocabulary(run)
     rows = rows_of(run, document)
-    alone = run.parallel.model_copy(update={"tensor": 1, "context": 1})
     return Plan(
         run,
         num_gpus,
         machine,
         vocab_size,
-        count(run.model, vocab_size, alone).all,
+        num_parameters(run.model, vocab_size),
         memory(run, vocab_size, num_gpus, rows),
         speed(run, vocab_size, num_gpus, rows, machine, efficiency),
     )
-
-
-def rows_of_vocabulary(run: RunConfig) -> int:
-    """Rows of the embedding, as many as ranks can share."""
-    size, tensor = run.model.vocab_size or run.tokenizer.vocab_size, run.parallel.tensor
-    return -(-size // tensor) * tensor
 
 
 def rows_of(run: RunConfig, document: int | None) -> Rows:

@@ -12,11 +12,11 @@ from typing import NamedTuple
 from model.config import ModelConfig
 from model.flops import Work, train_flops
 from training.config import RunConfig
-from training.plan.activations import FP32, Rows
+from training.deepspeed_config import accumulation_steps
+from training.plan.activations import BF16, FP32, Rows, width_of
 from training.plan.machines import Machine
-from training.plan.memory import count
+from training.plan.memory import count, rows_of_vocabulary
 
-BF16 = 2
 EFFICIENCY = 0.40
 """Share of the peak that a step's arithmetic runs at, kernels of all kinds together; docs/gpu.md measured 0.36."""
 HIDING = 2 / 3
@@ -76,7 +76,7 @@ def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: M
     model_flops = 3.0 * forward * passes
     hardware_flops = model_flops + _again(model, rows) * passes
     replicas = num_gpus // parallel.tensor
-    own_passes = passes // (num_gpus // parallel.num_sharing)
+    own_passes = accumulation_steps(run, num_gpus // parallel.num_sharing)
     sent = Sent(
         _between_replicas(run, count(model, vocab_size, parallel).all, replicas, own_passes),
         own_passes * between_layers(run, rows),
@@ -109,7 +109,7 @@ def _between_replicas(run: RunConfig, weights: int, replicas: int, passes: int) 
         return 0.0
     ring, stage = (replicas - 1) / replicas, run.training.zero_stage
     gradient = weights * (BF16 if run.training.gradient_communication == "bf16" else FP32)
-    width = weights * (BF16 if run.training.precision == "bf16" else FP32)
+    width = weights * width_of(run.training)
     if stage == 0:
         return 2 * ring * gradient
     if stage == 1:
@@ -127,7 +127,7 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
     tensor, model = run.parallel.tensor, run.model
     if tensor == 1:
         return 0.0
-    sequence, width = run.parallel.cuts_rows, BF16 if run.training.precision == "bf16" else FP32
+    sequence, width = run.parallel.cuts_rows, width_of(run.training)
     tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
     units = 2.0 * (2 * tokens + read)  # embeddings, and the states that the loss reads
     for layers, length, other in ((model.num_layers, tokens, read), (model.encoder_layers, read, 0)):
@@ -142,7 +142,9 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
             units += length * again * (parts - 1)
         if other:  # keys and values of what is read: gathered, or summed backward
             units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
-    sums = 2 * (_shared_weights(run) * width + 3 * FP32 * tokens)
+    weights = count(model, rows_of_vocabulary(run), run.parallel)
+    # weights on every rank are used on its own rows or heads, so their gradients are summed; then the loss's numbers
+    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + 3 * FP32 * tokens)
     return (tensor - 1) / tensor * (units * model.d_model * width + sums)
 
 
@@ -152,26 +154,12 @@ def _recomputed_layers(model: ModelConfig, layers: int) -> int:
     return how[model.activation_checkpointing]
 
 
-def _shared_weights(run: RunConfig) -> int:
-    """Weights that all ranks of a layer hold and use on their own rows or heads, so that their gradients are summed."""
-    model, width = run.model, run.model.d_model
-    heads = 2 * model.head_size * (model.num_layers + model.encoder_layers) if model.qk_norm else 0
-    if not run.parallel.cuts_rows:
-        return heads
-    norm = 2 if model.norm == "layernorm" and model.bias else 1
-    block = (1 if model.parallel_block else 2) * norm + (2 if model.bias else 0)
-    cross = (norm + (1 if model.bias else 0)) if model.shape == "encdec" else 0
-    stacks = 2 if model.shape == "encdec" else 1
-    ends = stacks * ((2 if model.embedding_norm else 1) * norm + (model.max_positions or 0))
-    return heads + width * (model.num_layers * (block + cross) + model.encoder_layers * block + ends)
-
-
 def between_rows(run: RunConfig, rows: Rows) -> float:
     """Of a micro-batch: queries, keys, values and what attention gives, there and back in both directions."""
     context, model = run.parallel.context, run.model
     if context == 1:
         return 0.0
-    width = BF16 if run.training.precision == "bf16" else FP32
+    width = width_of(run.training)
     share = (context - 1) / context / context / run.parallel.tensor * model.head_size * width
     tokens, read, both = rows.tokens, rows.encoder_tokens, 2 * model.num_heads + 2 * model.kv_heads
     own = tokens * both + (2 * model.num_heads * tokens + 2 * model.kv_heads * read if read else 0)
