@@ -10,7 +10,6 @@ cores ranks that share layers gain nothing, for they talk where data ranks need 
 """
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -60,7 +59,6 @@ def rank(data: Path, rounds: int) -> dict[str, Any]:
     from training.config import RunConfig
     from training.distributed import connect, disconnect, share_cores
     from training.engine import private_extensions
-    from training.mesh import Mesh
     from training.plan.plan import rows_of
     from training.plan.speed import between_layers, between_rows
     from training.setup import build_engine, vocabulary_size
@@ -74,10 +72,9 @@ def rank(data: Path, rounds: int) -> dict[str, Any]:
     with private_extensions():
         for name, parallel in LAYOUTS.items():
             run = RunConfig.model_validate(config_of(data, parallel))
-            mesh = Mesh.of(world.rank, world.size, **run.parallel.axes).with_groups()
-            own = dataclasses.replace(world, mesh=mesh)
+            own = world.grouped(**run.parallel.axes)
             engine = build_engine(run, vocabulary_size(run, manifest), own)
-            loader = loader_of(run, manifest, mesh.data.rank, mesh.data.size)
+            loader = loader_of(run, manifest, own.mesh.data.rank, own.mesh.data.size)
             engines[name] = engine, own, loader
             train_step(engine, next(loader), 1e-3, own)
             with SentBytes() as sent:

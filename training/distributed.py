@@ -49,6 +49,14 @@ class World:
         """A process without peers."""
         return cls(Mesh.of(0, 1), Plane(0, 1), torch.device(device), attempt=attempt)
 
+    def grouped(self, *, tensor: int = 1, context: int = 1) -> "World":
+        """The same ranks, so many of them to a layer and to a row; all ranks call it together.
+
+        ValueError when they cannot be grouped so.
+        """
+        mesh = Mesh.of(self.rank, self.size, tensor=tensor, context=context).with_groups()
+        return dataclasses.replace(self, mesh=mesh)
+
     @property
     def rank(self) -> int:
         """Number of this process among all, 0 .. size - 1: it names files and logs."""

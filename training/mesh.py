@@ -42,6 +42,12 @@ class Axis:
         return range(self.first, self.first + self.size * self.stride, self.stride)
 
 
+def sharing(*, tensor: int, context: int) -> str:
+    """How many ranks share a layer and a row, in words that follow others; nothing where none do."""
+    named = {"to a layer": tensor, "to a row": context}
+    return "".join(f", {size} {words}" for words, size in named.items() if size > 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Mesh:
     """One rank's place on all axes."""

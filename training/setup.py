@@ -32,6 +32,7 @@ from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
 from training.loop import Trainer
+from training.mesh import sharing
 from training.parts.part import Run
 from training.state.choosing import Checkpoint, Choice, choose
 from training.state.folder import LATEST, checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
@@ -241,8 +242,7 @@ def _note_resharding(run: Run, found: Checkpoint) -> None:
 
 
 def _cut_in_words(world_size: int, zero_stage: int, tensor: int, context: int) -> str:
-    shared = (f", {tensor} to a layer" if tensor > 1 else "") + (f", {context} to a row" if context > 1 else "")
-    return f"{world_size} rank(s) at ZeRO {zero_stage}{shared}"
+    return f"{world_size} rank(s) at ZeRO {zero_stage}{sharing(tensor=tensor, context=context)}"
 
 
 def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:

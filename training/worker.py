@@ -34,6 +34,7 @@ from training.events import EventLog
 from training.guards import BROKEN, HangWatch, StopRequest
 from training.hardware import execution_facts, keep_freed_memory, network_settings
 from training.lock import sole_writer
+from training.mesh import sharing
 from training.plane import PeerLost
 
 EXIT_DONE, EXIT_BROKEN, EXIT_MISTAKE, EXIT_STOPPED = 0, BROKEN, 2, 75
@@ -189,10 +190,8 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     facts = {"world_size": world.size, **axes, **ways, "zero_stage": config.training.zero_stage, "network": network}
     events.write("start", **facts, steps=config.training.steps)
     if world.is_main:
-        words = {"tensor": "to a layer", "context": "to a row"}
-        shared = "".join(f", {size} {words[name]}" for name, size in axes.items() if size > 1)
         listed = ", ".join(f"{name} {value}" for name, value in ways.items())
-        LOG.info("%d rank(s)%s: %s", world.size, shared, listed)
+        LOG.info("%d rank(s)%s: %s", world.size, sharing(**axes), listed)
         LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")
     starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
     starting.beat("starting")

@@ -131,11 +131,11 @@ class Layer(nn.Module):
         self.first_values[name] = first
         if division is not None:
             self.divisions[name] = division
-        whole = torch.empty(first.shape, device="meta" if self.ranks and division else None)
         if self.ranks is None or division is None:
-            if not whole.is_meta:
-                first.fill(whole.view(-1))
-            return nn.Parameter(whole)
+            weight = torch.empty(first.shape)
+            if not weight.is_meta:
+                first.fill(weight.view(-1))
+            return nn.Parameter(weight)
         weight = torch.empty(division.shape(first.shape, self.ranks.size))
         if not weight.is_meta:
             whole = torch.empty(first.shape)

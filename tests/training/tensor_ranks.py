@@ -4,7 +4,6 @@ usage: torchrun --nproc-per-node=4 -m tests.training.tensor_ranks DATASET FOLDER
 """
 
 import contextlib
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,6 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect
 from training.engine import Engine
 from training.megatron import MegatronRanks
-from training.mesh import Mesh
 from training.setup import build_engine, identify, vocabulary_size
 from training.state.choosing import choose
 from training.state.identity import RunState
@@ -94,14 +92,10 @@ class Ranks:
     def __init__(self, world: World, data: Path):
         self.world, self.data, self.manifest = world, data, Manifest.load(data)
 
-    def grouped(self, config: RunConfig) -> World:
-        mesh = Mesh.of(self.world.rank, self.world.size, **config.parallel.axes).with_groups()
-        return dataclasses.replace(self.world, mesh=mesh)
-
     def train(self, way: Way, last: int, *, start: Path | None = None, into: Path | None = None, sound: bool = True):
         """Losses and norms up to step `last`, from the checkpoint of `start`; what stands at `SAVED` goes `into`."""
         config = config_of(self.data, *way)
-        world = self.grouped(config)
+        world = self.world.grouped(**config.parallel.axes)
         engine = build_engine(config, vocabulary_size(config, self.manifest), world, resuming=start is not None)
         identity = identify(config, self.manifest, world.size)
         lines = []
@@ -158,7 +152,7 @@ def planted(fault: str) -> Iterator[None]:
 
 def against_megatron(world: World, sequence: bool) -> dict[str, float]:
     """Largest differences between our cut layers and loss, and megatron-core's on the same weights."""
-    mesh = Mesh.of(world.rank, world.size, tensor=2).with_groups()
+    mesh = world.grouped(tensor=2).mesh
     ranks, group = MegatronRanks(mesh.tensor, sequence), mesh.tensor.group
     config = ModelParallelConfig(tensor_model_parallel_size=2, sequence_parallel=sequence, use_cpu_initialization=True)
     init = Initializer(3, "layer", ranks)

@@ -4,7 +4,6 @@ Each FOLDER has a config.yaml; it gets a checkpoint of each step, and `lines.jso
 computed with. All ranks are started with the usual variables, by whatever starts ranks.
 """
 
-import dataclasses
 import json
 import sys
 from datetime import timedelta
@@ -16,7 +15,6 @@ from training.config import RunConfig
 from training.distributed import World, connect, disconnect, share_cores
 from training.engine import private_extensions
 from training.hardware import execution_facts
-from training.mesh import Mesh
 from training.setup import build_engine, identify, vocabulary_size
 from training.state.identity import RunState
 from training.state.saving import save
@@ -52,8 +50,7 @@ def main(data: str, *folders: str) -> int:
         for folder in map(Path, folders):
             config = read_config(folder)
             share_cores(world, config.training.threads_per_process or 1)
-            mesh = Mesh.of(world.rank, world.size, **config.parallel.axes).with_groups()
-            lines = train(config, manifest, folder, dataclasses.replace(world, mesh=mesh))
+            lines = train(config, manifest, folder, world.grouped(**config.parallel.axes))
             if world.is_main:
                 (folder / LINES).write_text(json.dumps(lines))
     disconnect(world)

@@ -18,7 +18,6 @@ from tests.training.runs import tiny_config
 from training.context import HeadExchange
 from training.distributed import connect, disconnect
 from training.megatron import MegatronRanks
-from training.mesh import Mesh
 from training.plan.activations import Rows
 from training.plan.speed import between_layers, between_rows
 from training.worker import leave
@@ -57,7 +56,7 @@ def main(file: str) -> int:
             sizes = {"num_layers": 3, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_ff": 48}
             objective = {"name": "prefix_lm" if keys.get("shape") == "encdec" else "next_token"}
             run = tiny_config("data", model=sizes | keys, parallel=parallel, objective=objective)
-            mesh = Mesh.of(world.rank, world.size, **run.parallel.axes).with_groups()
+            mesh = world.grouped(**run.parallel.axes).mesh
             ranks = MegatronRanks(mesh.tensor, run.parallel.cuts_rows) if mesh.tensor.size > 1 else None
             context = HeadExchange(mesh.context) if mesh.context.size > 1 else None
             model = Transformer(run.model, VOCAB, 0, ranks, context)
