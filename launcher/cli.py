@@ -268,7 +268,7 @@ def plan(
     from launcher import plan as plans
 
     how = {"gpu": gpu, "nodes": nodes, "gpus": gpus, "document_length": document_length, "efficiency": efficiency}
-    ours, better = plans.make(config, overrides or [], **how)  # type: ignore[arg-type]
+    ours, better = plans.make(config, overrides or [], searching=search or as_json, **how)  # type: ignore[arg-type]
     if as_json:
         typer.echo(plans.as_json(ours, better))
     else:

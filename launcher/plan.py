@@ -29,14 +29,19 @@ def make(
     gpus: int | None = None,
     document_length: int | None = None,
     efficiency: float = EFFICIENCY,
+    searching: bool = True,
 ) -> tuple[Plan, list[Plan]]:
-    """The plan of a run, and the layouts that fit, the fastest first. ValueError when the GPUs cannot share the run."""
+    """The plan of a run, and layouts that fit, the fastest first; they are looked for if asked, or if it does not fit.
+
+    ValueError when the GPUs cannot share the run.
+    """
     if not 0 < efficiency <= 1:
         raise Mistake(f"--efficiency: {efficiency:g} is no share; expected more than 0 and at most 1")
     kind, run = machine(gpu), load_config(config, overrides)
     num_gpus = gpus or nodes * kind.gpus
     ours = plan(run, num_gpus, kind, document_length, efficiency)
-    return ours, search(run, num_gpus, kind, document_length, efficiency)
+    needed = searching or not ours.fits
+    return ours, search(run, num_gpus, kind, document_length, efficiency) if needed else []
 
 
 def parts(found: Plan) -> dict[str, int]:
@@ -105,9 +110,9 @@ def show(ours: Plan, better: list[Plan], *, all_layouts: bool) -> None:
         f"{verdict}: {ours.memory.needed / 1e9:.1f} of {room / 1e9:g} GB a GPU, "
         f"{FRAGMENTS - 1:.0%} lost between blocks and {OVERHEAD_GB:g} GB of CUDA and nccl counted"
     )
-    if not better:
+    if not better and not ours.fits:
         console.print("no other layout of these GPUs fits either; take more of them, or others")
-    elif not ours.fits or all_layouts:
+    elif better:
         best = better[0]
         keys = " ".join(f"--set {key}={value}" for key, value in changes(ours, best).items())
         figures = f"{best.memory.needed / 1e9:.1f} GB, {best.speed.seconds:.3g} s a step"
