@@ -26,18 +26,32 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerConfig(Section):
-    """AdamW (arXiv 1711.05101); biases, norms and other vectors get no weight decay."""
+    """AdamW (arXiv 1711.05101), or Muon for hidden matrices and AdamW for all else (arXiv 2502.16982).
 
+    Biases, norms and other vectors get no weight decay.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    """What changes the matrices of blocks; embeddings, output matrix and vectors are AdamW's. `muon` keeps one moment
+    of them, not two, and takes the learning rate and decay that `adamw` would."""
     lr: float = Field(default=3e-4, gt=0, le=1e3)
     """Peak learning rate."""
     betas: tuple[Decay, Decay] = (0.9, 0.95)
-    """Decay of the first and second moment."""
+    """Decay of the first and second moment of AdamW."""
+    momentum: Decay | None = None
+    """Decay of the moment of `muon`; empty means 0.95."""
     eps: float = Field(default=1e-8, gt=0, le=1)
     """Added to the root of the second moment."""
     weight_decay: float = Field(default=0.1, ge=0, le=1e3)
     """Decoupled weight decay of matrices."""
     gradient_clipping: float = Field(default=1.0, ge=0, le=1e6)
     """Largest global gradient norm; 0 clips nothing."""
+
+    @model_validator(mode="after")
+    def _momentum_is_used(self):
+        if self.momentum is not None and self.name != "muon":
+            raise Mistake(f"momentum: only name muon has it, this is {self.name} (see betas); remove it")
+        return self
 
 
 class ScheduleConfig(Section):
@@ -260,6 +274,15 @@ class RunConfig(Section):
         if decay is not None and warmup + decay > steps:
             raise Mistake(
                 f"schedule.decay_steps: {decay} and warmup_steps {warmup} together are more than training.steps {steps}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _optimizer_fits(self):
+        if self.optimizer.name == "muon" and self.training.zero_stage == 3:
+            raise Mistake(
+                "optimizer.name: muon needs whole matrices and training.zero_stage 3 cuts each between all ranks; use "
+                "zero_stage 1 or 2, or optimizer.name adamw"
             )
         return self
 

@@ -110,6 +110,7 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
     _refuse_foreign_keys(training.deepspeed)
     _refuse_inexact_keys(training)
     _refuse_what_takes_ranks_for_replicas(run)
+    _refuse_matrices_on_hosts(run)
     _merge(config, training.deepspeed)
     return config
 
@@ -149,6 +150,16 @@ def _refuse_what_takes_ranks_for_replicas(run: RunConfig) -> None:
         raise Mistake(
             "training.deepspeed.zero_optimization.zero_hpz_partition_size: DeepSpeed would keep copies among "
             f"neighbours, who share layers under parallel.tensor {run.parallel.tensor}; remove one of the two"
+        )
+
+
+def _refuse_matrices_on_hosts(run: RunConfig) -> None:
+    """Muon multiplies matrices and sends them between ranks, which is the device's work."""
+    offload = run.training.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {})
+    if run.optimizer.name == "muon" and offload.get("device", "none") != "none":
+        raise Mistake(
+            "training.deepspeed.zero_optimization.offload_optimizer: optimizer.name muon multiplies matrices in every "
+            "step, which hosts are too slow for; remove this key or use optimizer.name adamw"
         )
 
 

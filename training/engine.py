@@ -21,16 +21,18 @@ import torch.distributed as dist
 from pydantic import ValidationError
 from torch import nn
 
-from model.network.layers import divisions, first_values
+from model.network.layers import divisions, first_values, hidden_matrices
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps, deepspeed_config
 from training.distributed import World
 from training.first_weights import Fill, give_memory, put_weights
 from training.hardware import give_back_freed_memory
+from training.matrices import matrices_of
 from training.mesh import Axis, Mesh
+from training.muon import Muon
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
-from training.state.index import WEIGHT, Index, written_slices
+from training.state.index import Index, written_slices
 from training.state.layout import Share
 from training.state.loading import fill
 from training.state.parts import Parts
@@ -71,12 +73,12 @@ class _Engine(DeepSpeedEngine):
 deepspeed.DeepSpeedEngine = _Engine  # what deepspeed.initialize makes
 
 OPTIMIZERS: dict[int, type] = {
-    0: torch.optim.AdamW,
     1: DeepSpeedZeroOptimizer,
     2: DeepSpeedZeroOptimizer,
     3: DeepSpeedZeroOptimizer_Stage3,
 }
-"""What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does."""
+"""What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does. At stage
+0 the optimizer itself does."""
 
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
@@ -157,8 +159,9 @@ class Engine:
         self.clipping = run.optimizer.gradient_clipping
         config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
-        optimizer = build_optimizer(model, run.optimizer, world.device)
+        optimizer = build_optimizer(model, run, world.device)
         holdings = [_held(model, optimizer, rank, world.mesh.tensor.size) for rank in range(world.mesh.tensor.size)]
+        matrices = {name.removeprefix(PREFIX): division for name, division in hidden_matrices(model).items()}
         axes = _Axes(world.mesh) if world.mesh.tensor.size > 1 else None
         if self.stage == 3:
             group = axes.get_data_parallel_group() if axes else None
@@ -175,7 +178,9 @@ class Engine:
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, mpu=axes
         )
-        assert type(self._optimizer) is OPTIMIZERS[self.stage], f"ZeRO {self.stage} made a {type(self._optimizer)}"
+        assert type(self._optimizer) is OPTIMIZERS.get(self.stage, type(optimizer)), (
+            f"ZeRO {self.stage} made a {type(self._optimizer)}"
+        )
         if world.device.type == "cpu":
             give_back_freed_memory()  # parts were copied on their way, and what comes next is of other sizes
         if world.mesh.replicas.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
@@ -183,6 +188,8 @@ class Engine:
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
         self.module: nn.Module = self._engine.module
         self._state = ZeroState(self._engine, self._optimizer, holdings, world.mesh.tensor.rank)
+        if isinstance(optimizer, Muon):
+            optimizer.place(matrices_of(self._state.layouts(), matrices, world.mesh), world.mesh.rank)
 
     def holdings(self) -> Holdings:
         """What this rank holds of the training state, now that it is cut."""
@@ -191,7 +198,7 @@ class Engine:
     def put_weights(self, write: Fill) -> None:
         """Gives the model its first weights, which `write` makes by name; every rank must call it."""
         self._state.before_filling()
-        put_weights(self._state.layout(), self._state.vectors()[WEIGHT], self.world, write)
+        put_weights(self._state.layout(), self._state.weights(), self.world, write)
         self._state.after_filling(0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -259,12 +266,12 @@ class Engine:
         layout, vectors = self._state.layout(), self._state.vectors()
         replicas = self.world.mesh.replicas
         slices = list(written_slices(layout, replicas.rank, replicas.size))
-        size = sum(piece.length for piece in slices)
         kinds = {}
         for kind, of in vectors.items():
-            kinds[kind], at = torch.empty(size), 0
-            for piece in slices:
-                kinds[kind][at : at + piece.length] = of[piece.vector].narrow(0, piece.offset, piece.length)
+            held = [(vector, piece) for piece in slices if (vector := of[piece.vector]) is not None]
+            kinds[kind], at = torch.empty(sum(piece.length for _, piece in held)), 0
+            for vector, piece in held:
+                kinds[kind][at : at + piece.length] = vector.narrow(0, piece.offset, piece.length)
                 at += piece.length
         return Snapshot(kinds, self._state.layouts(), self._state.updates)
 

@@ -79,6 +79,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
         model=model | {"vocab_size": vocabulary_size(config, manifest)},
         tensor=config.parallel.tensor,
         context=config.parallel.context,
+        optimizer=config.optimizer.name,
     )
 
 

@@ -16,6 +16,8 @@ PREFIX = "model."
 """What `LossModel` puts in front of the names of weights."""
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""What AdamW keeps; a group of the optimizer that keeps less says so under `moments`."""
 FP32 = 4
 """Bytes of a number of the training state, whatever the model computes in."""
 
@@ -33,7 +35,7 @@ class Holdings:
     master_weights: int
     """fp32 weights; 0 at stage 0, where the model computes with them."""
     moments: int
-    """AdamW's two."""
+    """Of AdamW two, of Muon one."""
 
     def __str__(self) -> str:
         parts = {name: value for name, value in dataclasses.asdict(self).items() if name != "optimizer"}
@@ -63,20 +65,33 @@ class ZeroState:
     def _layout(self, rank: int) -> Layout:
         shares = self._shares[rank]
         copies = [name for name, share in shares.items() if rank and share[0].is_whole]
+        num_kinds = [1 + len(moments) for moments in self._moments()]
         if self._stage == 0:
-            return replicated(list(shares.values()), copies)
+            return replicated(list(shares.values()), copies, num_kinds)
         named = self._engine._get_zero_param_shapes()
         vectors = [[shares[name.removeprefix(PREFIX)] for name in group] for group in named]
         lengths = [vector.numel() for vector in self._flat()]
         gaps = getattr(self._optimizer, "round_robin_bit16_padding", None) if self._stage < 3 else None
-        return sharded(self._stage, self._engine.dp_world_size, vectors, lengths, gaps, copies)
+        return sharded(self._stage, self._engine.dp_world_size, vectors, lengths, gaps, copies, num_kinds)
 
-    def vectors(self) -> dict[str, list[torch.Tensor]]:
-        """Flat fp32 vectors of this rank by kind of state, the live ones; weights alone before the first step."""
+    def vectors(self) -> dict[str, list[torch.Tensor | None]]:
+        """Flat fp32 vectors of this rank by kind of state, the live ones; weights alone before the first step.
+
+        None stands where the parameters of a vector have no such state.
+        """
         flat = self._flat()
-        moments = [kind for kind in self._state_of(flat[0]) if kind != "step"]
-        kinds = {kind: [self._state_of(vector)[kind].view(-1) for vector in flat] for kind in moments}
+        states = list(map(self._state_of, flat))
+        pairs = list(zip(states, self._moments(), strict=True))
+        kinds = {
+            kind: [state[kind].view(-1) if kind in moments else None for state, moments in pairs]
+            for kind in MOMENTS
+            if kind in states[0]
+        }
         return {WEIGHT: [vector.detach().view(-1) for vector in flat], **kinds}
+
+    def weights(self) -> list[torch.Tensor]:
+        """The first of `vectors`: fp32 weights."""
+        return [vector.detach().view(-1) for vector in self._flat()]
 
     def holdings(self, parameters: list[Any]) -> Holdings:
         """Bytes of it, given the parameters that the model computes with."""
@@ -87,12 +102,13 @@ class ZeroState:
             kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
             weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
         own = sum(vector.numel() for vector in self._flat())
+        moments = sum(vector.numel() * len(each) for vector, each in zip(self._flat(), self._moments(), strict=True))
         return Holdings(
             optimizer=type(self._optimizer).__name__,
             weights=weights,
             gradients=FP32 * (own if self._stage > 1 else whole),
             master_weights=FP32 * own if self._stage else 0,
-            moments=2 * FP32 * own,
+            moments=FP32 * moments,
         )
 
     @property
@@ -103,11 +119,12 @@ class ZeroState:
     def make_moments(self, kinds: list[str], updates: int) -> None:
         """Sets the number of steps, and makes the moments that the optimizer would make at its first step."""
         group = self._inner.param_groups[0]
-        for vector in self._flat() if kinds else []:
-            device = vector.device if group["fused"] or group["capturable"] else "cpu"
+        for vector, moments in zip(self._flat(), self._moments(), strict=True) if kinds else ():
             state = self._inner.state[vector]
-            state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
-            for kind in kinds:
+            if moments == MOMENTS:
+                device = vector.device if group["fused"] or group["capturable"] else "cpu"
+                state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
+            for kind in moments:
                 if kind not in state:
                     state[kind] = torch.zeros_like(vector, memory_format=torch.preserve_format)
 
@@ -137,6 +154,13 @@ class ZeroState:
         if self._stage == 3:
             return self._optimizer.fp32_partitioned_groups_flat
         return [parameter for group in self._inner.param_groups for parameter in group["params"]]
+
+    def _moments(self) -> list[tuple[str, ...]]:
+        """What the optimizer keeps of each vector besides the weights."""
+        groups = self._inner.param_groups
+        if self._stage == 3:
+            return [MOMENTS] * len(self._flat())
+        return [group.get("moments", MOMENTS) for group in groups for _ in group["params"]]
 
     def _state_of(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._inner.state.get(vector, {})

@@ -117,6 +117,9 @@ class Initializer:
 class Layer(nn.Module):
     """A module that owns weights, or a rank's part of them."""
 
+    is_hidden = False
+    """Whether its weight leads from hidden states to hidden states."""
+
     def __init__(self, ranks: TensorRanks | None = None) -> None:
         super().__init__()
         self.ranks = ranks
@@ -155,6 +158,12 @@ def divisions(model: nn.Module) -> dict[str, Division]:
     return {name: layer.divisions[own] for name, (layer, own) in owners.items() if own in layer.divisions}
 
 
+def hidden_matrices(model: nn.Module) -> dict[str, Division]:
+    """The weights that lead from hidden states to hidden states, and the sections that are matrices by themselves."""
+    owners = _owners(model)
+    return {name: layer.divisions[own] for name, (layer, own) in owners.items() if layer.is_hidden and own == "weight"}
+
+
 def _owners(model: nn.Module) -> dict[str, tuple[Layer, str]]:
     """The layer that owns each parameter, and the parameter's name there."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, Layer)}
@@ -167,6 +176,8 @@ class CutRows(Layer):
 
     O is the sum of `sections`; of each of them a tensor rank computes its part, [T, O / size] in all.
     """
+
+    is_hidden = True
 
     def __init__(self, d_in: int, sections: tuple[int, ...], std: float, init: Initializer, bias: bool = False):
         super().__init__(init.ranks)
@@ -186,6 +197,8 @@ class CutColumns(Layer):
 
     A tensor rank is given its part of x, [T, I / size]; what the ranks make of theirs is summed.
     """
+
+    is_hidden = True
 
     def __init__(self, d_in: int, d_out: int, std: float, init: Initializer, bias: bool = False):
         super().__init__(init.ranks)

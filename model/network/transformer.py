@@ -38,6 +38,8 @@ class EncoderInput(NamedTuple):
 class Head(CutRows):
     """Output projection [V, M]; with labels it gives the loss."""
 
+    is_hidden = False
+
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, labels: torch.Tensor | None = None, z_loss: float = 0.0
     ) -> torch.Tensor | LossOutput:

@@ -21,7 +21,7 @@ from data_pipeline.manifest import comparable
 from model.config import ModelConfig
 
 STATE = "state.json"
-FORMAT = 2
+FORMAT = 3
 """Number of the format that is written; a change that an older version would misread raises it."""
 
 
@@ -59,6 +59,8 @@ class RunIdentity:
     """Ranks that shared each layer; old checkpoints do not say so."""
     context: int = 1
     """Ranks that shared each row."""
+    optimizer: str = "adamw"
+    """What changed the weights, and so what is kept of each."""
 
 
 CUT = ("world_size", "zero_stage", "tensor", "context")
@@ -78,6 +80,7 @@ _REMEDIES = {
     "tokenizer": "use the tokenizer the run began with, or start a new run",
     "order": "set seed, training.sequence_length and objective back, or start a new run",
     "model": "set the model section back, or start a new run",
+    "optimizer": "set optimizer.name back, or start a new run",
 }
 
 

@@ -53,6 +53,12 @@ class Cut:
     """Where the sequence of all boxes is cut, from 0 to its end, one more than parts; None cuts each group evenly."""
     groups: tuple[int, ...] | None = None
     """How many consecutive boxes are cut together where groups are cut evenly; None for one each."""
+    num_kinds: int | None = None
+    """How many kinds of state its boxes have, the first so many of the index; None for all."""
+
+    def has(self, kind: int) -> bool:
+        """Whether its boxes have the kind of state of that number."""
+        return self.num_kinds is None or kind < self.num_kinds
 
     @cached_property
     def _begins(self) -> list[int]:
@@ -144,16 +150,18 @@ class Index:
     updates: int
     """Steps that the optimizer has done."""
     cuts: tuple[Cut, ...]
-    """Each part holds its share of the first, then of the second, and so on."""
+    """Each part holds its share of the first, then of the second, and so on; those with fewer kinds of state come
+    last, so that an element has the same place in each kind."""
 
     @property
     def num_parts(self) -> int:
         """Number of part files."""
         return max((cut.first_part + cut.num_parts for cut in self.cuts), default=0)
 
-    def size(self, part: int) -> int:
-        """Elements that a part holds of each kind of state."""
-        return sum(cut.size(part) for cut in self.cuts)
+    def size(self, part: int, kind: str = WEIGHT) -> int:
+        """Elements that a part holds of a kind of state."""
+        number = self.kinds.index(kind)
+        return sum(cut.size(part) for cut in self.cuts if cut.has(number))
 
     @cached_property
     def _by_name(self) -> dict[str, list[tuple[int, int]]]:
@@ -167,6 +175,11 @@ class Index:
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the tensors by name, in their order."""
         return {name: self.cuts[cut].boxes[number].tensor for name, ((cut, number), *_) in self._by_name.items()}
+
+    def names(self, kind: str) -> Iterator[str]:
+        """Names of the tensors that have a kind of state, in their order."""
+        number = self.kinds.index(kind)
+        return (name for name, ((cut, _), *_) in self._by_name.items() if self.cuts[cut].has(number))
 
     def find(self, box: Box, start: int, length: int) -> Iterator[tuple[Held, int]]:
         """Who holds elements `start` to `start + length` of a box, and where in the box theirs begin.
@@ -207,6 +220,7 @@ class Index:
                 "bounds": "even" if cut.bounds is None else list(cut.bounds),
                 "boxes": [_box_as_json(box) for box in cut.boxes],
                 **({} if cut.groups is None else {"groups": list(cut.groups)}),
+                **({} if cut.num_kinds is None else {"kinds": cut.num_kinds}),
             }
             for cut in self.cuts
         ]
@@ -231,6 +245,8 @@ class Index:
             bounds, groups = cut.bounds, cut.groups
             if groups is not None and (min(groups, default=1) < 1 or sum(groups) != len(cut.boxes)):
                 raise ValueError("groups that do not take in every box")
+            if cut.num_kinds is not None and not 1 <= cut.num_kinds <= len(self.kinds):
+                raise ValueError(f"a cut with {cut.num_kinds} of {len(self.kinds)} kinds of state")
             if cut.num_parts < 1 or cut.first_part < 0 or not all(box.is_inside for box in cut.boxes):
                 raise ValueError("a cut of no parts, or a box outside of its tensor")
             if bounds is not None and (
@@ -239,7 +255,12 @@ class Index:
                 or any(a > b for a, b in itertools.pairwise(bounds))
             ):
                 raise ValueError("bounds that do not lead from the first element to the last")
+        for one, other in itertools.pairwise(self.cuts):
+            if one.first_part == other.first_part and (other.num_kinds or math.inf) > (one.num_kinds or math.inf):
+                raise ValueError("a cut with more kinds of state than the one before it")
         for name, places in self._by_name.items():
+            if len({self.cuts[cut].num_kinds for cut, _ in places}) > 1:
+                raise ValueError(f"boxes of {name} with other kinds of state")
             boxes = [self.cuts[cut].boxes[number] for cut, number in places]
             apart = all(next(shared(one, other), None) is None for one, other in itertools.combinations(boxes, 2))
             shapes = {box.tensor for box in boxes}
@@ -260,16 +281,32 @@ def index_of(layout: Layout, kinds: Sequence[str], updates: int, num_parts: int,
 def cuts_of(layout: Layout, num_parts: int, first: int = 0) -> tuple[Cut, ...]:
     """How `num_parts` writing ranks of a layout cut it; `first` is the number of their first part."""
     written = [tuple(layout.written(i)) for i in range(len(layout.vectors))]
-    boxes = tuple(itertools.chain.from_iterable(written))
     if layout.is_replicated:
-        total = sum(box.size for box in boxes)
-        return (Cut(boxes, first, num_parts, tuple(total * part // num_parts for part in range(num_parts + 1))),)
+        return tuple(_by_size(boxes, first, num_parts, kinds) for kinds, boxes in _alike(layout))
+    boxes = tuple(itertools.chain.from_iterable(written))
     assert layout.num_ranks == num_parts, f"{num_parts} writers of a state that {layout.num_ranks} ranks share"
     if layout.cuts_parameters:
         shares = itertools.chain.from_iterable(map(layout.shares, range(len(layout.vectors))))
         groups = tuple(len(share) for share in shares if share[0].name not in layout.copies)
         return (Cut(boxes, first, num_parts, None, groups if layout.groups else None),)
-    return tuple(Cut(each, first, num_parts, layout.bounds(i)) for i, each in enumerate(written))
+    kinds = layout.num_kinds or itertools.repeat(None)
+    return tuple(
+        Cut(each, first, num_parts, layout.bounds(i), num_kinds=count)
+        for i, (each, count) in enumerate(zip(written, kinds, strict=False))
+    )
+
+
+def _alike(layout: Layout) -> Iterator[tuple[int | None, tuple[Box, ...]]]:
+    """Boxes to be written of consecutive vectors with as many kinds of state, and how many; None for all there are."""
+    kinds: Sequence[int | None] = layout.num_kinds or [None] * len(layout.vectors)
+    for count, numbers in itertools.groupby(range(len(layout.vectors)), kinds.__getitem__):
+        yield count, tuple(itertools.chain.from_iterable(map(layout.written, numbers)))
+
+
+def _by_size(boxes: tuple[Box, ...], first: int, num_parts: int, num_kinds: int | None) -> Cut:
+    total = sum(box.size for box in boxes)
+    bounds = tuple(total * part // num_parts for part in range(num_parts + 1))
+    return Cut(boxes, first, num_parts, bounds, num_kinds=num_kinds)
 
 
 def written_slices(layout: Layout, rank: int, num_parts: int) -> Iterator[Slice]:
@@ -279,13 +316,14 @@ def written_slices(layout: Layout, rank: int, num_parts: int) -> Iterator[Slice]
     if not layout.is_replicated:
         yield from pieces
         return
-    total, at = sum(box.size for i in range(len(layout.vectors)) for box in layout.written(i)), 0
-    begin, end = total * rank // num_parts, total * (rank + 1) // num_parts
-    for piece in pieces:
-        first, last = max(begin, at), min(end, at + piece.length)
-        if first < last:
-            yield Slice(piece.box, first - at, piece.vector, piece.offset + first - at, last - first)
-        at += piece.length
+    for _, boxes in _alike(layout):
+        total, at = sum(box.size for box in boxes), 0
+        begin, end = total * rank // num_parts, total * (rank + 1) // num_parts
+        for piece in itertools.islice(pieces, len(boxes)):
+            first, last = max(begin, at), min(end, at + piece.length)
+            if first < last:
+                yield Slice(piece.box, first - at, piece.vector, piece.offset + first - at, last - first)
+            at += piece.length
 
 
 def _follows(last: Copy, copy: Copy) -> bool:
@@ -309,4 +347,5 @@ def _cut_from_json(facts: dict[str, Any]) -> Cut:
         boxes.append(Box(str(name), *(tuple(map(int, numbers)) for numbers in (tensor, offset, shape))))
     bounds = None if facts["bounds"] == "even" else tuple(map(int, facts["bounds"]))
     groups = tuple(map(int, facts["groups"])) if "groups" in facts else None
-    return Cut(tuple(boxes), first_part, num_parts, bounds, groups)
+    num_kinds = int(facts["kinds"]) if "kinds" in facts else None
+    return Cut(tuple(boxes), first_part, num_parts, bounds, groups, num_kinds)

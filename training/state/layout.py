@@ -51,6 +51,9 @@ class Layout:
     """Boxes of each parameter of each vector, where one has several: then the parameter is what stage 3 cuts."""
     copies: frozenset[str] = frozenset()
     """Names of boxes that these ranks hold and others write."""
+    num_kinds: tuple[int, ...] | None = None
+    """How many kinds of state each vector has, weights counted, where not all have as many; then never more than the
+    vector before it."""
 
     def slices(self, rank: int) -> Iterator[Slice]:
         """What `rank` holds, in the order of its vectors and inside them."""
@@ -62,6 +65,27 @@ class Layout:
         boxes = iter(self.vectors[number])
         for count in self.groups[number] if self.groups else itertools.repeat(1, len(self.vectors[number])):
             yield tuple(itertools.islice(boxes, count))
+
+    def places(self, number: int) -> Iterator[tuple[Box, int]]:
+        """The boxes of a vector, and where in all of it each begins."""
+        return zip(self.vectors[number], self._begins(number), strict=False)
+
+    def holders(self, number: int, first: int, length: int, replica: int) -> Iterator[tuple[int, int, int]]:
+        """Who holds `length` elements of all of a vector from `first` on: rank, where in its part, how many.
+
+        `replica` is the rank that asks, and the answer where every rank has all. Not for stage 3.
+        """
+        assert not self.cuts_parameters, "boxes are cut, not vectors"
+        part = self.lengths[number]
+        if self.is_replicated:
+            yield replica, first, length
+            return
+        end = first + length
+        while first < end:
+            rank, offset = divmod(first, part)
+            count = min(part - offset, end - first)
+            yield rank, offset, count
+            first += count
 
     def written(self, number: int) -> list[Box]:
         """The boxes of a vector that these ranks write."""
@@ -118,9 +142,10 @@ def sharded(
     lengths: Sequence[int],
     gaps: Sequence[Sequence[int]] | None = None,
     copies: Iterable[str] = (),
+    num_kinds: Sequence[int] | None = None,
 ) -> Layout:
     """Layout of ZeRO 1 to 3: what each vector holds of its parameters, elements of a rank's part of it, padding behind
-    each parameter, and what others write.
+    each parameter, what others write, and kinds of state of each vector.
     """
     vectors = [[_share(one) for one in vector] for vector in shares]
     boxes = tuple(tuple(itertools.chain.from_iterable(vector)) for vector in vectors)
@@ -136,14 +161,26 @@ def sharded(
         padding if gaps else None,
         groups=groups if any(count > 1 for group in groups for count in group) else None,
         copies=frozenset(copies),
+        num_kinds=_unlike(num_kinds),
     )
 
 
-def replicated(shares: Sequence[Box | Share], copies: Iterable[str] = ()) -> Layout:
+def replicated(
+    shares: Sequence[Box | Share], copies: Iterable[str] = (), num_kinds: Sequence[int] | None = None
+) -> Layout:
     """Layout of stage 0: each parameter a vector of its own, on every rank."""
     vectors = tuple(map(_share, shares))
     lengths = tuple(sum(box.size for box in share) for share in vectors)
-    return Layout(vectors, lengths, 1, is_replicated=True, copies=frozenset(copies))
+    unlike = _unlike(num_kinds)
+    return Layout(vectors, lengths, 1, is_replicated=True, copies=frozenset(copies), num_kinds=unlike)
+
+
+def _unlike(num_kinds: Sequence[int] | None) -> tuple[int, ...] | None:
+    """Numbers of kinds, or None where they are all the same."""
+    if num_kinds is None or len(set(num_kinds)) < 2:
+        return None
+    assert list(num_kinds) == sorted(num_kinds, reverse=True), f"vectors of {num_kinds} kinds of state, in this order"
+    return tuple(num_kinds)
 
 
 def _share(one: Box | Share) -> Share:

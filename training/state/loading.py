@@ -1,6 +1,6 @@
 """Reading a checkpoint: into the engine of any stage and number of ranks, or one weight after another for export."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,22 +27,28 @@ def load(engine: "Engine", checkpoint: Checkpoint) -> RunState:
     return checkpoint.state
 
 
-def fill(parts: Parts, layout: Layout, rank: int, vectors: dict[str, list[torch.Tensor]]) -> None:
-    """Reads what `rank` of a layout holds into its flat vectors, by kind of state; padding is left as it is."""
+def fill(parts: Parts, layout: Layout, rank: int, vectors: Mapping[str, Sequence[torch.Tensor | None]]) -> None:
+    """Reads what `rank` of a layout holds into its flat vectors, by kind of state; padding is left as it is.
+
+    A vector is None where its parameters have no such state.
+    """
     for part, copies in sorted(parts.index.copies(layout, rank).items()):
-        for kind, into in vectors.items():
+        for kind, vectors_of_kind in vectors.items():
             for copy in copies:
-                parts.read(part, kind, copy.source, into[copy.vector].narrow(0, copy.target, copy.length))
+                into = vectors_of_kind[copy.vector]
+                if into is not None:
+                    parts.read(part, kind, copy.source, into.narrow(0, copy.target, copy.length))
 
 
 def stream_weights(folder: Path, kind: str = WEIGHT) -> Iterator[tuple[str, torch.Tensor]]:
     """Names and fp32 weights, on the host, of a checkpoint that was found sound, one after another.
 
-    Memory is that of one weight and BATCH_BYTES, whatever the size of the model. `kind` may name a moment instead.
+    Memory is that of one weight and BATCH_BYTES, whatever the size of the model. `kind` may name a moment instead: of
+    those parameters that have it.
     """
     index = read_index(folder)
     with Parts(folder, index) as parts:
-        sizes = {name: 4 * Box.whole(name, shape).size for name, shape in index.tensors.items()}
+        sizes = {name: 4 * Box.whole(name, index.tensors[name]).size for name in index.names(kind)}
         for names in in_groups(sizes, BATCH_BYTES):
             yield from _read(parts, index, names, kind).items()
 

@@ -96,10 +96,10 @@ class Parts:
             patiently(lambda: self._read(part, kind, offset, into))
 
     def _read(self, part: int, kind: str, offset: int, into: torch.Tensor) -> None:
-        size = self.index.size(part)
+        sizes = {each: self.index.size(part, each) for each in self.index.kinds}
+        size, before = sizes[kind], list(sizes.values())[: self.index.kinds.index(kind)]
         assert offset + into.numel() <= size, f"{offset} + {into.numel()} elements of {size}"
-        sizes = dict.fromkeys(self.index.kinds, size)
-        at = len(_header(sizes)) + (self.index.kinds.index(kind) * size + offset) * _ITEM
+        at = len(_header(sizes)) + (sum(before) + offset) * _ITEM
         file = self._file(part)
         if into.device.type == "cpu" and into.dtype == torch.float32 and into.is_contiguous():
             _fill(file, at, _bytes(into))

@@ -45,6 +45,8 @@ SHARED = Limits(loss=1e-6, norm=5e-6, moment=1e-5, update=2e-2)
 little, so that its update tells less."""
 SHARED_ROUNDED = Limits(loss=1e-4, norm=5e-3, moment=5e-2, update=2.2)
 """The same in bf16, where each part of a sum is rounded before they are added."""
+MUON_ROUNDED = 0.1
+"""Of a weight, in learning rates, where Muon orthogonalises in bf16: a gradient's last bit is seen in many elements."""
 KERNEL = {"fp32": (1e-5, 1e-4), "bf16": (3e-2, 0.15)}
 """By precision: of a loss, in nats per target; of a gradient, as a share of its norm; against all in fp64."""
 
@@ -74,6 +76,13 @@ class Finding:
 
 def limits_of(config: RunConfig, device_type: str) -> Limits:
     """What a step of a run may differ by."""
+    limits = _limits_of_adamw(config, device_type)
+    if config.optimizer.name == "muon" and config.training.precision == "bf16":
+        return dataclasses.replace(limits, update=max(limits.update, MUON_ROUNDED))
+    return limits
+
+
+def _limits_of_adamw(config: RunConfig, device_type: str) -> Limits:
     shared = config.parallel.num_sharing > 1
     if shared and config.training.precision == "bf16":
         return SHARED_ROUNDED

@@ -33,6 +33,7 @@ OFFLOADS: dict[str, dict[str, Any]] = {
     "both": {"offload_optimizer": ON_CPU, "offload_param": ON_CPU},
 }
 """Keys of zero_optimization by what they keep in host memory."""
+MUON = {"name": "muon"}
 SHARING = 2
 """Ranks that share a layer, where some do, or a row."""
 AS_ON_GPUS = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 3000}
@@ -58,9 +59,26 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             how = {"zero_stage": stage, "precision": "fp32"}
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
+    yield from _muon(num_ranks)
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
+
+
+def _muon(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
+    """Muon: every shape, every stage that keeps matrices, both precisions, and layers and rows that ranks share."""
+    for shape, stage in itertools.product(SHAPES, (0, 1, 2)):
+        yield _sharing(num_ranks, shape, stage, "muon", {}, optimizer=MUON)
+        if stage and shape == "causal":
+            yield _sharing(num_ranks, shape, stage, "muon", {}, optimizer=MUON, precision="bf16")
+        if num_ranks % SHARING == 0:
+            shared = {"tensor": SHARING}
+            yield _sharing(num_ranks, shape, stage, "muon, 2 ranks to a layer", shared, optimizer=MUON)
+    if num_ranks % SHARING == 0:
+        shared = {"context": SHARING}
+        yield _sharing(num_ranks, "encdec", 2, "muon, 2 ranks to a row", shared, optimizer=MUON)
+        words, shared = "muon, 2 ranks to a layer", {"tensor": SHARING}
+        yield _sharing(num_ranks, "causal", 1, words, shared, optimizer=MUON, precision="bf16")
 
 
 def _shared_layers(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
@@ -104,10 +122,11 @@ def _sharing(
     words: str,
     parallel: dict[str, Any],
     model: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
     **training: Any,
 ) -> tuple[str, RunConfig]:
     how = {"zero_stage": stage, "precision": "fp32"} | training
-    return _case(num_ranks, shape, how, 4, 0.05, words, model, parallel)
+    return _case(num_ranks, shape, how, 4, 0.05, words, model, parallel, optimizer)
 
 
 def _offloads(stage: int) -> tuple[str, ...]:
@@ -127,6 +146,7 @@ def _case(
     words: str,
     model: dict[str, Any] | None = None,
     parallel: dict[str, Any] | None = None,
+    optimizer: dict[str, Any] | None = None,
 ) -> tuple[str, RunConfig]:
     parts = SHAPES[shape]
     sizes = {"shape": shape, "num_layers": 2, "d_model": 64, "num_heads": 4, "d_ff": 80}
@@ -140,7 +160,7 @@ def _case(
         "data": {"path": "none"},
         "objective": parts["objective"],
         "model": sizes | parts["model"] | (model or {}),
-        "optimizer": {"gradient_clipping": clipping},
+        "optimizer": {"gradient_clipping": clipping} | (optimizer or {}),
         "parallel": parallel or {},
         "training": {"steps": 1, "sequence_length": 128, **batch, **how},
     }

@@ -14,11 +14,13 @@ from torch import nn
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
+from model.network.layers import hidden_matrices
 from model.network.transformer import Transformer
 from training.config import RunConfig
 from training.optimizer import decay_groups
 from training.state.index import WEIGHT
 from training.step import LossModel, Patterns
+from training.verify.plain_muon import Direction, PlainMuon
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -100,9 +102,10 @@ def train_plainly(
     lr: float,
     device: torch.device | str = "cpu",
     addition: Sum | None = None,
+    direction: Direction | None = None,
     given: Mapping[int, State] | None = None,
 ) -> History:
-    """Trains `steps` steps on the global batches that so many ranks would share.
+    """Trains `steps` steps on the global batches that so many ranks would share; `direction` is Muon's, if it is used.
 
     Where states are given, by the step after which they were, every later step begins with the one before it: so each
     step is compared by itself, and a number that rounds to another side is not carried on.
@@ -116,7 +119,7 @@ def train_plainly(
         transformer.bfloat16()
     transformer.to(device)
     model, weights = LossModel(transformer, config.training.z_loss), dict(transformer.named_parameters())
-    optimizer = _optimizer(config, masters, lr)
+    optimizer = _optimizer(config, transformer, masters, lr, direction or Direction())
     losses, norms, states = [], [], {}
     loaders = [loader_of(config, manifest, rank, num_ranks) for rank in range(num_ranks)]
     for step in range(1, steps + 1):
@@ -148,10 +151,25 @@ def train_plainly(
     return History(losses, norms, states)
 
 
-def _optimizer(config: RunConfig, masters: Mapping[str, nn.Parameter], lr: float) -> torch.optim.AdamW:
+def _optimizer(
+    config: RunConfig, model: nn.Module, masters: Mapping[str, nn.Parameter], lr: float, direction: Direction
+) -> torch.optim.AdamW | PlainMuon:
     keys = config.optimizer
-    groups = decay_groups(masters.items(), keys.weight_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=keys.betas, eps=keys.eps, fused=True)
+    hidden = hidden_matrices(model) if keys.name == "muon" else {}
+    rest = [(name, master) for name, master in masters.items() if name not in hidden]
+    groups = decay_groups(rest, keys.weight_decay)
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=keys.betas, eps=keys.eps, fused=True)
+    if keys.name == "adamw":
+        return adamw
+    return PlainMuon(
+        adamw,
+        [(masters[name], division) for name, division in hidden.items()],
+        lr=lr,
+        momentum=0.95 if keys.momentum is None else keys.momentum,
+        weight_decay=keys.weight_decay,
+        dtype=torch.bfloat16 if config.training.precision == "bf16" else torch.float32,
+        direction=direction,
+    )
 
 
 def _clip(masters: Mapping[str, nn.Parameter], norm: float, limit: float) -> None:
@@ -171,17 +189,21 @@ def _take_over(
     state: State,
     masters: Mapping[str, nn.Parameter],
     weights: Mapping[str, nn.Parameter],
-    optimizer: torch.optim.AdamW,
+    optimizer: torch.optim.AdamW | PlainMuon,
 ) -> None:
     for name, master in masters.items():
         master.copy_(state[WEIGHT][name])
         for kind in MOMENTS:
-            optimizer.state[master][kind].copy_(state[kind][name])
+            if kind in optimizer.state[master]:
+                optimizer.state[master][kind].copy_(state[kind][name])
     _round(masters, weights)
 
 
-def _state(masters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW) -> dict[str, dict[str, torch.Tensor]]:
+def _state(
+    masters: Mapping[str, nn.Parameter], optimizer: torch.optim.AdamW | PlainMuon
+) -> dict[str, dict[str, torch.Tensor]]:
     state = {WEIGHT: {name: master.detach().cpu().clone() for name, master in masters.items()}}
     for kind in MOMENTS:
-        state[kind] = {name: optimizer.state[master][kind].cpu().clone() for name, master in masters.items()}
+        kept = {name: optimizer.state[master] for name, master in masters.items()}
+        state[kind] = {name: of[kind].cpu().clone() for name, of in kept.items() if kind in of}
     return state

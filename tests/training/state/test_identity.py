@@ -102,9 +102,9 @@ def test_a_key_that_only_the_checkpoint_knows_is_named(tmp_path):
 def test_a_checkpoint_of_a_later_format_is_refused_in_a_sentence_not_passed_over(tmp_path, monkeypatch):
     save_step(tmp_path, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(identities, "FORMAT", 3)
+        patch.setattr(identities, "FORMAT", 4)
         save_step(tmp_path, 20)
-    with pytest.raises(ValueError, match=r"step-00000020: written in format 3, .* reads formats up to 2; go on with"):
+    with pytest.raises(ValueError, match=r"step-00000020: written in format 4, .* reads formats up to 3; go on with"):
         choose(tmp_path, ALONE)
 
 
