@@ -9,7 +9,7 @@ three, gate and up are two, whatever tensors they lie in, and padding is in none
 """
 
 import collections
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -26,6 +26,7 @@ RMS = 0.2
 
 _ByRank = dict[int, list[Piece]]
 """Pieces to send to ranks or to get from them."""
+Values = Mapping[Piece, torch.Tensor]
 
 
 def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
@@ -42,6 +43,59 @@ def orthogonalized(matrix: torch.Tensor) -> torch.Tensor:
 def scale(shape: Sequence[int]) -> float:
     """Learning rates of an orthogonalised matrix, so that its elements are of the size of AdamW's."""
     return RMS * max(shape) ** 0.5
+
+
+def exchange(values: Values, to: _ByRank, of: _ByRank, like: torch.Tensor) -> Values:
+    """Sends each rank the values of pieces and returns those that it sends, one message each way, all at once."""
+    if not (to or of):
+        return {}
+    sent = {rank: torch.cat([values[piece] for piece in pieces]) for rank, pieces in to.items()}
+    got = {rank: like.new_empty(sum(piece.length for piece in pieces)) for rank, pieces in of.items()}
+    messages = [dist.P2POp(dist.isend, values, rank) for rank, values in sent.items()]
+    messages += [dist.P2POp(dist.irecv, into, rank) for rank, into in got.items()]
+    for work in dist.batch_isend_irecv(messages):
+        work.wait()
+    found: dict[Piece, torch.Tensor] = {}
+    for rank, pieces in of.items():
+        found |= zip(pieces, got[rank].split([piece.length for piece in pieces]), strict=True)
+    return found
+
+
+class Orthogonalizer:
+    """Orthogonalises matrices whose pieces lie in flat vectors of several ranks."""
+
+    def __init__(self, matrices: Sequence[Matrix], rank: int, exchange: Callable[..., Values] = exchange):
+        """`matrices` are those that this rank holds something of; `exchange` is how ranks send each other pieces."""
+        self._exchange, pairs = exchange, [(matrix, piece) for matrix in matrices for piece in matrix.pieces]
+        self._own = [matrix for matrix in matrices if matrix.owner == rank]
+        self._held = {piece: scale(matrix.shape) for matrix, piece in pairs if piece.rank == rank}
+        self._lent = _by_rank((matrix.owner, piece) for matrix, piece in pairs if piece.rank == rank != matrix.owner)
+        self._borrowed = _by_rank((piece.rank, piece) for matrix, piece in pairs if piece.rank != rank == matrix.owner)
+
+    def __call__(self, vectors: Mapping[int, torch.Tensor]) -> Iterator[tuple[Piece, torch.Tensor, float]]:
+        """Of vectors by number: this rank's pieces of all matrices, orthogonalised, and what to multiply each by."""
+        if not self._held:
+            return
+        held = {piece: vectors[piece.vector].narrow(0, piece.offset, piece.length) for piece in self._held}
+        like = next(iter(held.values()))
+        there = self._exchange(held, self._lent, self._borrowed, like)
+        back: dict[Piece, torch.Tensor] = {}
+        for matrix in self._own:
+            values = (held[piece] if piece in held else there[piece] for piece in matrix.pieces)
+            for piece, result in matrix.split(orthogonalized(matrix.join(values))):
+                if piece in held:
+                    yield piece, result, self._held[piece]
+                else:
+                    back[piece] = result
+        for piece, result in self._exchange(back, self._borrowed, self._lent, like).items():
+            yield piece, result, self._held[piece]
+
+
+def _by_rank(pairs: Iterable[tuple[int, Piece]]) -> _ByRank:
+    ranks: _ByRank = collections.defaultdict(list)
+    for rank, piece in pairs:
+        ranks[rank].append(piece)
+    return dict(sorted(ranks.items()))
 
 
 class Muon(torch.optim.Optimizer):
@@ -65,22 +119,17 @@ class Muon(torch.optim.Optimizer):
         # One set of groups and of states: who replaces or fills them (ZeRO, a checkpoint) does so for both.
         self.param_groups = [*adamw.param_groups, muon]
         self.state = adamw.state
-        self._matrices: list[Matrix] | None = None
-        self._rank = self._first = 0
-        self._lent: _ByRank = {}
-        self._borrowed: _ByRank = {}
+        self._orthogonalize: Orthogonalizer | None = None
+        self._first = 0
 
-    def place(self, matrices: list[Matrix], rank: int) -> None:
+    def place(self, matrices: Sequence[Matrix], rank: int) -> None:
         """Says where the matrices lie whose parts are in this rank's vectors; `rank` is this one."""
-        self._matrices, self._rank = matrices, rank
+        self._orthogonalize = Orthogonalizer(matrices, rank)
         self._first = sum(len(group["params"]) for group in self.param_groups[:-1])  # before its own vectors
-        pairs = [(matrix.owner, piece) for matrix in matrices for piece in matrix.pieces]
-        self._lent = _by_rank((owner, piece) for owner, piece in pairs if piece.rank == rank != owner)
-        self._borrowed = _by_rank((piece.rank, piece) for owner, piece in pairs if piece.rank != rank == owner)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Changes the parameters of the groups there are; gradients of hidden matrices are used up."""
+        """Changes the parameters of the groups there are (ZeRO gives one at a time); uses gradients of matrices up."""
         assert closure is None, "gradients are there already"
         self._adamw.param_groups = [group for group in self.param_groups if "moments" not in group]
         if self._adamw.param_groups:
@@ -90,67 +139,16 @@ class Muon(torch.optim.Optimizer):
                 self._update(group)
 
     def _update(self, group: dict) -> None:
-        assert self._matrices is not None, "place() comes before the first step"
-        numbers = range(self._first, self._first + len(group["params"]))
-        directions = {}
-        for number, weight in zip(numbers, group["params"], strict=True):
+        assert self._orthogonalize is not None, "place() comes before the first step"
+        weights, directions = {}, {}
+        for number, weight in enumerate(group["params"], self._first):
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             state = self.state[weight]
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
             state["exp_avg"].lerp_(gradient, 1 - group["momentum"])
             directions[number] = gradient.lerp_(state["exp_avg"], group["momentum"]).view(-1).to(self._dtype)
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-        weights = dict(zip(numbers, (weight.view(-1) for weight in group["params"]), strict=True))
-        factors = {piece: scale(matrix.shape) for matrix in self._matrices for piece in matrix.pieces}
-        for piece, values in self._orthogonalized(directions):
+            weights[number] = weight.mul_(1 - group["lr"] * group["weight_decay"]).view(-1)
+        for piece, values, factor in self._orthogonalize(directions):
             into = weights[piece.vector].narrow(0, piece.offset, piece.length)
-            into.add_(values, alpha=-group["lr"] * factors[piece])
-
-    def _orthogonalized(self, directions: Mapping[int, torch.Tensor]) -> Iterator[tuple[Piece, torch.Tensor]]:
-        """Gives this rank's pieces of all matrices, with their values after each matrix was orthogonalised."""
-        own = [matrix for matrix in self._matrices or () if matrix.owner == self._rank]
-        held = {
-            piece: directions[piece.vector].narrow(0, piece.offset, piece.length)
-            for matrix in self._matrices or ()
-            for piece in matrix.pieces
-            if piece.rank == self._rank
-        }
-        if not held:
-            return
-        like = next(iter(held.values()))
-        there = _exchange(held, self._lent, self._borrowed, like)
-        back: dict[Piece, torch.Tensor] = {}
-        for matrix in own:
-            values = (held[piece] if piece in held else there[piece] for piece in matrix.pieces)
-            for piece, result in matrix.split(orthogonalized(matrix.join(values))):
-                if piece.rank == self._rank:
-                    yield piece, result
-                else:
-                    back[piece] = result
-        yield from _exchange(back, self._borrowed, self._lent, like).items()
-
-
-def _exchange(
-    values: Mapping[Piece, torch.Tensor], to: _ByRank, of: _ByRank, like: torch.Tensor
-) -> dict[Piece, torch.Tensor]:
-    """Sends each rank the values of pieces and returns those that it sends, one message each way, all at once."""
-    if not (to or of):
-        return {}
-    sent = {rank: torch.cat([values[piece] for piece in pieces]) for rank, pieces in to.items()}
-    got = {rank: like.new_empty(sum(piece.length for piece in pieces)) for rank, pieces in of.items()}
-    messages = [dist.P2POp(dist.isend, values, rank) for rank, values in sent.items()]
-    messages += [dist.P2POp(dist.irecv, into, rank) for rank, into in got.items()]
-    for work in dist.batch_isend_irecv(messages):
-        work.wait()
-    found: dict[Piece, torch.Tensor] = {}
-    for rank, pieces in of.items():
-        found |= zip(pieces, got[rank].split([piece.length for piece in pieces]), strict=True)
-    return found
-
-
-def _by_rank(pairs: Iterable[tuple[int, Piece]]) -> _ByRank:
-    ranks: _ByRank = collections.defaultdict(list)
-    for rank, piece in pairs:
-        ranks[rank].append(piece)
-    return dict(sorted(ranks.items()))
+            into.add_(values, alpha=-group["lr"] * factor)

@@ -1,8 +1,9 @@
-"""Ways to add gradients up wrongly, to see that a comparison finds them."""
+"""Ways to add gradients up wrongly, and to go the wrong way with Muon, to see that a comparison finds them."""
 
 import torch
 
 from training.verify.plain import Sum
+from training.verify.plain_muon import Direction
 
 
 class LastTwice(Sum):
@@ -50,3 +51,31 @@ class OneRankAlone(Sum):
 
     def of(self, gradients):
         return super().of(gradients[:1])
+
+
+class NotOrthogonal(Direction):
+    """A matrix is scaled as if it were orthogonalised, and is not."""
+
+    def orthogonal(self, matrix):
+        return matrix / matrix.norm() * min(matrix.shape) ** 0.5
+
+
+class WithPadding(Direction):
+    """A matrix is orthogonalised together with what lies behind it in its vector."""
+
+    def orthogonal(self, matrix):
+        return super().orthogonal(torch.cat([matrix, matrix[:8].flip(1)]))[: len(matrix)]
+
+
+class AllInOne(Direction):
+    """Queries, keys and values are orthogonalised as one matrix, so are gate and up."""
+
+    def of_tensor(self, momentum, division):
+        return super().of_tensor(momentum, division._replace(sections=(sum(division.sections),)))
+
+
+class PartsOfRanks(Direction):
+    """Every rank orthogonalises its own part of a matrix."""
+
+    def orthogonal(self, matrix):
+        return torch.cat([super(PartsOfRanks, self).orthogonal(part) for part in matrix.chunk(2)])

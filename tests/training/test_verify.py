@@ -8,9 +8,19 @@ import torch
 from launcher import models
 from launcher.verify import cases_of
 from model.network import blocks
-from tests.training.planted import LastDropped, LastLeaks, Narrow, NormOfAPart, OneRankAlone
+from tests.training.planted import (
+    AllInOne,
+    LastDropped,
+    LastLeaks,
+    Narrow,
+    NormOfAPart,
+    NotOrthogonal,
+    OneRankAlone,
+    PartsOfRanks,
+    WithPadding,
+)
 from training.config import RunConfig
-from training.verify.compare import ROUNDED, SAME, compare, compare_kernels
+from training.verify.compare import ROUNDED, SAME, compare, compare_kernels, limits_of
 from training.verify.grid import grid
 from training.verify.plain import Rounded, Sum, train_plainly
 from training.verify.small import LR, small, write_documents
@@ -60,6 +70,22 @@ def test_a_planted_fault_is_found_and_named(trained, precision, fault):
     found = {each.what: each for each in compare(faulty, plain, SAME)}
     assert not found[FAULTS[fault]].holds
     assert found[FAULTS[fault]].worst > 5 * found[FAULTS[fault]].allowed
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("fault", [NotOrthogonal, WithPadding, AllInOne, PartsOfRanks])
+def test_a_planted_fault_of_muon_is_found_and_named(data, precision, fault):
+    folder, manifest = data
+    config = small(CASES[f"{NAME.format(precision)}, muon"], folder, 2)
+    how = {"num_ranks": 2, "steps": 1, "lr": LR}
+    faulty = train_plainly(config, manifest, direction=fault(), **how)
+    found = {
+        each.what: each for each in compare(faulty, train_plainly(config, manifest, **how), limits_of(config, "cpu"))
+    }
+    weight = found.pop("weight, in learning rates")
+    assert not weight.holds and weight.worst > 3 * weight.allowed
+    assert weight.where.endswith((".qkv.weight", ".output.weight", ".gate_up.weight", ".down.weight"))
+    assert all(each.holds for each in found.values()), "gradients and moments are sound"
 
 
 def test_without_a_fault_everything_holds_step_by_step(trained):
