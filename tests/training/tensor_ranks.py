@@ -45,12 +45,13 @@ SHAPES: dict[str, dict[str, Any]] = {
         "objective": {"name": "prefix_lm"},
     },
     "encdec": {"model": {"shape": "encdec", "positions": "t5_bias"}, "objective": {"name": "prefix_lm"}},
+    "muon": {"model": {"activation": "geglu"}, "optimizer": {"name": "muon"}},
 }
 FAULTS = ("gradients of shared weights are not summed", "residual once per rank", "norm counts copies per rank")
 TWO, FOUR = {"tensor": 2}, {"tensor": 4}
 ROWS, BOTH = {"context": 2}, {"tensor": 2, "context": 2}
 Way = tuple[str, dict[str, Any], int]
-"""Shape, how ranks share, and stage."""
+"""Name among `SHAPES`, how ranks share, and stage."""
 LONG = ("causal, layers", "encdec, both")
 """Those that train twenty steps; the others train six."""
 WAYS: dict[str, Way] = {
@@ -58,6 +59,7 @@ WAYS: dict[str, Way] = {
     "prefix, rows": ("prefix", ROWS, 0),
     "encdec, both": ("encdec", BOTH, 2),
     "causal, four to a layer": ("causal", FOUR, 2),
+    "muon, four to a layer": ("muon", FOUR, 2),
 }
 """The others are in `shardline verify --grid --ranks 4`, and in fp64 in tests/model/network."""
 CROSSINGS: dict[str, tuple[Way, dict[str, Way]]] = {
@@ -70,6 +72,7 @@ CROSSINGS: dict[str, tuple[Way, dict[str, Way]]] = {
         },
     ),
     "from none": (("causal", {}, 3), {"four": ("causal", FOUR, 1)}),
+    "from muon": (("muon", BOTH, 1), {"none": ("muon", {}, 2), "all": ("muon", {}, 0)}),
     "from both": (("encdec", BOTH, 3), {"itself": ("encdec", BOTH, 3), "rows": ("encdec", ROWS, 2)}),
 }
 """The way that saves, and those that go on."""
@@ -81,6 +84,7 @@ def config_of(data: Path, shape: str, parallel: dict[str, Any], stage: int) -> R
         data,
         model={"vocab_size": VOCAB_SIZE + 1, "num_heads": 8, "num_kv_heads": 4} | keys["model"],
         objective=keys.get("objective", {"name": "next_token"}),
+        optimizer=keys.get("optimizer", {}),
         training={"zero_stage": stage, "num_processes": 4, "micro_batch_size": 4},
         parallel=parallel,
     )

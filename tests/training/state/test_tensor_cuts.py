@@ -37,17 +37,18 @@ def held(tensor_rank: int, tensor: int) -> dict[str, Share]:
     }
 
 
-def layouts_of(stage: int, data: int, tensor: int, gap: int = 0) -> list[Layout]:
+def layouts_of(stage: int, data: int, tensor: int, gap: int = 0, num_kinds=(3, 3)) -> list[Layout]:
     """As DeepSpeed makes them, in two vectors, one for each tensor rank."""
     layouts = []
     for rank in range(tensor):
         shares = held(rank, tensor)
         copies = [name for name, share in shares.items() if rank and share[0].is_whole]
-        if stage == 0:
-            layouts.append(replicated(list(shares.values()), copies))
-            continue
         listed = list(shares.values())
         vectors = [listed[0::2], listed[1::2]]
+        if stage == 0:
+            kinds = [count for count, vector in zip(num_kinds, vectors, strict=True) for _ in vector]
+            layouts.append(replicated([*vectors[0], *vectors[1]], copies, kinds))
+            continue
         sizes = [[sum(box.size for box in share) for share in vector] for vector in vectors]
         if stage == 3:
             lengths = [sum(-(-size // data) for size in vector) for vector in sizes]
@@ -56,7 +57,7 @@ def layouts_of(stage: int, data: int, tensor: int, gap: int = 0) -> list[Layout]
             gaps = [[gap] * (len(vector) - 1) + [0] for vector in vectors]
             totals = [sum(vector) + gap * (len(vector) - 1) for vector in sizes]
             lengths = [-(-total // (2 * data)) * 2 for total in totals]
-            layouts.append(sharded(stage, data, vectors, lengths, gaps, copies))
+            layouts.append(sharded(stage, data, vectors, lengths, gaps, copies, num_kinds))
     return layouts
 
 
@@ -85,7 +86,16 @@ def parts_of(layouts: list[Layout], data: int) -> list[dict[str, torch.Tensor]]:
         slices = list(written_slices(layout, rank, data))
         parts.append(
             {
-                kind: torch.cat([torch.empty(0), *(of[s.vector].narrow(0, s.offset, s.length) for s in slices)])
+                kind: torch.cat(
+                    [
+                        torch.empty(0),
+                        *(
+                            of[s.vector].narrow(0, s.offset, s.length)
+                            for s in slices
+                            if layout.num_kinds is None or KINDS.index(kind) < layout.num_kinds[s.vector]
+                        ),
+                    ]
+                )
                 for kind, of in vectors.items()
             }
         )
@@ -124,6 +134,50 @@ def test_any_way_to_cut_takes_over_from_any_other(old, new):
                     found[kind][copy.vector][copy.target : copy.target + copy.length] = source
             for kind in KINDS:
                 assert all(map(torch.equal, found[kind], expected[kind])), (rank, kind)
+
+
+CUT_VECTORS = [way for way in WAYS if way[0] < 3]
+
+
+@pytest.mark.parametrize(("old", "new"), itertools.product(CUT_VECTORS[::2], CUT_VECTORS[1::2]))
+def test_parameters_with_one_moment_lie_beside_those_with_two(old, new):
+    first, *others = layouts_of(*old, num_kinds=(3, 2))
+    index = Index.loads(index_of(first, KINDS, 7, old[1], *others).dumps())
+    few = list(SHAPES)[1::2]
+    assert list(index.names("exp_avg")) == list(SHAPES)[0::2] + few
+    assert list(index.names("exp_avg_sq")) == list(SHAPES)[0::2]
+    parts = parts_of([first, *others], old[1])
+    assert [index.size(part, "exp_avg_sq") for part in range(len(parts))] == [len(p["exp_avg_sq"]) for p in parts]
+    assert all(len(part["exp_avg_sq"]) < len(part["exp_avg"]) == len(part["weight"]) for part in parts)
+    for layout in layouts_of(*new, gap=2, num_kinds=(3, 2)):
+        for rank in range(1 if layout.is_replicated else new[1]):
+            expected = vectors_of(layout, rank)
+            for part, copies in index.copies(layout, rank).items():
+                for kind, copy in itertools.product(KINDS, copies):
+                    if layout.num_kinds and KINDS.index(kind) < layout.num_kinds[copy.vector]:
+                        source = parts[part][kind][copy.source : copy.source + copy.length]
+                        into = expected[kind][copy.vector][copy.target : copy.target + copy.length]
+                        assert torch.equal(source, into)
+                        into.fill_(-1)
+            for kind in KINDS:
+                kept = [
+                    v
+                    for v, count in zip(expected[kind], layout.num_kinds or (), strict=True)
+                    if KINDS.index(kind) < count
+                ]
+                assert all((vector == -1).all() for vector in kept), "every element came once"
+
+
+def test_a_cut_with_more_kinds_than_the_one_before_it_is_damage():
+    (layout,) = layouts_of(1, 2, 1, num_kinds=(3, 2))
+    facts = json.loads(index_of(layout, KINDS, 7, 2).dumps())
+    for cut, kinds in zip(facts["cuts"], (2, 3), strict=True):
+        cut["kinds"] = kinds
+    with pytest.raises(ValueError, match="more kinds of state than the one before"):
+        Index.loads(json.dumps(facts).encode())
+    facts["cuts"][1]["kinds"] = 4
+    with pytest.raises(ValueError, match="4 of 3 kinds"):
+        Index.loads(json.dumps(facts).encode())
 
 
 @pytest.mark.parametrize("groups", [[0, 8], [9], [3, 3], [-1, 9]])
