@@ -15,6 +15,8 @@ import numpy as np
 from benchmarks.table import Row, parser, show
 from data_pipeline.reading.loader import counters_of
 from data_pipeline.reading.order import SampleOrder
+from model.network.tensor_ranks import Division
+from training.matrices import Matrix, matrices_of
 from training.mesh import AXES, Mesh
 from training.plane import children_of, parent_of
 from training.state.boxes import Box
@@ -52,6 +54,23 @@ def layout_of(stage: int, num_ranks: int) -> Layout:
     return sharded(stage, num_ranks, groups, lengths)
 
 
+def hidden_matrices() -> dict[str, Division]:
+    """Tensors that Muon orthogonalises, and the matrices that each is made of."""
+    parts = {"qkv": 3, "output": 1, "gate_up": 2, "down": 1}
+    kinds = {box: parts.get(box.name.split(".")[-2], 0) for box in boxes() if box.name.startswith("blocks.")}
+    return {box.name: Division(0, (box.tensor[0] // n,) * n) for box, n in kinds.items() if n}
+
+
+def sent(matrices: list[Matrix], rank: int) -> int:
+    """Elements of a rank that go to owners of matrices, or as updates to those who hold pieces of its own."""
+    pairs = [(matrix.owner, piece) for matrix in matrices for piece in matrix.pieces]
+    return sum(
+        piece.length
+        for owner, piece in pairs
+        if (piece.rank == rank) != (owner == rank) and rank in (piece.rank, owner)
+    )
+
+
 def seconds(action: Callable[[int], object], num_ranks: int) -> float:
     """Seconds of a rank, the least of three rounds over ranks spread evenly."""
     ranks = range(0, num_ranks, max(1, num_ranks // SAMPLED))
@@ -78,7 +97,7 @@ def costs(num_ranks: int) -> dict[str, float]:
     batch = SHARE * num_ranks
     cut, even = layout_of(1, num_ranks), layout_of(3, num_ranks)
     index = index_of(cut, KINDS, 1, num_ranks)
-    half = layout_of(1, num_ranks // 2)
+    half, hidden = layout_of(1, num_ranks // 2), hidden_matrices()
 
     def place(rank: int) -> list[range]:
         mesh = Mesh.of(rank, num_ranks, tensor=8)
@@ -87,6 +106,10 @@ def costs(num_ranks: int) -> dict[str, float]:
     def samples(rank: int) -> np.ndarray:
         return order(counters_of(0, 8, batch, rank, num_ranks))
 
+    def matrices(rank: int) -> list[Matrix]:
+        return matrices_of([cut], hidden, Mesh.of(rank, num_ranks))
+
+    exchanged = max(sent(matrices(rank), rank) for rank in range(0, num_ranks, max(1, num_ranks // SAMPLED)))
     return {
         "microseconds to find its place and fellows": seconds(place, num_ranks) * 1e6,
         "microseconds to draw the samples of 8 batches": seconds(samples, num_ranks) * 1e6,
@@ -106,6 +129,8 @@ def costs(num_ranks: int) -> dict[str, float]:
         )
         * 1e6,
         "part files it reads, half the ranks": float(len(index.copies(half, 1))),
+        "microseconds to find the matrices it has parts of, Muon": seconds(matrices, num_ranks) * 1e6,
+        "M elements it sends at most, Muon": exchanged / 1e6,
     }
 
 
