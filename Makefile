@@ -10,7 +10,7 @@ quickstart: install
 	@$(BIN)/shardline quickstart
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 checks: install
 	$(BIN)/ruff format --check .
@@ -25,8 +25,6 @@ bench: install
 	$(BIN)/python -m benchmarks.attention --check
 	$(BIN)/python -m benchmarks.many_ranks --check
 	$(BIN)/python -m benchmarks.checkpoint
-	$(BIN)/python -m benchmarks.parallel --check
-	$(BIN)/python -m benchmarks.memory --check
 	$(BIN)/python -m benchmarks.parallel --check
 	$(BIN)/python -m benchmarks.memory --check
 

@@ -16,6 +16,13 @@ settings.register_profile("shardline", deadline=None, max_examples=40)
 settings.load_profile("shardline")
 
 
+def pytest_collection_modifyitems(items):
+    """Says which tests stay together where several processes share them: those of a file, and all of one cluster."""
+    for item in items:
+        folder, file = Path(item.location[0]).parent, item.location[0]
+        item.add_marker(pytest.mark.xdist_group(str(folder) if folder.name == "slurm" else file))
+
+
 @pytest.fixture(scope="session")
 def ray_session():
     """Starts Ray once; every build of the test process uses it."""
