@@ -219,7 +219,7 @@ class Engine:
         inner = self._torch_optimizer()
         weights = [weight for group in inner.param_groups for weight in group["params"]]
         on_device = all(weight.device.type == "cuda" for weight in weights)
-        return on_device and isinstance(inner, torch.optim.AdamW) and bool(inner.defaults["fused"])
+        return on_device and isinstance(inner, torch.optim.AdamW | Muon) and bool(inner.param_groups[0]["fused"])
 
     def _torch_optimizer(self) -> torch.optim.Optimizer:
         return self._optimizer if self.stage == 0 else self._optimizer.optimizer

@@ -119,6 +119,8 @@ class Muon(torch.optim.Optimizer):
         # One set of groups and of states: who replaces or fills them (ZeRO, a checkpoint) does so for both.
         self.param_groups = [*adamw.param_groups, muon]
         self.state = adamw.state
+        self.found_inf: torch.Tensor | None = None
+        """A number on the device: while it is not 0, a step changes nothing. As AdamW has it."""
         self._orthogonalize: Orthogonalizer | None = None
         self._first = 0
 
@@ -133,6 +135,8 @@ class Muon(torch.optim.Optimizer):
         assert closure is None, "gradients are there already"
         self._adamw.param_groups = [group for group in self.param_groups if "moments" not in group]
         if self._adamw.param_groups:
+            if self.found_inf is not None:
+                self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
             self._adamw.step()
         for group in self.param_groups:
             if "moments" in group:
@@ -140,15 +144,17 @@ class Muon(torch.optim.Optimizer):
 
     def _update(self, group: dict) -> None:
         assert self._orthogonalize is not None, "place() comes before the first step"
-        weights, directions = {}, {}
+        weights, directions, share = {}, {}, 1 - group["momentum"]
         for number, weight in enumerate(group["params"], self._first):
             gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             state = self.state[weight]
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-            state["exp_avg"].lerp_(gradient, 1 - group["momentum"])
+            state["exp_avg"].lerp_(gradient, share if self.found_inf is None else share * (self.found_inf == 0))
             directions[number] = gradient.lerp_(state["exp_avg"], group["momentum"]).view(-1).to(self._dtype)
-            weights[number] = weight.mul_(1 - group["lr"] * group["weight_decay"]).view(-1)
+            weights[number] = weight.view(-1)
+        kept = 1 - group["lr"] * group["weight_decay"]
         for piece, values, factor in self._orthogonalize(directions):
-            into = weights[piece.vector].narrow(0, piece.offset, piece.length)
-            into.add_(values, alpha=-group["lr"] * factor)
+            weight = weights[piece.vector].narrow(0, piece.offset, piece.length)
+            changed = (weight * kept).add_(values, alpha=-group["lr"] * factor)
+            weight.copy_(changed if self.found_inf is None else torch.where(self.found_inf == 0, changed, weight))

@@ -19,7 +19,13 @@ from training.setup import build_engine
 from training.step import Patterns, StepInput, StepResult, count, run_step
 
 STEPS = 3
-STAGES = {"zero0": (0, "fp32"), "zero2": (2, "fp32"), "zero2 bf16": (2, "bf16"), "zero3": (3, "fp32")}
+STAGES = {
+    "zero0": (0, "fp32", "adamw"),
+    "zero2": (2, "fp32", "adamw"),
+    "zero2 bf16": (2, "bf16", "adamw"),
+    "zero3": (3, "fp32", "adamw"),
+    "zero2 bf16 muon": (2, "bf16", "muon"),
+}
 
 
 class Steps:
@@ -78,8 +84,9 @@ def main() -> None:
     data, output = Path(sys.argv[1]), Path(sys.argv[2])
     world = connect(timedelta(minutes=3))
     results = {}
-    for name, (stage, precision) in STAGES.items():
-        config = tiny_config(data, training={"zero_stage": stage, "precision": precision})
+    for name, (stage, precision, optimizer) in STAGES.items():
+        training = {"zero_stage": stage, "precision": precision}
+        config = tiny_config(data, training=training, optimizer={"name": optimizer})
         results[name] = compare(config, world)
     if world.is_main:
         output.write_text(json.dumps(results))
