@@ -18,6 +18,8 @@ CHUNK_ELEMENTS = (2**22, 2**28)
 """Logits alive at once, about, on CPUs and on GPUs: 16 MB of fp32 stay near a CPU's cache. A GPU takes 1 GB, for every
 chunk reads and writes the whole gradient of the weight, and that must not cost more than the products."""
 
+SLAB_ELEMENTS = 2**24
+"""Elements of the weight's gradient that are rounded or added up at a time: enough to fill a GPU, and 32 MB of bf16."""
 ENOUGH_TARGETS = 0.8
 """Share of positions that are targets from which on all go through the output projection."""
 
@@ -78,7 +80,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         sums = torch.zeros(2, dtype=exact, device=hidden.device)
         grads = None
         if needs_grad:
-            grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=exact)
+            # one chunk gives the whole gradient at once, which then needs no more digits than it will be rounded to
+            summed = weight.dtype if hidden.shape[0] <= chunk_size else exact
+            grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=summed)
         for start in range(0, hidden.shape[0], chunk_size):
             rows = slice(start, start + chunk_size)
             into = (grads[0][rows], grads[1]) if grads else None
@@ -97,7 +101,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = ctx.grads
         ctx.grads = None
         grad_hidden.mul_(grad_loss)
-        grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
+        if grad_weight.dtype == grad_loss.dtype:
+            grad_weight = grad_weight.mul_(grad_loss).to(ctx.weight_dtype)
+        else:
+            for rows in _slabs(grad_weight):
+                rows.copy_(rows.to(grad_loss.dtype).mul_(grad_loss))
         return grad_hidden, grad_weight, None, None, None, None, None
 
 
@@ -172,5 +180,16 @@ def _add_gradients(
     torch.mul(matmul_transposed(grad_logits, weight.t()), mask, out=grad_hidden)
     if grad_weight.dtype == grad_logits.dtype:
         grad_weight.addmm_(grad_logits.t(), hidden * mask)
-    else:
-        grad_weight.add_(grad_logits.t() @ (hidden * mask))
+        return
+    masked = hidden * mask
+    for rows, columns in zip(_slabs(grad_weight), grad_logits.t().split(_slab_rows(grad_weight)), strict=True):
+        rows.add_(columns @ masked)
+
+
+def _slabs(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """A matrix [V, M] in groups of rows, so that what is made of one at a time is small beside it."""
+    return weight.split(_slab_rows(weight))
+
+
+def _slab_rows(weight: torch.Tensor) -> int:
+    return max(SLAB_ELEMENTS // weight.shape[1], 1)

@@ -11,7 +11,7 @@ sequence parallelism. A recomputed block leaves its input alone; one at a time i
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.network.loss import CHUNK_ELEMENTS
+from model.network.loss import CHUNK_ELEMENTS, SLAB_ELEMENTS
 from training.config import ParallelConfig, TrainingConfig
 
 BF16, FP32, INT64 = 2, 4, 8
@@ -68,9 +68,11 @@ def activations(
     recomputed = max(size.recomputed(stack) for stack in stacks)
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
-    ends += tokens * model.d_model * width + columns * model.d_model * FP32
     chunk = min(tokens, max(CHUNK_ELEMENTS[on_gpu] // columns, 256))
+    in_chunks = chunk < tokens  # then their sum has the digits of fp32, and what a slab adds to it is beside it
+    ends += tokens * model.d_model * width + columns * model.d_model * (FP32 if in_chunks else width)
     logits = chunk * columns * (FP32 + (2 * width if width < FP32 else 0)) + tokens * model.d_model * width
+    logits += min(SLAB_ELEMENTS, columns * model.d_model) * width if in_chunks and width < FP32 else 0
     return Activations(blocks, ends, recomputed, logits)
 
 
