@@ -3,7 +3,9 @@
 from typing import Any
 
 from common.mistakes import Mistake, shown
-from training.config import RunConfig, TrainingConfig
+from training.config import RunConfig
+from training.offload import PREFETCH, check_offload, nvme_paths
+from training.zero_keys import TAKEN, check_zero_keys
 
 OWNED = {
     "train_batch_size": "training.global_batch_size",
@@ -30,6 +32,7 @@ OWNED = {
 """DeepSpeed keys that follow from ours, and from which."""
 
 OTHERS = (
+    "aio",
     "comms_logger",
     "disable_python_gc",
     "dump_state",
@@ -44,27 +47,8 @@ OTHERS = (
 )
 """DeepSpeed keys that a run may set itself (DeepSpeed would pass over any other in silence)."""
 
-SECTIONS = {"comms_logger", "flops_profiler", "timers", "zero_optimization"}
+SECTIONS = {"aio", "comms_logger", "flops_profiler", "timers", "zero_optimization"}
 """Those of them that hold keys of their own."""
-
-INEXACT = {
-    "compute_grad_norm": "a step reports and checks the norm of the gradient",
-    "cpu_offload": "it is called offload_optimizer now",
-    "cpu_offload_param": "it is called offload_param now",
-    "elastic_checkpoint": "checkpoints go on at any number of ranks without it",
-    "legacy_stage1": "DeepSpeed has no such stage any more",
-    "zenflow": "it updates weights late, which is another optimizer",
-    "zero_quantized_gradients": "it rounds gradients between the ranks",
-    "zero_quantized_nontrainable_weights": "it rounds weights",
-    "zero_quantized_weights": "it rounds weights between the ranks",
-}
-"""Keys of zero_optimization under which training would not be what the config says, and why."""
-
-FROM_STAGE = {"offload_optimizer": 1, "offload_param": 3}
-"""Keys of zero_optimization that DeepSpeed passes over in silence below a stage."""
-
-OFFLOAD_KEYS = ("device", "pin_memory")
-"""Keys of offload_optimizer and offload_param; the others belong to NVMe, or move only a part of the state."""
 
 
 def accumulation_steps(run: RunConfig, world_size: int) -> int:
@@ -85,14 +69,22 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
     compute what the config says; what else stands in `zero_optimization` is DeepSpeed's to judge (engine.py asks it).
     """
     training, on_cpu = run.training, device_type == "cpu"
+    _refuse_foreign_keys(training.deepspeed)
+    check_zero_keys(run, world_size * run.parallel.num_sharing)
+    check_offload(run)
+    _refuse_matrices_on_hosts(run)
     # Stage 0 reports no gradient norm, so `Engine` clips there and has it.
     clipping = 0.0 if training.zero_stage == 0 else run.optimizer.gradient_clipping
     zero: dict[str, Any] = {"stage": training.zero_stage}
     if training.zero_stage > 0:
         # Host memory gains nothing from staging gradients in a bucket or from a second stream: it only copies more.
         # Small buckets stay in memory that the allocator has at hand; large ones are there to fill a fast network.
-        zero |= {"overlap_comm": not on_cpu, "contiguous_gradients": not on_cpu}
+        own = training.deepspeed.get("zero_optimization", {})
+        in_buckets = not on_cpu or any("contiguous_gradients" in TAKEN[key].beside for key in own)
+        zero |= {"overlap_comm": not on_cpu, "contiguous_gradients": in_buckets}
         zero["reduce_bucket_size"] = 4_000_000 if on_cpu else 200_000_000
+    if "offload_param" in nvme_paths(run):
+        zero[PREFETCH] = 0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": training.micro_batch_size,
         "gradient_accumulation_steps": accumulation_steps(run, world_size),
@@ -107,10 +99,6 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
     if training.precision == "bf16":
         config["bf16"] = {"enabled": True}
         config["data_types"] = {"grad_accum_dtype": "fp32"}
-    _refuse_foreign_keys(training.deepspeed)
-    _refuse_inexact_keys(training)
-    _refuse_what_takes_ranks_for_replicas(run)
-    _refuse_matrices_on_hosts(run)
     _merge(config, training.deepspeed)
     return config
 
@@ -129,30 +117,6 @@ def _refuse_foreign_keys(keys: dict[str, Any], prefix: str = "") -> None:
             _refuse_foreign_keys(value, f"{name}.")
 
 
-def _refuse_inexact_keys(training: TrainingConfig) -> None:
-    where = "training.deepspeed.zero_optimization"
-    for name, value in training.deepspeed.get("zero_optimization", {}).items():
-        if name in INEXACT:
-            raise Mistake(f"{where}.{name}: not taken, {INEXACT[name]}; remove this key")
-        if training.zero_stage < FROM_STAGE.get(name, 0):
-            raise Mistake(
-                f"{where}.{name}: DeepSpeed passes over it below stage {FROM_STAGE[name]} and training.zero_stage is "
-                f"{training.zero_stage}; raise that or remove this key"
-            )
-        if name in FROM_STAGE:
-            _refuse_partial_offload(f"{where}.{name}", value)
-
-
-def _refuse_what_takes_ranks_for_replicas(run: RunConfig) -> None:
-    """Keys under which DeepSpeed groups neighbouring ranks, who hold parts of other layers where layers are shared."""
-    zero = run.training.deepspeed.get("zero_optimization", {})
-    if run.parallel.tensor > 1 and zero.get("zero_hpz_partition_size", 1) != 1:
-        raise Mistake(
-            "training.deepspeed.zero_optimization.zero_hpz_partition_size: DeepSpeed would keep copies among "
-            f"neighbours, who share layers under parallel.tensor {run.parallel.tensor}; remove one of the two"
-        )
-
-
 def _refuse_matrices_on_hosts(run: RunConfig) -> None:
     """Muon multiplies matrices and sends them between ranks, which is the device's work."""
     offload = run.training.deepspeed.get("zero_optimization", {}).get("offload_optimizer", {})
@@ -160,19 +124,6 @@ def _refuse_matrices_on_hosts(run: RunConfig) -> None:
         raise Mistake(
             "training.deepspeed.zero_optimization.offload_optimizer: optimizer.name muon multiplies matrices in every "
             "step, which hosts are too slow for; remove this key or use optimizer.name adamw"
-        )
-
-
-def _refuse_partial_offload(where: str, value: Any) -> None:
-    """What is offloaded goes to host memory whole: only that is proved to train as without."""
-    if not isinstance(value, dict):
-        raise Mistake(f"{where}: {value!r}; expected a section, such as {{device: cpu}}")
-    for name in value:
-        if name not in OFFLOAD_KEYS:
-            raise Mistake(f"{where}.{name}: not taken, known are {', '.join(OFFLOAD_KEYS)}; remove this key")
-    if value.get("device", "none") not in ("none", "cpu"):
-        raise Mistake(
-            f"{where}.device: {value['device']!r}; expected cpu or none (nobody has proved others exact here)"
         )
 
 

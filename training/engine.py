@@ -5,11 +5,14 @@
 Importing this module imports DeepSpeed (seconds); nothing at start-up of the command line does.
 """
 
+import collections
 import contextlib
 import copy
 import functools
+import itertools
 import logging
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
@@ -30,6 +33,7 @@ from training.hardware import give_back_freed_memory
 from training.matrices import matrices_of
 from training.mesh import Axis, Mesh
 from training.muon import Muon
+from training.offload import nvme_paths
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
 from training.state.index import Index, written_slices
@@ -38,21 +42,25 @@ from training.state.loading import fill
 from training.state.parts import Parts
 from training.state.saving import Snapshot
 from training.state.together import everywhere
+from training.swap_folder import SwapFolder
 from training.zero import PREFIX, Holdings, ZeroState
+from training.zero_keys import WHERE
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"
 
 import deepspeed
+from deepspeed.git_version_info import installed_ops
 from deepspeed.ops import __compatible_ops__
+from deepspeed.ops.op_builder import AsyncIOBuilder
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.utils import is_model_parallel_parameter
 from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION, DeepSpeedZeroConfig
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
-from deepspeed.utils import groups
+from deepspeed.utils import get_z3_leaf_modules, groups
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 
 
 class _Engine(DeepSpeedEngine):
@@ -80,6 +88,9 @@ OPTIMIZERS: dict[int, type] = {
 """What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does. At stage
 0 the optimizer itself does."""
 
+PRIVATE = "shardline-extensions-"
+"""How folders begin that compiled extensions are put into and that go with their process."""
+
 # The shared-memory communicator takes a minute to compile and serves inference only.
 __compatible_ops__["deepspeed_shm_comm"] = False
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -106,7 +117,7 @@ def private_extensions() -> Iterator[None]:
     if "TORCH_EXTENSIONS_DIR" in os.environ:
         yield
         return
-    with tempfile.TemporaryDirectory(prefix="shardline-extensions-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(prefix=PRIVATE, ignore_cleanup_errors=True) as folder:
         os.environ["TORCH_EXTENSIONS_DIR"] = folder
         try:
             yield
@@ -159,6 +170,7 @@ class Engine:
         self.clipping = run.optimizer.gradient_clipping
         config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
+        self._swapped = _swap_folders(run, config["zero_optimization"])
         optimizer = build_optimizer(model, run, world.device)
         holdings = [_held(model, optimizer, rank, world.mesh.tensor.size) for rank in range(world.mesh.tensor.size)]
         matrices = {name.removeprefix(PREFIX): division for name, division in hidden_matrices(model).items()}
@@ -181,6 +193,7 @@ class Engine:
         assert type(self._optimizer) is OPTIMIZERS.get(self.stage, type(optimizer)), (
             f"ZeRO {self.stage} made a {type(self._optimizer)}"
         )
+        _check_granularity(model, config["zero_optimization"])
         if world.device.type == "cpu":
             give_back_freed_memory()  # parts were copied on their way, and what comes next is of other sizes
         if world.mesh.replicas.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
@@ -198,7 +211,7 @@ class Engine:
     def put_weights(self, write: Fill) -> None:
         """Gives the model its first weights, which `write` makes by name; every rank must call it."""
         self._state.before_filling()
-        put_weights(self._state.layout(), self._state.weights(), self.world, write)
+        put_weights(self._state.layout(), self._state.opened, self.world, write)
         self._state.after_filling(0)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -263,16 +276,17 @@ class Engine:
 
     def snapshot(self) -> Snapshot:
         """Copies of what this rank will write, on the host."""
-        layout, vectors = self._state.layout(), self._state.vectors()
         replicas = self.world.mesh.replicas
-        slices = list(written_slices(layout, replicas.rank, replicas.size))
-        kinds = {}
-        for kind, of in vectors.items():
-            held = [(vector, piece) for piece in slices if (vector := of[piece.vector]) is not None]
-            kinds[kind], at = torch.empty(sum(piece.length for _, piece in held)), 0
-            for vector, piece in held:
-                kinds[kind][at : at + piece.length] = vector.narrow(0, piece.offset, piece.length)
-                at += piece.length
+        slices = list(written_slices(self._state.layout(), replicas.rank, replicas.size))
+        sizes = collections.Counter(dict.fromkeys(self._state.kinds_of(0), 0))
+        for piece in slices:
+            sizes.update(dict.fromkeys(self._state.kinds_of(piece.vector), piece.length))
+        kinds, at = {kind: torch.empty(size) for kind, size in sizes.items()}, dict.fromkeys(sizes, 0)
+        for number, pieces in itertools.groupby(slices, key=lambda piece: piece.vector):
+            with self._state.opened(number, changes=False) as vectors:
+                for piece, (kind, vector) in itertools.product(pieces, vectors.items()):
+                    kinds[kind].narrow(0, at[kind], piece.length).copy_(vector.narrow(0, piece.offset, piece.length))
+                    at[kind] += piece.length
         return Snapshot(kinds, self._state.layouts(), self._state.updates)
 
     def load(self, folder: Path, index: Index) -> None:
@@ -283,7 +297,7 @@ class Engine:
             self._state.make_moments(list(index.kinds[1:]), index.updates)
             with Parts(folder, index) as parts:
                 rank = self.world.mesh.replicas.rank if self.stage else 0
-                fill(parts, self._state.layout(), rank, self._state.vectors())
+                fill(parts, self._state.layout(), rank, self._state.opened)
 
         everywhere(self.world, read)
         self._state.after_filling(index.updates)
@@ -291,6 +305,56 @@ class Engine:
     def close(self) -> None:
         """Removes DeepSpeed's hooks from the model and forgets its state."""
         self._engine.destroy()
+        self.leave_disk()
+
+    def leave_disk(self) -> None:
+        """Removes what is offloaded to NVMe; nothing can be done with the engine after that."""
+        for folder in self._swapped.values():
+            folder.remove()
+
+
+def _check_granularity(model: nn.Module, zero: dict[str, Any]) -> None:
+    """Mistake for a threshold below which no module is, which DeepSpeed passes over; it has cut the model by then."""
+    key = "stage3_module_granularity_threshold"
+    if key in zero and zero[key] and not get_z3_leaf_modules(model):
+        sizes = (getattr(module, "ds_model_granularity", sys.maxsize) for module in model.modules())
+        raise Mistake(
+            f"{WHERE}.{key}: no module has {zero[key]} weights or less for each module in it, so nothing is gathered "
+            f"as a whole; set it to {min(sizes)} or more, or remove this key"
+        )
+
+
+def _swap_folders(run: RunConfig, zero: dict[str, Any]) -> dict[Path, SwapFolder]:
+    """Folders of this process's own where the run swaps to, by their parents; `zero` is made to say them."""
+    paths = nvme_paths(run)
+    if paths:
+        load_async_io()
+    folders: dict[Path, SwapFolder] = {}
+    for name, parent in paths.items():
+        if parent not in folders:
+            folders[parent] = SwapFolder(parent, f"{WHERE}.{name}.nvme_path")
+        zero[name]["nvme_path"] = str(folders[parent].path)
+    return folders
+
+
+def load_async_io() -> None:
+    """Loads what DeepSpeed reads and writes NVMe by. Mistake where it is neither built nor may be.
+
+    It takes minutes to build, so that is not done in a folder that goes with the process.
+    """
+    is_built, folder = installed_ops.get("async_io", False), os.environ.get("TORCH_EXTENSIONS_DIR", "")
+    remedy = (
+        "install libaio's headers (Debian: libaio-dev), set TORCH_EXTENSIONS_DIR to a folder of your own, and run "
+        "python -c 'import training.engine as e; e.load_async_io()' once on a node, or install DeepSpeed with "
+        "DS_BUILD_AIO=1"
+    )
+    if not is_built and (not folder or Path(folder).name.startswith(PRIVATE)):
+        raise Mistake(f"{WHERE}: device nvme needs DeepSpeed's async_io, which is not built here; {remedy}")
+    try:
+        AsyncIOBuilder().load(verbose=False)
+    except (RuntimeError, OSError, ImportError) as error:
+        why = cut(" ".join(str(error).split()), 300)
+        raise Mistake(f"{WHERE}: DeepSpeed's async_io, which device nvme needs, fails ({why}); {remedy}") from None
 
 
 def _held(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int, size: int) -> Mapping[str, Share]:

@@ -21,7 +21,8 @@ from torch import nn
 from training.distributed import World
 from training.mesh import Axis
 from training.state.boxes import Box
-from training.state.layout import Layout, Share
+from training.state.index import WEIGHT
+from training.state.layout import Layout, Opened, Share
 
 Fill = Callable[[Box, torch.Tensor, int], None]
 """(box, out [n], start) -> writes what the box of a parameter holds, made flat, from place `start` on into `out`."""
@@ -97,30 +98,33 @@ class _Runs:
         return values[number // self.length * self.stride + number % self.length + (self.first - begin)]
 
 
-def put_weights(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
+def put_weights(layout: Layout, opened: Opened, world: World, fill: Fill) -> None:
     """Writes the weights that `fill` gives into this rank's flat fp32 vectors; every rank must call it."""
     if layout.is_replicated:
-        _put_whole(layout, vectors, world.mesh.replicas, fill)
+        _put_whole(layout, opened, world.mesh.replicas, fill)
     elif layout.cuts_parameters:
-        _put_parts(layout, vectors, world, fill)
+        _put_parts(layout, opened, world, fill)
     else:
         for piece in layout.slices(world.mesh.replicas.rank):
-            fill(piece.box, vectors[piece.vector].narrow(0, piece.offset, piece.length), piece.start)
+            with opened(piece.vector) as kinds:
+                fill(piece.box, kinds[WEIGHT].narrow(0, piece.offset, piece.length), piece.start)
 
 
-def _put_whole(layout: Layout, vectors: Sequence[torch.Tensor], axis: Axis, fill: Fill) -> None:
+def _put_whole(layout: Layout, opened: Opened, axis: Axis, fill: Fill) -> None:
     shares = list(enumerate(layout.vectors))
 
     def make(turn: tuple[int, Share]) -> None:
         number, share = turn
-        _fill_share(share, vectors[number], fill)
+        with opened(number) as kinds:
+            _fill_share(share, kinds[WEIGHT], fill)
 
     for owner, (number, _), _ in _in_turns(shares, make, axis):
         if axis.size > 1:
-            dist.broadcast(vectors[number], axis.members[owner], group=axis.group)
+            with opened(number) as kinds:
+                dist.broadcast(kinds[WEIGHT], axis.members[owner], group=axis.group)
 
 
-def _put_parts(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fill: Fill) -> None:
+def _put_parts(layout: Layout, opened: Opened, world: World, fill: Fill) -> None:
     axis = world.mesh.replicas
 
     def make(share: Share) -> list[torch.Tensor]:
@@ -130,15 +134,16 @@ def _put_parts(layout: Layout, vectors: Sequence[torch.Tensor], world: World, fi
         _fill_share(share, whole[:size], fill)
         return list(whole.split(part))
 
-    for number, vector in enumerate(vectors):
-        at = 0
-        for owner, share, parts in _in_turns(list(layout.shares(number)), make, axis):
-            part = -(-sum(box.size for box in share) // axis.size)
-            mine = torch.empty(part, device=world.device) if parts is None else parts[axis.rank]
-            if axis.size > 1:
-                dist.scatter(mine, parts, axis.members[owner], group=axis.group)
-            vector.narrow(0, at, part).copy_(mine)
-            at += part
+    for number in range(len(layout.vectors)):
+        with opened(number) as kinds:
+            at = 0
+            for owner, share, parts in _in_turns(list(layout.shares(number)), make, axis):
+                part = -(-sum(box.size for box in share) // axis.size)
+                mine = torch.empty(part, device=world.device) if parts is None else parts[axis.rank]
+                if axis.size > 1:
+                    dist.scatter(mine, parts, axis.members[owner], group=axis.group)
+                kinds[WEIGHT].narrow(0, at, part).copy_(mine)
+                at += part
 
 
 def _fill_share(share: Share, out: torch.Tensor, fill: Fill) -> None:

@@ -181,6 +181,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         yield trainer, loader
     finally:
         loader.close()
+        engine.leave_disk()
 
 
 def check(config: RunConfig, world_size: int) -> None:

@@ -3,8 +3,9 @@
 engine -> layout, flat vectors of this rank -> copied out (snapshot) or filled (loading) -> what it computes with
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ FP32 = 4
 
 @dataclasses.dataclass(frozen=True)
 class Holdings:
-    """Bytes of the training state that one rank holds from step to step, on its device or offloaded to its host."""
+    """Bytes of the training state that a rank holds from step to step, on its device or offloaded to host or NVMe."""
 
     optimizer: str
     """Class that keeps it."""
@@ -70,28 +71,35 @@ class ZeroState:
             return replicated(list(shares.values()), copies, num_kinds)
         named = self._engine._get_zero_param_shapes()
         vectors = [[shares[name.removeprefix(PREFIX)] for name in group] for group in named]
-        lengths = [vector.numel() for vector in self._flat()]
         gaps = getattr(self._optimizer, "round_robin_bit16_padding", None) if self._stage < 3 else None
-        return sharded(self._stage, self._engine.dp_world_size, vectors, lengths, gaps, copies, num_kinds)
+        return sharded(self._stage, self._engine.dp_world_size, vectors, self._lengths(), gaps, copies, num_kinds)
 
-    def vectors(self) -> dict[str, list[torch.Tensor | None]]:
-        """Flat fp32 vectors of this rank by kind of state, the live ones; weights alone before the first step.
+    def kinds_of(self, number: int) -> list[str]:
+        """Kinds of state that a vector has; weights alone before the first step."""
+        begun, moments = self._state_of(self._flat()[0]), self._moments()[number]
+        return [WEIGHT, *(kind for kind in MOMENTS if kind in begun and kind in moments)]
 
-        None stands where the parameters of a vector have no such state.
-        """
-        flat = self._flat()
-        states = list(map(self._state_of, flat))
-        pairs = list(zip(states, self._moments(), strict=True))
-        kinds = {
-            kind: [state[kind].view(-1) if kind in moments else None for state, moments in pairs]
-            for kind in MOMENTS
-            if kind in states[0]
-        }
-        return {WEIGHT: [vector.detach().view(-1) for vector in flat], **kinds}
+    @contextlib.contextmanager
+    def opened(self, number: int, *, changes: bool = True) -> Iterator[Mapping[str, torch.Tensor]]:
+        """See `Opened`: the live vectors, or what NVMe holds of them, which is written back if it `changes`."""
+        with self._in_memory(number, changes):
+            vector = self._flat()[number]
+            state = self._state_of(vector)
+            kinds = self.kinds_of(number)
+            yield {kind: (vector.detach() if kind == WEIGHT else state[kind]).view(-1) for kind in kinds}
 
-    def weights(self) -> list[torch.Tensor]:
-        """The first of `vectors`: fp32 weights."""
-        return [vector.detach().view(-1) for vector in self._flat()]
+    @contextlib.contextmanager
+    def _in_memory(self, number: int, changes: bool) -> Iterator[None]:
+        swapped = self._stage == 3 and self._optimizer._swappable_optimizer_subgroup(number)
+        if swapped:
+            self._optimizer._optimizer_states_and_gradient_swap_in(number)
+        try:
+            yield
+        finally:
+            if swapped and changes:
+                self._optimizer._optimizer_states_and_gradient_swap_out(number)
+            elif swapped:
+                self._optimizer._release_swap_buffers(number)
 
     def holdings(self, parameters: list[Any]) -> Holdings:
         """Bytes of it, given the parameters that the model computes with."""
@@ -101,8 +109,8 @@ class ZeroState:
         if self._stage == 3:
             kept = sum(parameter.ds_numel for parameter in parameters if parameter.ds_persist)
             weights = width * (kept + sum(parameter.ds_tensor.numel() for parameter in parameters))
-        own = sum(vector.numel() for vector in self._flat())
-        moments = sum(vector.numel() * len(each) for vector, each in zip(self._flat(), self._moments(), strict=True))
+        own = sum(self._lengths())
+        moments = sum(length * len(each) for length, each in zip(self._lengths(), self._moments(), strict=True))
         return Holdings(
             optimizer=type(self._optimizer).__name__,
             weights=weights,
@@ -119,14 +127,16 @@ class ZeroState:
     def make_moments(self, kinds: list[str], updates: int) -> None:
         """Sets the number of steps, and makes the moments that the optimizer would make at its first step."""
         group = self._inner.param_groups[0]
-        for vector, moments in zip(self._flat(), self._moments(), strict=True) if kinds else ():
-            state = self._inner.state[vector]
-            if moments == MOMENTS:
-                device = vector.device if group["fused"] or group["capturable"] else "cpu"
-                state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
-            for kind in moments:
-                if kind not in state:
-                    state[kind] = torch.zeros_like(vector, memory_format=torch.preserve_format)
+        pairs = zip(self._flat(), self._moments(), strict=True)
+        for number, (vector, moments) in enumerate(pairs if kinds else ()):
+            with self._in_memory(number, changes=True):
+                state = self._inner.state[vector]
+                if moments == MOMENTS:
+                    device = vector.device if group["fused"] or group["capturable"] else "cpu"
+                    state["step"] = torch.tensor(float(updates), dtype=torch.float32, device=device)
+                for kind in moments:
+                    if kind not in state:
+                        state[kind] = torch.zeros_like(vector, memory_format=torch.preserve_format)
 
     def before_filling(self) -> None:
         """Makes the live vectors the ones that count."""
@@ -137,7 +147,8 @@ class ZeroState:
         """Takes what the vectors hold over into what the model computes with; every rank must call it."""
         if self._stage == 3:
             for number in range(len(self._flat())):
-                self._optimizer._reassign_or_swap_out_partitioned_parameters(number)
+                with self._in_memory(number, changes=False):
+                    self._optimizer._reassign_or_swap_out_partitioned_parameters(number)
             self._optimizer.invalidate_secondary_tensor()  # copies inside a node (hpZ) would be those of before
             self._optimizer.checkpoint_event_epilogue()
         elif self._stage > 0:
@@ -161,6 +172,12 @@ class ZeroState:
         if self._stage == 3:
             return [MOMENTS] * len(self._flat())
         return [group.get("moments", MOMENTS) for group in groups for _ in group["params"]]
+
+    def _lengths(self) -> list[int]:
+        """Elements of each vector, wherever it lies."""
+        if self._stage == 3:
+            return list(self._optimizer.fp16_partitioned_groups_flat_numel)
+        return [vector.numel() for vector in self._flat()]
 
     def _state_of(self, vector: torch.Tensor) -> dict[str, torch.Tensor]:
         return self._inner.state.get(vector, {})

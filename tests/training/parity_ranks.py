@@ -29,23 +29,36 @@ from training.verify.grid import AS_ON_GPUS, OFFLOADS
 
 STEPS = 3
 LR = 1e-3
+SEVERAL = {"reduce_bucket_size": 3000}
+"""Buckets so small that there are several, and that one weight fits into none."""
 KEYS: dict[int, tuple[dict[str, Any], ...]] = {
-    1: ({"round_robin_gradients": True}, {"parameter_alignment": True}, {"reduce_scatter": False}),
+    1: (
+        {"round_robin_gradients": True},
+        {"parameter_alignment": True},
+        {"reduce_scatter": False, **SEVERAL},
+        {"use_multi_rank_bucket_allreduce": False, **SEVERAL},
+    ),
     2: (
         {"round_robin_gradients": True},
         {"parameter_alignment": True},
-        {"reduce_scatter": False},
-        {"use_multi_rank_bucket_allreduce": False},
-        {"allgather_bucket_size": 1000},
+        {"overlap_comm": True, **SEVERAL},
+        {"reduce_scatter": False, **SEVERAL},
+        {"use_multi_rank_bucket_allreduce": False, "overlap_comm": True, **SEVERAL},
     ),
     3: (
-        {"sub_group_size": 3000},
-        {"zero_hpz_partition_size": 2},
-        {"reduce_scatter": False},
-        {"stage3_param_persistence_threshold": 0, "stage3_prefetch_bucket_size": 500, "stage3_max_live_parameters": 99},
-        {"stage3_use_all_reduce_for_fetch_params": True},
+        {"sub_group_size": 1, "contiguous_gradients": True},
+        {"zero_hpz_partition_size": 2, "enable_sanity_checks": True},
+        {"reduce_scatter": False, **SEVERAL},
+        {
+            "stage3_param_persistence_threshold": 0,
+            "stage3_prefetch_bucket_size": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_max_reuse_distance": 0,
+        },
+        {"stage3_model_persistence_threshold": 50, "stage3_prefetch_bucket_size": 500},
+        {"stage3_use_all_reduce_for_fetch_params": True, "log_trace_cache_warnings": True},
         {"stage3_allgather_sequential": True},
-        {"memory_efficient_linear": False},
+        {"stage3_module_granularity_threshold": 300},
     ),
 }
 """Other keys of zero_optimization that a run may set, by stage."""

@@ -61,7 +61,7 @@ class Memory(NamedTuple):
     flattened: int
     """Gradients that stage 1 makes flat, a replica's part of them, when its optimizer steps."""
     host: int
-    """Offloaded to the host instead."""
+    """Offloaded to the host instead; what goes to NVMe is in neither."""
 
     @property
     def held(self) -> int:
@@ -109,19 +109,23 @@ def memory(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows) -> Memory
     streams = 2 if zero.get("overlap_comm") else 1
     buffers = width * counts.block + bucket * (streams * width + (FP32 if width < FP32 else 0))
     host = 0
-    if _is_offloaded(zero, "offload_optimizer"):
-        host += master_weights + moments + (gradients if stage > 1 else 0)
+    if device := _place(zero, "offload_optimizer"):
+        moved = master_weights + moments + (gradients if stage > 1 else 0)
+        host += moved if device == "cpu" else 0
         gradients = gradients if stage < 2 else 0
         master_weights = moments = 0
-    if _is_offloaded(zero, "offload_param"):
-        host, weights = host + weights, 0
+    if device := _place(zero, "offload_param"):
+        host += weights if device == "cpu" else 0
+        weights = 0
     left = activations(run.model, vocab_size, parallel, rows, width)
     flattened = FP32 * share if stage == 1 else 0
     return Memory(weights, gradients, master_weights, moments, gathered, left, buffers, flattened, host)
 
 
-def _is_offloaded(zero: dict[str, Any], key: str) -> bool:
-    return zero.get(key, {}).get("device", "none") != "none"
+def _place(zero: dict[str, Any], key: str) -> str:
+    """Where something is offloaded to; empty where it stays."""
+    device: str = zero.get(key, {}).get("device", "none")
+    return "" if device == "none" else device
 
 
 def rows_of_vocabulary(run: RunConfig) -> int:

@@ -7,12 +7,17 @@ ZeRO flattens the boxes of an optimizer group into vectors, and cuts either each
 import bisect
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+import torch
 
 from training.state.boxes import Box
 
 Share = tuple[Box, ...]
 """What a rank holds of a parameter, one box behind another."""
+Opened = Callable[[int], AbstractContextManager[Mapping[str, torch.Tensor]]]
+"""(number of a vector) -> the flat fp32 vector of each kind of state, in memory while the context lasts."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Reading a checkpoint: into the engine of any stage and number of ranks, or one weight after another for export."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ from model.exchange.tensor_files import in_groups
 from training.state.boxes import Box
 from training.state.choosing import Checkpoint, read_index
 from training.state.identity import RunState
-from training.state.index import WEIGHT, Index
-from training.state.layout import Layout
+from training.state.index import WEIGHT, Copy, Index
+from training.state.layout import Layout, Opened
 from training.state.parts import Parts
 
 if TYPE_CHECKING:
@@ -27,17 +27,18 @@ def load(engine: "Engine", checkpoint: Checkpoint) -> RunState:
     return checkpoint.state
 
 
-def fill(parts: Parts, layout: Layout, rank: int, vectors: Mapping[str, Sequence[torch.Tensor | None]]) -> None:
-    """Reads what `rank` of a layout holds into its flat vectors, by kind of state; padding is left as it is.
-
-    A vector is None where its parameters have no such state.
-    """
+def fill(parts: Parts, layout: Layout, rank: int, opened: Opened) -> None:
+    """Reads what `rank` of a layout holds into its flat vectors, one after another; padding is left as it is."""
+    plan: dict[int, dict[int, list[Copy]]] = {}
     for part, copies in sorted(parts.index.copies(layout, rank).items()):
-        for kind, vectors_of_kind in vectors.items():
-            for copy in copies:
-                into = vectors_of_kind[copy.vector]
-                if into is not None:
-                    parts.read(part, kind, copy.source, into.narrow(0, copy.target, copy.length))
+        for copy in copies:
+            plan.setdefault(copy.vector, {}).setdefault(part, []).append(copy)
+    for vector, wanted in sorted(plan.items()):
+        with opened(vector) as kinds:
+            for part, copies in wanted.items():
+                for kind, into in kinds.items():
+                    for copy in copies:
+                        parts.read(part, kind, copy.source, into.narrow(0, copy.target, copy.length))
 
 
 def stream_weights(folder: Path, kind: str = WEIGHT) -> Iterator[tuple[str, torch.Tensor]]:

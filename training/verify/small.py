@@ -14,6 +14,7 @@ from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shards import ShardWriter
 from model.config import ModelConfig
 from training.config import RunConfig
+from training.offload import nvme_paths
 
 STEPS = 3
 """The first shows gradients, the second what leaks from it, the third moments that have seen both."""
@@ -23,6 +24,8 @@ VOCAB_SIZE = 509
 """A prime: what is cut evenly by mistake is found out."""
 SEQUENCE_LENGTH = 128
 MOST_ACCUMULATION = 4
+SWAPPABLE = 8
+"""How many times as wide a model is that is offloaded to NVMe, where DeepSpeed swaps nothing of less than 1 MiB."""
 SPECIAL = {"unk": 0, "pad": 3, "mask": 4, "cls": 5, "sep": 6, "R": 7, "S": 8, "X": 9}
 FIRST_SENTINEL, NUM_SENTINELS = 10, 64
 NUM_DOCUMENTS = 400
@@ -33,7 +36,7 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
 
     Kept are all keys of the objective, the optimizer and DeepSpeed, stage, precision, kernel, recomputation and what a
     block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys); of
-    the ranks that share layers or rows as many are kept as there may be.
+    the ranks that share layers, rows or copies of weights as many are kept as there may be.
     """
     model, training = config.model, config.training
     tensor = math.gcd(config.parallel.tensor, num_ranks)
@@ -41,15 +44,15 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     heads = _next_multiple(min(model.num_heads, 4), tensor * context)
     groups = {1: 1, model.num_heads: heads}.get(model.kv_heads, max(heads // 2, 1))
     groups = groups if groups % (tensor * context) == 0 else heads
-    layers = min(model.num_layers, 2)
+    layers, width = min(model.num_layers, 2), SWAPPABLE if nvme_paths(config) else 1
     narrow = {
         "num_layers": layers,
         "num_encoder_layers": min(model.encoder_layers, layers) or None,
-        "d_model": heads * 16,
+        "d_model": heads * 16 * width,
         "num_heads": heads,
         "num_kv_heads": groups,
         "head_dim": _head_size(model),
-        "d_ff": _next_multiple(80, tensor),
+        "d_ff": _next_multiple(80 if width == 1 else 2048, tensor),
         "vocab_size": None if tensor == 1 else _next_multiple(VOCAB_SIZE, tensor),
     }
     narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
@@ -74,6 +77,9 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     tree["model"] |= narrow
     tree["training"] |= short
     tree["parallel"] |= {"tensor": tensor, "context": context} | ({"sequence_parallel": None} if tensor == 1 else {})
+    zero = tree["training"]["deepspeed"].get("zero_optimization", {})
+    if isinstance(neighbours := zero.get("zero_hpz_partition_size"), int):
+        zero["zero_hpz_partition_size"] = math.gcd(neighbours, num_ranks)
     return RunConfig.model_validate(tree)
 
 

@@ -1,7 +1,8 @@
 """Ranks that are threads of one process, an engine that is nothing but vectors, and what tests of the state share."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +101,11 @@ class VectorEngine:
         self.vectors = {kind: [torch.full((length,), -1.0) for length in self.layout.lengths] for kind in index.kinds}
         self.updates = index.updates
         with Parts(folder, index) as parts:
-            fill(parts, self.layout, self.held, self.vectors)
+            fill(parts, self.layout, self.held, self.opened)
+
+    def opened(self, number: int) -> AbstractContextManager[Mapping[str, torch.Tensor]]:
+        """A vector of each kind."""
+        return nullcontext({kind: of[number] for kind, of in self.vectors.items()})
 
     @property
     def is_right(self) -> bool:
