@@ -41,6 +41,9 @@ def submit(
     after: Annotated[int | None, typer.Option(metavar="JOB", help="Begin when this job has ended.")] = None,
     stage: Annotated[str, typer.Option(help="train, or data: build the dataset on the nodes, then train.")] = "train",
     only_data: Annotated[bool, typer.Option("--only-data", help="With --stage data: do not train after it.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="First prove on the job's ranks that they train as a plain loop does.")
+    ] = False,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job file and submit nothing.")] = False,
     as_json: AsJson = False,
@@ -56,8 +59,10 @@ def submit(
         raise Mistake(f"--stage {cut(stage)}: not a stage; allowed: train, data")
     if only_data and stage != "data":
         raise Mistake("--only-data: goes with --stage data; add it or leave this out")
+    if verify and only_data:
+        raise Mistake("--verify: goes with training, and --only-data trains nothing; leave one of the two out")
     loaded = load_to_start(config, overrides or [])
-    request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data)
+    request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data, verify)
     if dry_run:
         for text in submission.scripts(loaded, request).values():
             typer.echo(text, nl=False)

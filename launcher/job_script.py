@@ -41,6 +41,8 @@ class Job:
     """Last step of the training."""
     stage: Literal["train", "data"] = "train"
     """What is done: training, or the data build before it."""
+    verify: bool = False
+    """Whether each start proves first that its ranks train as a plain loop does."""
 
 
 def render(job: Job, profile: ClusterProfile) -> str:

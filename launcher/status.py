@@ -114,8 +114,9 @@ def _state(
         return "running", f"{current.used} of {current.limit}"
     if starts and events[starts[-1]].get("stage") == "data":
         return "starting", "Ray is starting on the nodes"
-    phase = "ranks are starting" if "launch" in now else "nodes are being checked" if now else "the job is starting"
-    return "starting", phase
+    phases = {"launch": "ranks are starting", "verify": "ranks are held against a plain loop"}
+    phase = next((words for event, words in phases.items() if event in now), "nodes are being checked")
+    return "starting", phase if now else "the job is starting"
 
 
 def _over(last: QueuedJob | None, end: dict[str, Any] | None, facts: dict[str, Any]) -> tuple[str, str]:

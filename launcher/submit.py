@@ -39,6 +39,8 @@ class Request:
     """`data` builds the dataset first."""
     only_data: bool = False
     """With stage data: build it and train nothing."""
+    verify: bool = False
+    """Prove at each start of a training job, on its ranks, that they train as a plain loop does."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,7 @@ def _jobs(config: RunConfig, request: Request, profile: ClusterProfile) -> list[
         "nodes": request.nodes,
         "time": time_limit(request.time, "--time") if request.time is not None else profile.time,
     }
-    training = [Job(**common, steps=config.training.steps)] if not request.only_data else []
+    training = [Job(**common, steps=config.training.steps, verify=request.verify)] if not request.only_data else []
     return [*([Job(**common, stage="data")] if request.stage == "data" else []), *training]
 
 

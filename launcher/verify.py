@@ -4,8 +4,6 @@ config -> made small, on random documents -> ranks of the real engine -> a plain
 """
 
 import contextlib
-import dataclasses
-import json
 import os
 import subprocess
 import tempfile
@@ -24,26 +22,9 @@ from launcher.local_rank import PYTHON, end_with_parent
 
 if TYPE_CHECKING:
     from training.config import RunConfig
-    from training.verify.compare import Finding
+    from training.verify.verdict import Verdict
 
 POLL_SECONDS = 0.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Verdict:
-    """What came of one case."""
-
-    name: str
-    """Which way to train."""
-    facts: dict[str, Any]
-    """Device, kernel and optimizer, by name."""
-    findings: "list[Finding]"
-    """What was compared."""
-
-    @property
-    def holds(self) -> bool:
-        """Whether every comparison is within its limit."""
-        return all(each.holds for each in self.findings)
 
 
 def default_ranks(config: "RunConfig | None") -> int:
@@ -75,7 +56,7 @@ def cases_of(
     return lambda num_ranks: {loaded.name: loaded}
 
 
-def verify(cases: "Mapping[str, RunConfig]", num_ranks: int) -> list[Verdict]:
+def verify(cases: "Mapping[str, RunConfig]", num_ranks: int) -> "list[Verdict]":
     """Trains every case twice, small, and compares.
 
     Raises ValueError with the ranks' own sentence when they refuse a case, Broken when they died.
@@ -133,39 +114,22 @@ def _raise(rank: int, code: int, log: Path) -> None:
 
 def _verdicts(
     configs: "Mapping[str, RunConfig]", folders: Mapping[str, Path], manifest: Any, num_ranks: int
-) -> list[Verdict]:
+) -> "list[Verdict]":
     import torch
 
-    from training.state.folder import checkpoints_dir, step_name
-    from training.state.loading import load_weights
-    from training.verify.compare import KINDS, compare, compare_kernels, limits_of
-    from training.verify.plain import History, train_plainly
-    from training.verify.small import LR, STEPS
+    from training.verify.verdict import Judge
 
     torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    kernels: dict[str, list[Finding]] = {}
+    judge = Judge(manifest, num_ranks, "cuda" if torch.cuda.is_available() else "cpu")
     verdicts = []
     with StageProgress("the plain loop") as progress:
         for number, (name, config) in enumerate(configs.items()):
             progress.update(number, len(configs), "", title="plain loop")
-            facts = json.loads((folders[name] / "lines.json").read_text())
-            states = {
-                step: {kind: load_weights(checkpoints_dir(folders[name]) / step_name(step), kind) for kind in KINDS}
-                for step in range(1, STEPS + 1)
-            }
-            ours = History(facts.pop("losses"), facts.pop("norms"), states)
-            readers = num_ranks // config.parallel.num_sharing
-            plain = train_plainly(config, manifest, num_ranks=readers, steps=STEPS, lr=LR, device=device, given=states)
-            network = json.dumps([config.model.model_dump(mode="json"), config.training.precision])
-            if network not in kernels:
-                kernels[network] = compare_kernels(config, manifest, device)
-            findings = compare(ours, plain, limits_of(config, device)) + kernels[network]
-            verdicts.append(Verdict(name, facts, findings))
+            verdicts.append(judge.of(name, config, folders[name]))
     return verdicts
 
 
-def show(verdicts: list[Verdict]) -> None:
+def show(verdicts: "list[Verdict]") -> None:
     """One case: every comparison. Several: the worst of each, as a share of what is allowed."""
     if len(verdicts) == 1:
         console.print(_comparisons(verdicts[0]))
@@ -180,7 +144,7 @@ def show(verdicts: list[Verdict]) -> None:
         console.print(f"{'it holds' if len(verdicts) == 1 else f'all {len(verdicts)} hold'}")
 
 
-def _comparisons(verdict: Verdict) -> Table:
+def _comparisons(verdict: "Verdict") -> Table:
     facts = ", ".join(f"{name} {value}" for name, value in verdict.facts.items())
     table = Table(title=f"{verdict.name}\n{facts}", title_justify="left")
     for name in ("what", "largest difference", "allowed", "where", ""):
@@ -192,12 +156,12 @@ def _comparisons(verdict: Verdict) -> Table:
     return table
 
 
-def _overview(verdicts: list[Verdict]) -> Table:
+def _overview(verdicts: "list[Verdict]") -> Table:
     table = Table(title="ranks against a plain loop", title_justify="left")
     for name in ("way to train", "nearest to its limit", "share of it", ""):
         table.add_column(name, justify="right" if name == "share of it" else "left")
     for verdict in verdicts:
-        nearest = max(verdict.findings, key=lambda each: each.worst / each.allowed)
+        nearest = verdict.worst
         mark = "holds" if verdict.holds else "[bold red]DIFFERS[/]"
         table.add_row(verdict.name, nearest.what, f"{nearest.worst / nearest.allowed:.2g}", mark)
     return table

@@ -1,8 +1,9 @@
-"""One rank of a Slurm job: `srun ... python -P -m slurm.rank RUN_DIR`, one task per rank.
+"""One rank of a Slurm job: `srun ... python -P -m slurm.rank RUN_DIR [--verify]`, one task per rank.
 
-Slurm's numbers become the standard environment, output goes to logs/rank-N.log, and this very process is the worker.
-Why it ended is left in slurm/marks-ATTEMPT for the job's script, which can't tell it from srun's status: `mistake` by
-any rank that stopped on what only the user can mend, `stopped` by rank 0 when all have saved and left.
+Slurm's numbers become the standard environment, output goes to logs/rank-N.log, and this very process is the worker,
+or with --verify the proof before it. Why it ended is left in slurm/marks-ATTEMPT for the job's script, which can't tell
+it from srun's status: `mistake` by any rank that stopped on what only the user can mend, `stopped` by rank 0 when all
+have saved and left, `verified` or `differs` by rank 0 when the proof is done.
 """
 
 import os
@@ -15,8 +16,9 @@ from common.limits import open_all_files_allowed
 from common.mistakes import Mistake
 from slurm.network import name_network
 
-MISTAKE, STOPPED = 2, 75
-"""Exit statuses of training.worker, which is imported late."""
+MISTAKE, STOPPED, DIFFERS = 2, 75, 78
+"""Exit statuses of training.worker and training.verify.job, which are imported late."""
+VERIFY = "--verify"
 NAMES = {
     "RANK": "SLURM_PROCID",
     "LOCAL_RANK": "SLURM_LOCALID",
@@ -28,7 +30,7 @@ NAMES = {
 
 
 def main() -> None:
-    """Becomes a rank. A run that was asked to stop and has saved ends with status 0: srun would kill its peers else."""
+    """Becomes a rank. One whose peers are still to leave in order ends with status 0: srun would kill them else."""
     # The worker listens once it has been imported; until then a signal that means "save" must not kill it.
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -39,26 +41,32 @@ def main() -> None:
         print(warning, file=sys.stderr, flush=True)
     if "TMPDIR" in os.environ:
         Path(os.environ["TMPDIR"]).mkdir(parents=True, exist_ok=True)
-    code = _work(run_dir)
-    mark(run_dir, code)
+    verifies = VERIFY in sys.argv[2:]
+    code = _work(run_dir, verifies)
+    mark(run_dir, code, verifies)
     _leave(code)
 
 
-def _work(run_dir: Path) -> int:
+def _work(run_dir: Path, verifies: bool) -> int:
     try:
         os.environ.update(name_network(os.environ))
     except Mistake as mistake:
         print(f"error: {mistake}", file=sys.stderr, flush=True)
         return MISTAKE
-    from training import worker  # imports torch, which takes seconds
+    if verifies:
+        from training.verify import job  # imports torch, which takes seconds
+
+        return job.main([str(run_dir)])
+    from training import worker
 
     return worker.main([str(run_dir)])
 
 
-def mark(run_dir: Path, code: int) -> None:
-    """Leaves a word on why this rank ended with this status of training.worker's, where it is one to act on."""
+def mark(run_dir: Path, code: int, verifies: bool = False) -> None:
+    """Leaves a word on why this rank ended with this status, where it is one to act on."""
     folder = run_dir / "slurm" / f"marks-{os.environ['SHARDLINE_ATTEMPT']}"
-    name = {MISTAKE: "mistake", STOPPED: "stopped" if os.environ["RANK"] == "0" else ""}.get(code)
+    of_main = {0: "verified", DIFFERS: "differs"} if verifies else {STOPPED: "stopped"}
+    name = "mistake" if code == MISTAKE else of_main.get(code, "") if os.environ["RANK"] == "0" else ""
     if name and folder.is_dir():  # a later start clears it away
         (folder / name).touch()
 
@@ -66,7 +74,7 @@ def mark(run_dir: Path, code: int) -> None:
 def _leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if code == STOPPED else code)
+    os._exit(0 if code in (STOPPED, DIFFERS) else code)
 
 
 def _redirect(log: Path) -> None:

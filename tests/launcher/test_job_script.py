@@ -75,6 +75,12 @@ def test_the_job_file_of_a_data_build_is_the_one_that_was_looked_at(dry_run):
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 
+def test_the_job_file_with_a_proof_before_training_is_the_one_that_was_looked_at(dry_run):
+    text = dry_run("--cluster", "plain", "--nodes", "2", "--verify")
+    assert agrees_with_golden("plain-verify.sbatch", text)
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
 # ---- hostile names
 
 STUBS = {

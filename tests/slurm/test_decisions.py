@@ -41,8 +41,8 @@ def job(slurm, tmp_path):
     (run / "slurm").mkdir(parents=True)
     (run / "slurm" / "chain").write_text("7\n8\n")
 
-    def start(**profile) -> subprocess.CompletedProcess[str]:
-        job = Job(str(run), str(tmp_path), sys.executable, 2, "10:00", steps=5)
+    def start(verify: bool = False, **profile) -> subprocess.CompletedProcess[str]:
+        job = Job(str(run), str(tmp_path), sys.executable, 2, "10:00", steps=5, verify=verify)
         text = render(job, ClusterProfile.model_validate({"health": {"level": "off"}, **profile}))
         command = ["bash", "-c", 'export JOB_SHELL=$$; exec bash -c "$0"', text]
         environment = slurm.environment(HOME=str(tmp_path))
@@ -96,16 +96,58 @@ def test_an_srun_that_refuses_the_health_check_is_told_and_no_node_is_blamed(slu
     assert not [event for event in diary(job.run).records if event["event"] == "unhealthy"]
 
 
+PROOF = 'echo "loss  DIFFERS" >{run}/slurm/verify-7.0.txt; echo "verify: {words}" >>{run}/slurm/verify-7.0.txt'
+
+
+def test_ranks_that_train_otherwise_than_a_plain_loop_end_the_job_and_its_chain_with_a_sentence(slurm, job):
+    proof = PROOF.format(run=job.run, words="the loss differs by 0.1")
+    slurm.answer("srun", f"{SRUN}{proof}; touch {job.run}/slurm/marks-7.0/differs")
+    done = job(verify=True)
+    assert done.returncode == 2
+    assert "loss  DIFFERS" in done.stderr, "the table stands in the job's log"
+    end = diary(job.run).records[-1]
+    assert (end["reason"], end["message"]) == ("unverified", "verify: the loss differs by 0.1")
+    assert slurm.calls("scancel") == ["--quiet 8"]
+    assert not [call for call in slurm.calls("scontrol") if call.startswith("requeue")]
+    assert [call.split()[-1] for call in slurm.calls("srun")] == ["--verify"], "nothing was trained"
+
+
+def test_ranks_that_hold_train_after_that_and_a_proof_that_broke_is_begun_again(slurm, job):
+    holds = f"{PROOF.format(run=job.run, words='it holds')}; touch {job.run}/slurm/marks-7.0/verified"
+    trains = f"mkdir -p {job.run}/checkpoints; echo step-00000005 >{job.run}/checkpoints/latest"
+    slurm.answer("srun", f'{SRUN}case "$*" in *--verify) {holds} ;; *slurm.rank*) {trains} ;; esac')
+    done = job(verify=True)
+    assert done.returncode == 0 and "verify: it holds" in done.stderr
+    assert last_word(job) == "finished"
+    (job.run / "checkpoints" / "latest").unlink()
+    slurm.answer("srun", f"{SRUN}exit 1")
+    job(verify=True)
+    assert last_word(job) == "broken" and "requeue 7" in slurm.calls("scontrol")
+
+
 @pytest.mark.parametrize(
-    ("code", "number", "mark"), [(2, "3", "mistake"), (75, "0", "stopped"), (75, "3", None), (1, "0", None)]
+    ("code", "number", "verifies", "mark"),
+    [
+        (2, "3", False, "mistake"),
+        (75, "0", False, "stopped"),
+        (75, "3", False, None),
+        (1, "0", False, None),
+        (0, "0", False, None),
+        (0, "0", True, "verified"),
+        (0, "1", True, None),
+        (78, "0", True, "differs"),
+        (78, "1", True, None),
+        (2, "1", True, "mistake"),
+        (1, "0", True, None),
+    ],
 )
-def test_a_rank_leaves_a_mark_of_what_the_script_is_to_act_on(tmp_path, monkeypatch, code, number, mark):
+def test_a_rank_leaves_a_mark_of_what_the_script_is_to_act_on(tmp_path, monkeypatch, code, number, verifies, mark):
     monkeypatch.setenv("SHARDLINE_ATTEMPT", "7.0")
     monkeypatch.setenv("RANK", number)
     marks = tmp_path / "slurm" / "marks-7.0"
-    rank.mark(tmp_path, code)  # a later start has taken the folder away
+    rank.mark(tmp_path, code, verifies)  # a later start has taken the folder away
     marks.mkdir(parents=True)
-    rank.mark(tmp_path, code)
+    rank.mark(tmp_path, code, verifies)
     assert [path.name for path in marks.iterdir()] == ([mark] if mark else [])
 
 

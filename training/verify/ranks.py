@@ -21,9 +21,8 @@ from training.state.saving import save
 from training.step import train_step
 from training.verify.plain import loader_of
 from training.verify.small import LR
+from training.verify.verdict import LINES
 from training.worker import leave, read_config, report
-
-LINES = "lines.json"
 
 
 def train(config: RunConfig, manifest: Manifest, folder: Path, world: World) -> dict[str, Any]:
