@@ -3,8 +3,8 @@
     python -m benchmarks.attention [--quick] [--check] [--json FILE]
 
 The pack holds documents of 64 to 2,048 tokens; a prefix fraction says how much of each is prefix. A single causal
-document is there to inform: there a dense mask wastes least. All sides get the same q, k and v in fp32, 6 query heads
-of 64 on 2 key heads, one thread:
+document is there to inform: there a dense mask wastes least; and so are two that are seen through a window. All sides
+get the same q, k and v in fp32, 6 query heads of 64 on 2 key heads, one thread:
 - pairs: what the allowed pairs would take at the rate of torch's own kernel on one long document without any mask,
   where every pair is allowed. Ours at 1x would waste nothing;
 - dense mask: torch's scaled_dot_product_attention over the whole pack with a boolean mask, made beforehand. Where it
@@ -34,6 +34,8 @@ from model.kernels.attention import AttentionPattern, attend
 LENGTHS = [384, 64, 1024, 160, 2048, 96, 640, 256]
 QUICK_LENGTHS = [160, 64, 512, 96, 256]
 FRACTIONS = [0.0, 0.25, 0.5, 1.0]
+WINDOW = 128
+"""Tokens."""
 NUM_HEADS, NUM_KV_HEADS, HEAD_DIM = 6, 2, 64
 GOAL = 1.5
 HALF_EMPTY = 0.5
@@ -50,10 +52,12 @@ class Pack:
     name: str
     lengths: list[int]
     prefixes: list[int]
+    window: int | None = None
 
     def __post_init__(self):
         borders = torch.tensor([0, *accumulate(self.lengths)], dtype=torch.int32)
-        self.pattern = AttentionPattern.packed(borders, torch.tensor(self.prefixes, dtype=torch.int32))
+        whole = AttentionPattern.packed(borders, torch.tensor(self.prefixes, dtype=torch.int32))
+        self.pattern = whole.within(self.window)
         generator = torch.Generator().manual_seed(0)
         heads = (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS, NUM_HEADS)
         sizes = [(self.pattern.num_queries, h, HEAD_DIM) for h in heads]
@@ -71,6 +75,8 @@ def packs_of(lengths: list[int]) -> Iterator[Pack]:
     for fraction in FRACTIONS:
         yield Pack(f"prefix {fraction:g}", lengths, [int(n * fraction) for n in lengths])
     yield Pack("one causal document", [max(lengths)], [0])
+    for name, prefix in (("causal", 0), ("bidirectional", max(lengths))):
+        yield Pack(f"one {name} document, window {WINDOW}", [max(lengths)], [prefix], WINDOW)
 
 
 def batched(kernel: Callable[..., torch.Tensor]) -> Attend:
@@ -99,8 +105,12 @@ def block_mask_of(pack: Pack) -> BlockMask:
     document = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
     prefix_end = (lengths.cumsum(0) - lengths + torch.tensor(pack.prefixes))[document]
 
+    window = pack.window or len(document)
+
     def sees(_row: torch.Tensor, _head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        return (document[query] == document[key]) & ((key <= query) | (key < prefix_end[query]))
+        both_ways = (query < prefix_end[query]) & (key < prefix_end[query])
+        near = torch.where(query < prefix_end[query], (query - key).abs() <= window // 2, query - key < window)
+        return (document[query] == document[key]) & ((key <= query) | both_ways) & (near if pack.window else True)
 
     total = len(document)
     return create_block_mask(sees, None, None, total, total, device="cpu")

@@ -14,6 +14,11 @@ WIDEST = 2**20
 DEEPEST = 2**12
 """Most layers; published models have up to 126."""
 
+LayerKind = Literal["sliding_attention", "full_attention"]
+"""Kinds of layers, as Hugging Face calls them."""
+SLIDING: LayerKind = "sliding_attention"
+FULL: LayerKind = "full_attention"
+
 GATED = ("swiglu", "geglu")
 """Activations that multiply two projections, gate and up."""
 
@@ -97,6 +102,11 @@ class ModelConfig(Section):
     """Distances that t5_bias tells apart."""
     t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
     """Distance in tokens from which on t5_bias tells none apart."""
+    sliding_window: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
+    """Tokens that a token sees in layers of sliding attention: itself and those right before it, half of them on either
+    side where it sees both ways (arXiv 2004.05150); empty lets it see all in every layer."""
+    layer_types: list[LayerKind] | None = Field(default=None, min_length=1)
+    """Kinds of a stack's layers from its first on, repeated up to its last; empty, with a window, makes all slide."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection too."""
     init_std: float = Field(default=0.02, gt=0, le=1e3)
@@ -161,6 +171,21 @@ class ModelConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _layers_fit(self):
+        kinds, deepest = self.layer_types or [], max(self.num_layers, self.encoder_layers)
+        if kinds and self.sliding_window is None:
+            raise Mistake(
+                "layer_types: it says which layers have a sliding_window, and none is given; set both or neither"
+            )
+        if kinds and SLIDING not in kinds:
+            raise Mistake(
+                f"sliding_window: {self.sliding_window}, and layer_types has no {SLIDING}; name one or drop both"
+            )
+        if len(kinds) > deepest:
+            raise Mistake(f"layer_types: it names {len(kinds)} layers and there are {deepest}; leave out the last ones")
+        return self
+
     def run_plainly(self, **changes: Any) -> "ModelConfig":
         """The same network, nothing of it recomputed or compiled, with further changes to how it runs."""
         how = {"activation_checkpointing": "none", "activation_checkpointing_interval": 1, "compile": False}
@@ -185,6 +210,16 @@ class ModelConfig(Section):
     def encoder_layers(self) -> int:
         """Blocks of the encoder beside a decoder; 0 but in an encoder-decoder."""
         return (self.num_encoder_layers or self.num_layers) if self.shape == "encdec" else 0
+
+    def slides(self, index: int) -> bool:
+        """Whether layer `index` of a stack, from 0, sees no more than the window."""
+        if self.sliding_window is None:
+            return False
+        return self.layer_types is None or self.layer_types[index % len(self.layer_types)] == SLIDING
+
+    def num_sliding(self, num_layers: int) -> int:
+        """Layers of a stack of so many that see no more than the window."""
+        return sum(map(self.slides, range(num_layers)))
 
     @property
     def is_gated(self) -> bool:

@@ -22,6 +22,10 @@ class Work(NamedTuple):
     """Query-key pairs of that encoder."""
     num_cross_pairs: int = 0
     """Query-key pairs between the two."""
+    num_window_pairs: int | None = None
+    """Of `num_pairs` those in layers that slide; empty means that there are none such."""
+    num_encoder_window_pairs: int = 0
+    """The same of `num_encoder_pairs`."""
     num_targets: int | None = None
     """Tokens that need the output projection; empty means all that `num_tokens` counts."""
 
@@ -45,12 +49,19 @@ def train_flops(config: ModelConfig, vocab_size: int, work: Work) -> int:
     """Floating-point operations of a forward and backward pass.
 
     6 x matmul weights x the tokens they multiply: a multiplication and an addition, forward once, backward twice;
-    12 x layers x H x D x pairs: the same for query-key scores and for their weighted values.
+    12 x layers x H x D x pairs: the same for query-key scores and for their weighted values, each layer with its pairs.
     """
+    assert config.sliding_window is None or work.num_window_pairs is not None, "pairs within the window are not told"
     per_token, per_encoder_token = _matrices(config)
     matmuls = per_token * work.num_tokens + per_encoder_token * work.num_encoder_tokens
     matmuls += vocab_size * config.d_model * (work.num_tokens if work.num_targets is None else work.num_targets)
-    pairs = config.num_layers * (work.num_pairs + work.num_cross_pairs) + config.encoder_layers * work.num_encoder_pairs
+    pairs = config.num_layers * work.num_cross_pairs
+    for layers, full, sliding in (
+        (config.num_layers, work.num_pairs, work.num_window_pairs or 0),
+        (config.encoder_layers, work.num_encoder_pairs, work.num_encoder_window_pairs),
+    ):
+        slide = config.num_sliding(layers)
+        pairs += (layers - slide) * full + slide * sliding
     return 6 * matmuls + 12 * config.num_heads * config.head_size * pairs
 
 

@@ -30,11 +30,19 @@ class _Coming:
 class Feeder:
     """Gives a rank the inputs of `num_steps` steps; all ranks take them together.
 
-    What the loader gave ahead of the last step trained is forgotten: a run counts the samples that it trained on.
+    `window` is that of the model, where it has one. What the loader gave ahead of the last step trained is forgotten: a
+    run counts the samples that it trained on.
     """
 
-    def __init__(self, loader: Iterable[list[PackedBatch]], num_steps: int, world: World, stop: Callable[[], bool]):
-        self._batches = iter(loader)
+    def __init__(
+        self,
+        loader: Iterable[list[PackedBatch]],
+        num_steps: int,
+        world: World,
+        stop: Callable[[], bool],
+        window: int | None = None,
+    ):
+        self._batches, self._window = iter(loader), window
         self._world, self._stop = world, stop
         self.left = num_steps
         """Steps that are still to be taken."""
@@ -75,7 +83,7 @@ class Feeder:
 
     def _prepare(self) -> Prepared:
         batches = next(self._batches)
-        patterns = [Patterns.of(batch) for batch in batches]
+        patterns = [Patterns.of(batch, self._window) for batch in batches]
         if self._world.device.type == "cuda":
             patterns = [pattern.pin() for pattern in patterns]
         return batches, patterns

@@ -37,9 +37,10 @@ class Trainer:
 
         A signal that came before the first step ends it there: what was resumed is saved already.
         """
-        left = max(0, self.run.config.training.steps - self.state.step)
+        config = self.run.config
+        left = max(0, config.training.steps - self.state.step)
         self._each(lambda part: part.begin())
-        feeder = Feeder(loader, left, self.run.world, lambda: bool(stop))
+        feeder = Feeder(loader, left, self.run.world, lambda: bool(stop), config.model.sliding_window)
         try:
             while feeder.left and not feeder.stopping:
                 self._advance(feeder)

@@ -35,15 +35,26 @@ class Patterns:
     """Of the encoder's tokens among themselves, in an encoder-decoder."""
     cross: AttentionPattern | None = None
     """Of the batch's tokens to the encoder's, in an encoder-decoder."""
+    window: int | None = None
+    """Tokens of the window in which some layers see; its pairs are counted, and worked out ahead for the model."""
 
     @classmethod
-    def of(cls, batch: PackedBatch) -> "Patterns":
+    def of(cls, batch: PackedBatch, window: int | None = None) -> "Patterns":
         """Patterns of a batch that is still on the host."""
         own, stream = AttentionPattern.packed(batch.cu_seqlens, batch.prefix_lengths), batch.encoder
         if stream is None:
-            return cls(own)
+            return cls(own, window=window)
         encoder = AttentionPattern.packed(stream.cu_seqlens, stream.cu_seqlens.diff())
-        return cls(own, encoder, AttentionPattern.cross(batch.cu_seqlens, stream.cu_seqlens))
+        return cls(own, encoder, AttentionPattern.cross(batch.cu_seqlens, stream.cu_seqlens), window)
+
+    def num_pairs(self, num_documents: int) -> dict[str, int]:
+        """Allowed pairs of the first so many documents, by their field in `StepCounts`."""
+        parts = {"pairs": self.own, "encoder_pairs": self.encoder, "cross_pairs": self.cross}
+        if self.window is not None:
+            parts["window_pairs"] = self.own.within(self.window)
+            parts["encoder_window_pairs"] = self.encoder and self.encoder.within(self.window)
+        there = {name: pattern.documents[:num_documents] for name, pattern in parts.items() if pattern}
+        return {name: sum(document.num_pairs for document in documents) for name, documents in there.items()}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Patterns":
         """The same patterns on another device."""
@@ -51,15 +62,17 @@ class Patterns:
             part.to(device, non_blocking) if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
-        return Patterns(own, encoder, cross)
+        return Patterns(own, encoder, cross, self.window)
 
     def pin(self) -> "Patterns":
         """The same patterns in page-locked memory, from which a GPU copies in the background, with all worked out."""
+        for part in (self.own, self.encoder):
+            _ = part and part.within(self.window)
         own, encoder, cross = (
             part.prepare().pin() if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
-        return Patterns(own, encoder, cross)
+        return Patterns(own, encoder, cross, self.window)
 
 
 def model_inputs(batch: PackedBatch, patterns: Patterns) -> tuple:
@@ -110,13 +123,26 @@ class StepCounts:
     """The same in the encoder of an encoder-decoder."""
     cross_pairs: int = 0
     """The same from decoder to encoder."""
+    window_pairs: int = 0
+    """Of `pairs` those within the model's window, where it has one."""
+    encoder_window_pairs: int = 0
+    """Of `encoder_pairs` the same."""
     stops: int = 0
     """Ranks that were asked to stop."""
 
     @property
     def work(self) -> Work:
         """What arithmetic depends on."""
-        return Work(self.tokens, self.pairs, self.encoder_tokens, self.encoder_pairs, self.cross_pairs, self.targets)
+        return Work(
+            self.tokens,
+            self.pairs,
+            self.encoder_tokens,
+            self.encoder_pairs,
+            self.cross_pairs,
+            self.window_pairs or None,
+            self.encoder_window_pairs,
+            self.targets,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -248,12 +274,6 @@ def count(batches: Sequence[PackedBatch], patterns: Sequence[Patterns], world: W
 def _count(batch: PackedBatch, patterns: Patterns) -> StepCounts:
     stream = batch.encoder
     encoder_padding = stream.num_padding if stream else 0
-    # Behind the documents there is padding, which nobody needs.
-    real = slice(batch.num_documents)
-    pairs = [
-        sum(document.num_pairs for document in pattern.documents[real]) if pattern else 0
-        for pattern in (patterns.own, patterns.encoder, patterns.cross)
-    ]
     return StepCounts(
         targets=batch.num_targets,
         tokens=len(batch.tokens) - batch.num_padding,
@@ -262,9 +282,8 @@ def _count(batch: PackedBatch, patterns: Patterns) -> StepCounts:
         documents_cut=batch.num_cut,
         documents_vanished=batch.num_vanished,
         tokens_left_out=batch.num_left_out,
-        pairs=pairs[0],
-        encoder_pairs=pairs[1],
-        cross_pairs=pairs[2],
+        # behind the documents there is padding, which nobody needs
+        **patterns.num_pairs(batch.num_documents),
     )
 
 

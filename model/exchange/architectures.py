@@ -4,6 +4,8 @@ shape    positions   class                         model_type
 causal   rope        LlamaForCausalLM              llama
          rope        Qwen3ForCausalLM              qwen3, for qk_norm
          rope        SeedOssForCausalLM            seed_oss, for qkv_bias unlike bias, odd numbers of heads
+         rope        MistralForCausalLM            mistral, where all layers slide and nothing has a bias
+         rope        SmolLM3ForCausalLM            smollm3, where some layers slide, or all do and there are biases
          rope        Qwen2ForCausalLM              qwen2, read but not written: transformers gives that type
                                                    its own tokenizer, whatever the folder says
 prefix   rope        PrefixLlamaForCausalLM        prefix_llama, hf/prefix_llama.py is put into the folder
@@ -54,8 +56,11 @@ LLAMA = Architecture("LlamaForCausalLM", "llama", "AutoModelForCausalLM")
 QWEN2 = Architecture("Qwen2ForCausalLM", "qwen2", "AutoModelForCausalLM")
 SEED_OSS = Architecture("SeedOssForCausalLM", "seed_oss", "AutoModelForCausalLM")
 QWEN3 = Architecture("Qwen3ForCausalLM", "qwen3", "AutoModelForCausalLM")
+MISTRAL = Architecture("MistralForCausalLM", "mistral", "AutoModelForCausalLM")
+SMOLLM3 = Architecture("SmolLM3ForCausalLM", "smollm3", "AutoModelForCausalLM")
 PREFIX = Architecture("PrefixLlamaForCausalLM", "prefix_llama", "AutoModelForCausalLM", "prefix_llama.py")
 EUROBERT = Architecture("EuroBertForMaskedLM", "eurobert", "AutoModelForMaskedLM")
 T5 = Architecture("T5ForConditionalGeneration", "t5", "AutoModelForSeq2SeqLM")
 ENCDEC = Architecture("EncDecRopeForConditionalGeneration", "encdec_rope", "AutoModelForSeq2SeqLM", "encdec_rope.py")
-BY_TYPE = {found.model_type: found for found in (LLAMA, QWEN2, QWEN3, SEED_OSS, PREFIX, EUROBERT, T5, ENCDEC)}
+CAUSAL = (LLAMA, QWEN2, QWEN3, SEED_OSS, MISTRAL, SMOLLM3)
+BY_TYPE = {found.model_type: found for found in (*CAUSAL, PREFIX, EUROBERT, T5, ENCDEC)}

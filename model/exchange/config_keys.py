@@ -26,10 +26,16 @@ def _number(low: float, high: float) -> tuple[Check, str]:
     )
 
 
-LAYERS, WIDTH, LENGTH = _whole(1, 10_000), _whole(1, 2**24), _whole(1, 2**40)
+MOST_LAYERS = 10_000
+LAYERS, WIDTH, LENGTH = _whole(1, MOST_LAYERS), _whole(1, 2**24), _whole(1, 2**40)
+WINDOW: tuple[Check, str] = (lambda x: x is None or LENGTH[0](x), f"null or {LENGTH[1]}")
 SMALL, STD = _number(1e-12, 1.0), _number(1e-12, 1.0)
 FLAG: tuple[Check, str] = (lambda x: type(x) is bool, "true or false")
 NAME: tuple[Check, str] = (lambda x: type(x) is str, "a name in quotes")
+NAMES: tuple[Check, str] = (
+    lambda x: type(x) is list and 0 < len(x) <= MOST_LAYERS and all(type(each) is str for each in x),
+    f"a list of 1 to {MOST_LAYERS} names in quotes",
+)
 ID: tuple[Check, str] = (lambda x: type(x) is int and -1 <= x < 2**31, "a token id")
 IDS: tuple[Check, str] = (
     lambda x: ID[0](x) or (type(x) is list and len(x) > 0 and all(map(ID[0], x))),
@@ -80,6 +86,9 @@ KEYS = {
     "qk_norm": FLAG,
     "gated": FLAG,
     "use_sliding_window": FLAG,
+    "sliding_window": WINDOW,
+    "max_window_layers": _whole(0, MOST_LAYERS),
+    "layer_types": NAMES,
     "tie_word_embeddings": FLAG,
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
@@ -95,7 +104,7 @@ ROPE_KEYS = {
     "partial_rotary_factor": KEYS["partial_rotary_factor"],
 }
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
-NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", *IDS_OF_TOKENS}
+NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", *IDS_OF_TOKENS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

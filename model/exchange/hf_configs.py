@@ -8,8 +8,19 @@ from typing import Any
 import torch
 
 from common.mistakes import Mistake
-from model.config import ModelConfig
-from model.exchange.architectures import ENCDEC, EUROBERT, LLAMA, PREFIX, QWEN3, SEED_OSS, T5, Architecture
+from model.config import FULL, SLIDING, ModelConfig
+from model.exchange.architectures import (
+    ENCDEC,
+    EUROBERT,
+    LLAMA,
+    MISTRAL,
+    PREFIX,
+    QWEN3,
+    SEED_OSS,
+    SMOLLM3,
+    T5,
+    Architecture,
+)
 
 GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
 """Our gated activations by the name of the function that their gate goes through."""
@@ -33,9 +44,11 @@ def architecture(config: ModelConfig) -> Architecture:
         _refuse_others(config, found, key, False)
     _refuse_others(config, found, "rope_fraction", 1.0)
     _refuse_others(config, found, "activation", *GATES, *([] if found not in (T5, ENCDEC) else PLAIN))
+    if found not in (QWEN3, MISTRAL, SMOLLM3):
+        _refuse_others(config, found, "sliding_window", None)
     if found not in (QWEN3, ENCDEC):
         _refuse_others(config, found, "qk_norm", False)
-    if found not in (LLAMA, SEED_OSS, PREFIX, ENCDEC):
+    if found not in (LLAMA, SEED_OSS, SMOLLM3, PREFIX, ENCDEC):
         _refuse_others(config, found, "bias", False)
     if found not in (SEED_OSS, ENCDEC):
         _refuse_qkv_bias(config, found)
@@ -54,6 +67,11 @@ def _candidate(config: ModelConfig) -> Architecture:
         return PREFIX if config.shape == "prefix" else EUROBERT
     if config.qk_norm:
         return QWEN3
+    if config.sliding_window is not None:
+        is_plain = config.num_sliding(config.num_layers) == config.num_layers and not (
+            config.bias or config.has_qkv_bias
+        )
+        return MISTRAL if is_plain else SMOLLM3
     return LLAMA if config.has_qkv_bias == config.bias and config.d_model % config.num_heads == 0 else SEED_OSS
 
 
@@ -77,6 +95,8 @@ def _refuse_qkv_bias(config: ModelConfig, found: Architecture) -> None:
 
 def as_yaml(value: Any) -> str:
     """A value as a config file has it."""
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else f"{value}"
 
 
@@ -109,8 +129,12 @@ def hf_config(config: ModelConfig, vocab_size: int, max_positions: int, dtype: t
             "qkv_bias": config.has_qkv_bias,
             "qk_norm": config.qk_norm,
         }
-    if found is QWEN3:
-        keys |= {"use_sliding_window": False, "sliding_window": None}
+    if found is QWEN3 or found is SMOLLM3:
+        keys |= {"use_sliding_window": config.sliding_window is not None}
+    if found in (QWEN3, SMOLLM3, MISTRAL):
+        keys |= {"sliding_window": config.sliding_window}
+    if found is not MISTRAL and config.sliding_window is not None:
+        keys |= {"layer_types": [SLIDING if config.slides(i) else FULL for i in range(config.num_layers)]}
     if found is SEED_OSS:
         keys |= {"attention_bias": config.has_qkv_bias, "attention_out_bias": config.bias, "residual_dropout": 0.0}
     return keys

@@ -10,8 +10,20 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from common.mistakes import Mistake
-from model.config import ModelConfig, RopeScaling
-from model.exchange.architectures import BY_TYPE, ENCDEC, EUROBERT, PREFIX, QWEN2, QWEN3, SEED_OSS, T5, Architecture
+from model.config import FULL, SLIDING, LayerKind, ModelConfig, RopeScaling
+from model.exchange.architectures import (
+    BY_TYPE,
+    ENCDEC,
+    EUROBERT,
+    MISTRAL,
+    PREFIX,
+    QWEN2,
+    QWEN3,
+    SEED_OSS,
+    SMOLLM3,
+    T5,
+    Architecture,
+)
 from model.exchange.config_keys import heeded
 from model.exchange.hf_configs import PLAIN, T5_ACTIVATIONS, as_yaml
 from model.exchange.json_objects import quoted
@@ -38,8 +50,12 @@ class TheirConfig(NamedTuple):
             raise Mistake(f"{where}: model_type {quoted(kind)} is none that is read here; allowed are {allowed}")
         if facts.get("quantization_config"):
             raise Mistake(f"{where}: the weights are quantized; take the model they were made from")
-        _refuse_uneven_layers(where, facts)
+        _refuse_uneven_layers(where, facts, found)
         keys = heeded(where, facts)
+        for key in () if found in SLIDES_BY_LAYER else ("layer_types", "max_window_layers"):
+            keys.pop(key, None)
+        if found not in (MISTRAL, *SLIDES_BY_LAYER):
+            keys.pop("sliding_window", None)  # transformers' generate would heed it where the class does not
         theirs = _config_object(found, keys, where)
         for key in ("pad_token_id", "decoder_start_token_id"):
             if (getattr(theirs, key, None) or 0) >= theirs.vocab_size:
@@ -71,14 +87,50 @@ def from_hf_config(their: TheirConfig) -> ImportedConfig:
         raise Mistake(f"{their.where}: it describes a model that has no place here ({reason})") from None
 
 
-def _refuse_uneven_layers(where: str, facts: dict[str, Any]) -> None:
-    """Keys that make layers differ from each other, whatever they say."""
-    kinds = facts.get("layer_types")
-    if facts.get("per_layer_config") or (
-        kinds and (not isinstance(kinds, list) or set(map(str, kinds)) != {"full_attention"})
-    ):
-        key = "per_layer_config" if facts.get("per_layer_config") else "layer_types"
-        raise Mistake(f"{where}: {key} makes layers differ, which has no place here; only full attention in all has")
+SLIDES_BY_LAYER = (QWEN2, QWEN3, SMOLLM3)
+"""Classes some of whose layers may have a window."""
+
+
+def _refuse_uneven_layers(where: str, facts: dict[str, Any], found: Architecture) -> None:
+    """Keys that make layers differ from each other in ways that ours do not."""
+    kinds, allowed = facts.get("layer_types"), {FULL, SLIDING} if found in SLIDES_BY_LAYER else {FULL}
+    if facts.get("per_layer_config"):
+        raise Mistake(f"{where}: per_layer_config makes layers differ, which has no place here")
+    if kinds and (not isinstance(kinds, list) or not set(map(str, kinds)) <= allowed):
+        words = " and ".join(sorted(allowed))
+        raise Mistake(
+            f"{where}: layer_types makes layers differ, which has no place here; only {words} has for this class"
+        )
+
+
+def differing_layers(theirs: Any, found: Architecture) -> tuple[int | None, list[LayerKind] | None]:
+    """Our sliding_window and layer_types, from a config of transformers'. ValueError where layers slide without any."""
+    if found is MISTRAL:
+        return theirs.sliding_window, None
+    if found not in SLIDES_BY_LAYER:
+        if getattr(theirs, "use_sliding_window", False):
+            raise Mistake(
+                "config.json: use_sliding_window true has no place here for this class; only full attention has"
+            )
+        return None, None
+    kinds = list(theirs.layer_types)
+    if len(kinds) not in (0, theirs.num_hidden_layers):
+        raise Mistake(
+            f"config.json: layer_types names {len(kinds)} layers and num_hidden_layers is {theirs.num_hidden_layers}"
+        )
+    if SLIDING not in kinds:
+        return None, None
+    if not theirs.use_sliding_window or theirs.sliding_window is None:
+        raise Mistake(
+            f"config.json: layer_types has {SLIDING}, but use_sliding_window is {as_yaml(theirs.use_sliding_window)} "
+            f"and sliding_window {as_yaml(theirs.sliding_window)}; set both or leave layer_types out"
+        )
+    return theirs.sliding_window, None if FULL not in kinds else kinds[: _period(kinds)]
+
+
+def _period(kinds: list[Any]) -> int:
+    """After how many layers their kinds begin again."""
+    return next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
 
 
 def _config_object(found: Architecture, keys: dict[str, Any], where: str) -> Any:
@@ -91,10 +143,8 @@ def _config_object(found: Architecture, keys: dict[str, Any], where: str) -> Any
 
 
 def _from_llama(theirs: Any, found: Architecture) -> ImportedConfig:
-    if getattr(theirs, "use_sliding_window", False):
-        raise Mistake("config.json: use_sliding_window true has no place here; only full attention has")
-    is_encdec = found is ENCDEC
-    bias = _one_bias(theirs, found) if found not in (QWEN2, QWEN3) else False
+    is_encdec, (window, kinds) = found is ENCDEC, differing_layers(theirs, found)
+    bias = _one_bias(theirs, found) if found not in (QWEN2, QWEN3, MISTRAL) else False
     if bias and found is EUROBERT:
         raise Mistake("config.json: mlp_bias true gives the head a bias, which has no place here")
     if found is QWEN3 and theirs.attention_bias:
@@ -123,6 +173,8 @@ def _from_llama(theirs: Any, found: Architecture) -> ImportedConfig:
         qkv_bias=qkv_bias.get(found),
         rope_theta=theirs.rope_parameters["rope_theta"],
         rope_scaling=_rope_scaling(theirs.rope_parameters),
+        sliding_window=window,
+        layer_types=kinds,
         tie_embeddings=theirs.tie_word_embeddings,
         init_std=theirs.initializer_range,
     )

@@ -142,8 +142,9 @@ def _sdpa_run(
     mask, is_causal = None, False
     if bias is not None:
         mask = _bias_matrix(document, bias, q.dtype, q.device)
-    elif not document.is_bidirectional:
-        is_causal = document.is_causal and document.first_place == 0  # torch aligns it at the top left
+    elif document.window is not None or not document.is_bidirectional:
+        # torch aligns it at the top left
+        is_causal = document.is_causal and document.first_place == 0 and document.window is None
         mask = None if is_causal else _mask(document, q.device)
     q = q.unflatten(0, (rows, document.num_queries)).transpose(1, 2)
     k, v = (x.unflatten(0, (rows, document.num_keys)).transpose(1, 2) for x in (k, v))
@@ -156,19 +157,27 @@ def _gains_by_blocks(document: Document, bias: AttentionBias | None) -> bool:
     """Whether our kernel is faster than torch's, which is best where it may do all pairs at once."""
     if bias is not None:
         return True
-    return document.num_keys >= cpu_attention.MIN_LENGTH and not document.is_bidirectional
+    return document.num_keys >= cpu_attention.MIN_LENGTH and (
+        document.window is not None or not document.is_bidirectional
+    )
 
 
 def _mask(document: Document, device: torch.device) -> torch.Tensor:
     """Bool [num_queries, num_keys], true where the query may see the key."""
     place = torch.arange(document.num_keys, device=device)
-    return (place <= place[document.first_place :, None]) | (place < document.prefix)
+    own = place[document.first_place :, None]
+    sees = (place <= own) | (place < document.prefix)
+    if document.window is None:
+        return sees
+    after = torch.where(own < document.prefix, document.around, 0)
+    before = torch.where(own < document.prefix, document.around, document.before)
+    return sees & (place <= own + after) & (place >= own - before)
 
 
 def _bias_matrix(document: Document, bias: AttentionBias, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[H, num_queries, num_keys]: the bias, and -inf where the query may not see the key."""
     query = torch.arange(document.num_queries, device=device) + document.first_place
     values = bias.values(torch.arange(document.num_keys, device=device) - query[:, None]).to(dtype)
-    if document.is_bidirectional:
+    if document.window is None and document.is_bidirectional:
         return values
     return values.masked_fill(~_mask(document, device), -torch.inf)

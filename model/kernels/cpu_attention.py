@@ -1,8 +1,9 @@
 """Attention on CPUs by blocks of queries, forward and backward: faster than torch's own kernel there.
 
 It is flash attention (arXiv 2205.14135) with whole rows of scores for a block of queries at a time, which a core's
-cache holds, and all query heads of a key head as rows of one matrix product. The products of a block reach as far as
-its last query sees, so prefixes need no mask and nothing is spent on what nobody sees but the triangle in a block.
+cache holds, and all query heads of a key head as rows of one matrix product. The products of a block reach from the
+first key that one of its queries sees to the last one, so prefixes need no mask and nothing is spent on what nobody
+sees but a triangle in a block, or, with a window, one at either end.
 Scores are in units of log 2:
 
     forward    s = q k^T + bias;  e = exp2(s - max s);  out = e v / sum e;  log_sum = max s + log2 sum e
@@ -33,6 +34,8 @@ TOGETHER = 2**20
 LOG2_E = math.log2(math.e)
 FUTURE = torch.full((BLOCK, BLOCK), -torch.inf).triu(1)[:, None, :]
 """Of a block's own keys and queries: -inf where the query must not see the key, else 0."""
+PAST = torch.full((BLOCK, BLOCK), -torch.inf).tril(-1)[:, None, :]
+"""The same at the other end of a window."""
 
 
 def attention(
@@ -54,24 +57,42 @@ class _Block(NamedTuple):
     """Queries from here ..."""
     stop: int
     """... to here, ..."""
-    num_keys: int
-    """... and the first so many keys, which the last of these queries sees."""
-    is_causal: bool
-    """Whether each query before the last one sees one key less than the next."""
+    first_key: int
+    """... and the keys from here, the first that the first of these queries sees, ..."""
+    end_key: int
+    """... to here, behind the last that the last of them sees."""
+    before: int
+    """Each of the last so many queries misses one key more of the first ones than the query before it."""
+    after: int
+    """Each of the first so many queries misses one key more of the last ones than the query after it."""
+
+    @property
+    def keys(self) -> slice:
+        """Its keys."""
+        return slice(self.first_key, self.end_key)
 
 
 @functools.lru_cache(maxsize=256)
 def _blocks(document: Document) -> tuple[_Block, ...]:
-    square = [
-        _Block(start, min(start + BLOCK, document.num_square), document.prefix, False)
-        for start in range(0, document.num_square, BLOCK)
-    ]
-    causal = [
-        _Block(start, stop, stop + document.first_place, True)
-        for start in range(document.num_square, document.num_queries, BLOCK)
-        for stop in [min(start + BLOCK, document.num_queries)]
-    ]
-    return tuple(square + causal)
+    blocks = [_square_block(document, start) for start in range(0, document.num_square, BLOCK)]
+    blocks += [_causal_block(document, start) for start in range(document.num_square, document.num_queries, BLOCK)]
+    return tuple(blocks)
+
+
+def _square_block(document: Document, start: int) -> _Block:
+    stop, prefix = min(start + BLOCK, document.num_square), document.prefix
+    if document.window is None:
+        return _Block(start, stop, 0, prefix, 0, 0)
+    first, end = start - document.around, stop + document.around
+    before, after = (max(stop - start - max(beyond, 0), 0) for beyond in (-first, end - prefix))
+    return _Block(start, stop, max(first, 0), min(end, prefix), before, after)
+
+
+def _causal_block(document: Document, start: int) -> _Block:
+    stop = min(start + BLOCK, document.num_queries)
+    first = start + document.first_place - document.before
+    before = 0 if document.window is None else max(stop - start - max(-first, 0), 0)
+    return _Block(start, stop, max(first, 0), stop + document.first_place, before, stop - start)
 
 
 class _Attention(torch.autograd.Function):
@@ -93,7 +114,7 @@ class _Attention(torch.autograd.Function):
             else _to_table(by_distance * LOG2_E, min(BLOCK, document.num_queries), num_groups)
         )
         out, log_sums = torch.empty_like(queries), torch.empty_like(queries[..., :1])
-        for part, groups in _parts(keys, num_heads // num_groups, num_groups, bias is not None):
+        for part, groups in _parts(document, len(keys), num_heads // num_groups, num_groups, bias is not None):
             table = None if bias is None else bias[groups]
             _forward(document, queries[part], keys[part], values[part], table, out[part], log_sums[part])
         ctx.num_groups, ctx.document = num_groups, document
@@ -110,7 +131,7 @@ class _Attention(torch.autograd.Function):
         grad_q = torch.empty_like(queries)
         grad_k, grad_v = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (keys, values))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
-        for part, groups in _parts(keys, queries.shape[2], num_groups, bias is not None):
+        for part, groups in _parts(document, len(keys), queries.shape[2], num_groups, bias is not None):
             given = queries[part], log_sums[part], grads[part], products[part], keys[part], values[part]
             table, grad_table = (None if x is None else x[groups] for x in (bias, grad_bias))
             _backward(document, *given, table, grad_q[part], grad_k[part], grad_v[part], grad_table)
@@ -132,17 +153,18 @@ def _from_groups(x: torch.Tensor, num_groups: int) -> torch.Tensor:
 
 
 def _parts(
-    keys: torch.Tensor, heads_per_group: int, num_groups: int, whole_groups: bool
+    document: Document, num_parts: int, heads_per_group: int, num_groups: int, whole_groups: bool
 ) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first dim of [S, L, D] whose scores may be alive together, and the key heads in each.
+    """Slices of the first dim of [num_parts, L, D] whose scores may be alive together, and the key heads in each.
 
     With `whole_groups` a slice holds some of the key heads of one document, or all of several.
     """
-    step = max(TOGETHER // (BLOCK * heads_per_group * keys.shape[1]), 1)
+    widest = max(block.end_key - block.first_key for block in _blocks(document))
+    step = max(TOGETHER // (BLOCK * heads_per_group * widest), 1)
     if whole_groups:
         fit = step // num_groups * num_groups
         step = fit or max(size for size in range(1, step + 1) if num_groups % size == 0)
-    for start in range(0, keys.shape[0], step):
+    for start in range(0, num_parts, step):
         first = start % num_groups
         yield slice(start, start + step), slice(first, first + step)
 
@@ -161,15 +183,15 @@ def _forward(
     Sets out [S, Lq, H/G, D] and log_sums [S, Lq, H/G, 1], the logarithms of the sums of exp2(scores).
     """
     for block in _blocks(document):
-        start, stop, num_keys, _ = block
+        start, stop = block.start, block.stop
         rows = queries[:, start:stop].flatten(1, 2)
-        scores = torch.bmm(rows, keys[:, :num_keys].mT)
+        scores = torch.bmm(rows, keys[:, block.keys].mT)
         if bias is not None:
             _by_table(scores, block, bias).add_(_of_table(bias, block, document))
-        _hide_future(scores, block)
+        _hide(scores, block)
         largest = scores.amax(-1, keepdim=True)
         sums = scores.sub_(largest).exp2_().sum(-1, keepdim=True)
-        result = torch.bmm(scores, values[:, :num_keys]).div_(sums)
+        result = torch.bmm(scores, values[:, block.keys]).div_(sums)
         out[:, start:stop] = result.unflatten(1, (stop - start, -1))
         log_sums[:, start:stop] = sums.log2_().add_(largest).unflatten(1, (stop - start, -1))
 
@@ -194,39 +216,43 @@ def _backward(
     grad_bias, which is laid out as the bias.
     """
     for block in _blocks(document):
-        start, stop, num_keys, _ = block
+        start, stop = block.start, block.stop
         rows, row_sums, grad_rows, row_products = (
             x[:, start:stop].flatten(1, 2) for x in (queries, log_sums, grads, products)
         )
-        probabilities = torch.baddbmm(row_sums, rows, keys[:, :num_keys].mT, beta=-1)
+        probabilities = torch.baddbmm(row_sums, rows, keys[:, block.keys].mT, beta=-1)
         if bias is not None:
             _by_table(probabilities, block, bias).add_(_of_table(bias, block, document))
-        _hide_future(probabilities, block)
-        grad_v[..., :num_keys].baddbmm_(grad_rows.mT, probabilities.exp2_())
-        grad_scores = torch.baddbmm(row_products, grad_rows, values[:, :num_keys].mT, beta=-1)
+        _hide(probabilities, block)
+        grad_v[..., block.keys].baddbmm_(grad_rows.mT, probabilities.exp2_())
+        grad_scores = torch.baddbmm(row_products, grad_rows, values[:, block.keys].mT, beta=-1)
         grad_scores.mul_(probabilities)
-        grad_q[:, start:stop] = torch.bmm(grad_scores, keys[:, :num_keys]).unflatten(1, (stop - start, -1))
-        grad_k[..., :num_keys].baddbmm_(rows.mT, grad_scores)
+        grad_q[:, start:stop] = torch.bmm(grad_scores, keys[:, block.keys]).unflatten(1, (stop - start, -1))
+        grad_k[..., block.keys].baddbmm_(rows.mT, grad_scores)
         if grad_bias is not None:
             _of_table(grad_bias, block, document).add_(_by_table(grad_scores, block, grad_bias).sum(0))
 
 
-def _hide_future(scores: torch.Tensor, block: _Block) -> None:
-    """Makes -inf what a causal block of n queries must not see in scores [S, n * H/G, keys]."""
-    if block.is_causal:
-        size = block.stop - block.start
-        scores.unflatten(1, (size, -1))[..., block.num_keys - size :].add_(FUTURE[:size, :, :size])
+def _hide(scores: torch.Tensor, block: _Block) -> None:
+    """Makes -inf what queries of a block of n must not see in scores [S, n * H/G, keys]."""
+    rows = scores.unflatten(1, (block.stop - block.start, -1))
+    if block.after:
+        rows[:, : block.after, :, rows.shape[-1] - block.after :].add_(FUTURE[: block.after, :, : block.after])
+    if block.before:
+        rows[:, rows.shape[1] - block.before :, :, : block.before].add_(PAST[: block.before, :, : block.before])
 
 
+@functools.lru_cache(maxsize=256)
 def _distances(document: Document) -> tuple[int, int]:
     """First and last distance in the table of a bias.
 
     The table is [G, n, H/G, W] for blocks of up to n queries. Row i and column t are of the distance t - i, plus that
-    of the first key from the first query of the last block: what any block needs is some columns of it.
+    of the first key from the first query in the block where it is farthest: what any block needs is some columns of it.
     """
     blocks = _blocks(document)
-    first = -(blocks[-1].start + document.first_place) - (min(BLOCK, document.num_queries) - 1)
-    return first, max(block.num_keys - block.start for block in blocks) - 1 - document.first_place
+    first = min(block.first_key - block.start for block in blocks) - (min(BLOCK, document.num_queries) - 1)
+    last = max(block.end_key - block.start for block in blocks) - 1
+    return first - document.first_place, last - document.first_place
 
 
 def _to_table(by_distance: torch.Tensor, num_rows: int, num_groups: int) -> torch.Tensor:
@@ -246,11 +272,12 @@ def _from_table(grad: torch.Tensor) -> torch.Tensor:
 
 def _of_table(table: torch.Tensor, block: _Block, document: Document) -> torch.Tensor:
     """View [g, n, H/G, keys] of a table for a block of n queries."""
-    first = _blocks(document)[-1].start - block.start
-    return table[:, : block.stop - block.start, :, first : first + block.num_keys]
+    farthest = _distances(document)[0] + document.first_place + min(BLOCK, document.num_queries) - 1
+    first = block.first_key - block.start - farthest
+    return table[:, : block.stop - block.start, :, first : first + block.end_key - block.first_key]
 
 
 def _by_table(scores: torch.Tensor, block: _Block, table: torch.Tensor) -> torch.Tensor:
     """View [b, g, n, H/G, keys] of scores [S, n * H/G, keys] of all documents and the key heads of the table."""
     groups, _, heads, _ = table.shape
-    return scores.view(-1, groups, block.stop - block.start, heads, block.num_keys)
+    return scores.view(-1, groups, block.stop - block.start, heads, block.end_key - block.first_key)

@@ -51,18 +51,28 @@ def attend_by_varlen_calls(
 ) -> torch.Tensor:
     """One call where all documents are causal or all bidirectional, else two: squares, and the queries after them.
 
-    kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=) aligns as flash-attn does.
+    kernel(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal=, window_size=) aligns as flash-attn
+    does; the window is the keys seen before and after a query's place, -1 for all that there are.
     """
+    window = pattern.window
+    around = (-1, -1) if window is None else (window // 2, window // 2)
+    before = (-1, -1) if window is None else (window - 1, 0)
     if pattern.is_causal or pattern.is_bidirectional:
         longest = max(pattern.max_queries, LEAST_MAXIMUM), pattern.max_keys
         borders = pattern.cu_seqlens_q, pattern.cu_seqlens_k
-        return kernel(q, k, v, *borders, *longest, causal=not pattern.is_bidirectional)
+        if pattern.is_bidirectional:
+            return kernel(q, k, v, *borders, *longest, causal=False, window_size=around)
+        return kernel(q, k, v, *borders, *longest, causal=True, window_size=before)
     split = pattern.split
     queries = q.index_select(0, split.square_queries)
     keys, values = (x.index_select(0, split.square_keys) for x in (k, v))
     longest = max(split.max_square_queries, LEAST_MAXIMUM), split.max_square_keys
-    square = kernel(queries, keys, values, split.cu_square_queries, split.cu_square_keys, *longest, causal=False)
+    square = kernel(
+        queries, keys, values, split.cu_square_queries, split.cu_square_keys, *longest, causal=False, window_size=around
+    )
     queries = q.index_select(0, split.causal_queries)
     longest = max(split.max_causal_queries, LEAST_MAXIMUM), pattern.max_keys
-    causal = kernel(queries, k, v, split.cu_causal_queries, pattern.cu_seqlens_k, *longest, causal=True)
+    causal = kernel(
+        queries, k, v, split.cu_causal_queries, pattern.cu_seqlens_k, *longest, causal=True, window_size=before
+    )
     return torch.cat((square, causal)).index_select(0, split.inverse)

@@ -6,6 +6,10 @@ token see all tokens up to itself: p = 0 is causal, p = n bidirectional. Nobody 
 Queries and keys may come from two packs, whose documents are paired. Then the queries of a document stand at the end
 of its keys: query i of m stands at place n - m + i of n keys, and sees the keys up to there and all of the prefix.
 Cross-attention is that with all keys in the prefix.
+
+A window of w tokens (arXiv 2004.05150, section 3.1) takes from that what is far away: tokens of a prefix see those of
+it up to w // 2 places before and after them, every later token itself and the w - 1 before it, in the prefix or not. So
+an encoder has the windows of ModernBERT, a causal model those of Mistral. Two packs have none.
 """
 
 import dataclasses
@@ -26,6 +30,18 @@ class Document(NamedTuple):
     """The first so many queries ..."""
     prefix: int
     """... see the first so many keys; each query after them sees one key more, the last one all keys."""
+    window: int | None = None
+    """Of these keys those in a window of so many tokens (`before`, `around`); empty where it would hide none."""
+
+    @property
+    def before(self) -> int:
+        """Keys before its own place that a query after the square sees at most."""
+        return self.num_keys if self.window is None else self.window - 1
+
+    @property
+    def around(self) -> int:
+        """Keys before its own place that a query of the square sees at most, and keys after it."""
+        return self.num_keys if self.window is None else self.window // 2
 
     @property
     def num_causal(self) -> int:
@@ -52,7 +68,22 @@ class Document(NamedTuple):
     def num_pairs(self) -> int:
         """Allowed query-key pairs."""
         causal = self.num_causal
-        return self.num_square * self.prefix + causal * self.num_keys - causal * (causal - 1) // 2
+        if self.window is None:
+            return self.num_square * self.prefix + causal * self.num_keys - causal * (causal - 1) // 2
+        square = self.num_square + 2 * _sum_up_to(self.num_square - 1, self.around)
+        return square + causal + _sum_up_to(self.num_keys - 1, self.before) - _sum_up_to(self.prefix - 1, self.before)
+
+    def within(self, window: int) -> "Document":
+        """The same document, as far as a window of so many tokens lets its queries see."""
+        assert self.num_queries == self.num_keys, "only a document that attends to itself has a window"
+        hides = self.num_square > window // 2 + 1 or (self.num_causal > 0 and self.num_keys > window)
+        return self._replace(window=window) if hides else self
+
+
+def _sum_up_to(last: int, limit: int) -> int:
+    """Sum of min(i, limit) over i from 0 to last; 0 where last is less than 1."""
+    low = max(min(last, limit), 0)
+    return low * (low + 1) // 2 + max(last - low, 0) * limit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +117,7 @@ class PrefixSplit:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class AttentionPattern:
-    """Allowed query-key pairs of one pack of Tq queries and Tk keys; make it with `packed`, `causal` or `cross`.
+    """Allowed query-key pairs of one pack of Tq queries and Tk keys; made with `packed`, `causal`, `cross` or `within`.
 
     Lengths are kept on the host too, so that no kernel waits for the device to learn them.
     """
@@ -97,6 +128,8 @@ class AttentionPattern:
     """int32 [N+1], the same of the keys."""
     documents: tuple[Document, ...]
     """What is allowed in each document."""
+    window: int | None = None
+    """Of how many tokens the window of the documents is, where one of them is longer than that."""
 
     @classmethod
     def packed(cls, cu_seqlens: torch.Tensor, prefix_lengths: torch.Tensor) -> "AttentionPattern":
@@ -134,6 +167,29 @@ class AttentionPattern:
         cu_seqlens_q = cu_seqlens_q.int()
         return cls(cu_seqlens_q, cu_seqlens_q if same else cu_seqlens_k.int(), documents)
 
+    def within(self, window: int | None) -> "AttentionPattern":
+        """The same documents, as far as a window of so many tokens lets their queries see; itself without one.
+
+        Worked out once, and taken along to a device by `to`.
+        """
+        if window is None:
+            return self
+        if window not in self._windowed:
+            documents = tuple(document.within(window) for document in self.documents)
+            self._windowed[window] = self if documents == self.documents else self._narrowed(documents, window)
+        return self._windowed[window]
+
+    def _narrowed(self, documents: tuple[Document, ...], window: int) -> "AttentionPattern":
+        """The same borders; the parts of a split are those of the whole pattern."""
+        narrowed = dataclasses.replace(self, documents=documents, window=window)
+        if "split" in self.__dict__:
+            narrowed.__dict__["split"] = self.split
+        return narrowed
+
+    @functools.cached_property
+    def _windowed(self) -> dict[int, "AttentionPattern"]:
+        return {}
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "AttentionPattern":
         """The same pattern with its tensors on another device."""
         if self.cu_seqlens_q.device == torch.device(device):
@@ -146,8 +202,9 @@ class AttentionPattern:
 
     def prepare(self) -> "AttentionPattern":
         """Works out now what kernels will ask of it, so that it goes along to a device ready; returns itself."""
-        for name in _DERIVED:
-            getattr(self, name)
+        for pattern in (self, *self._windowed.values()):
+            for name in _DERIVED:
+                getattr(pattern, name)
         if not (self.is_causal or self.is_bidirectional):
             _ = self.split
         return self
@@ -156,10 +213,17 @@ class AttentionPattern:
         queries = change(self.cu_seqlens_q)
         keys = queries if self.cu_seqlens_k is self.cu_seqlens_q else change(self.cu_seqlens_k)
         changed = dataclasses.replace(self, cu_seqlens_q=queries, cu_seqlens_k=keys)
-        changed.__dict__.update({name: self.__dict__[name] for name in _DERIVED if name in self.__dict__})
+        changed._know_of(self)
         if "split" in self.__dict__:
             changed.__dict__["split"] = self.split.with_tensors(change)
+        for window, pattern in self._windowed.items():
+            changed._windowed[window] = changed if pattern is self else changed._narrowed(pattern.documents, window)
+            changed._windowed[window]._know_of(pattern)
         return changed
+
+    def _know_of(self, same: "AttentionPattern") -> None:
+        """Takes over what was worked out of the same documents."""
+        self.__dict__.update({name: same.__dict__[name] for name in _DERIVED if name in same.__dict__})
 
     @functools.cached_property
     def num_queries(self) -> int:
@@ -223,8 +287,12 @@ class AttentionPattern:
         """Bool [Tq, Tk], true where the query (row) may see the key (column)."""
         rows, columns = self._tokens()
         same = rows.document[:, None] == columns.document[None, :]
-        place = columns.place[None, :]
-        return same & ((place <= rows.place[:, None]) | (place < rows.prefix[:, None]))
+        place, own, prefix = columns.place[None, :], rows.place[:, None], rows.prefix[:, None]
+        sees = (place <= own) | (place < prefix)
+        if self.window is not None:
+            near = (place - own).abs() <= self.window // 2
+            sees &= torch.where(own < prefix, near, own - place < self.window)
+        return same & sees
 
     def dense_distances(self) -> torch.Tensor:
         """int64 [Tq, Tk], place of the key minus place of the query; of no meaning across documents."""

@@ -40,8 +40,9 @@ def _kernel(
     max_seqlen_q: int,
     max_seqlen_k: int,
     causal: bool,
+    window_size: tuple[int, int],
 ) -> torch.Tensor:
-    return _Varlen.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal)
+    return _Varlen.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_size)
 
 
 class _Varlen(torch.autograd.Function):
@@ -56,10 +57,11 @@ class _Varlen(torch.autograd.Function):
         max_seqlen_q: int,
         max_seqlen_k: int,
         causal: bool,
+        window_size: tuple[int, int],
     ) -> torch.Tensor:
         grouped = [q.shape[1] != k.shape[1]] if _asks_for_grouped_heads() else []
         sizes = (max_seqlen_q, max_seqlen_k)
-        window = [-1, 0 if causal else -1]
+        window = [window_size[0], 0 if causal else window_size[1]]
         out, log_sums, random_state = torch.ops.torch_attn._varlen_attn(
             q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, None, window, *grouped
         )
@@ -75,7 +77,7 @@ class _Varlen(torch.autograd.Function):
             grads = torch.ops.torch_attn._varlen_attn_backward(
                 grad.contiguous(), *tensors, *ctx.sizes, ctx.causal, random_state, None, ctx.window
             )
-        return *grads, None, None, None, None, None
+        return *grads, None, None, None, None, None, None
 
 
 @functools.cache

@@ -36,13 +36,16 @@ class Surroundings(NamedTuple):
     """Who of the decoder attends to whom of the encoder, where there is one."""
     context: ContextRanks | None = None
     """Who shares rows with this rank; patterns are of whole rows all the same, biases of the heads that it has then."""
+    sliding: AttentionPattern | None = None
+    """`pattern` within the window, where some layers have one."""
 
 
 class Attention(nn.Module):
-    """Self-attention with grouped heads (arXiv 2305.13245); q, k and v in one matrix [(H + 2G) D, M]."""
+    """Self-attention of layer `index` with grouped heads (arXiv 2305.13245); q, k, v in one matrix [(H + 2G) D, M]."""
 
-    def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
+    def __init__(self, config: ModelConfig, residual_std: float, init: Initializer, index: int):
         super().__init__()
+        self.slides = config.slides(index)
         heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
         self.heads = tuple(map(init.split, heads))
         sections = tuple(count * self.head_dim for count in heads)
@@ -54,7 +57,9 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
         """Residual + attention(x), all [T, M]."""
         q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), around.rope)
-        attended = _attend(q, k, v, around.pattern, around.backend, around.context, around.bias)
+        pattern = around.sliding if self.slides else around.pattern
+        assert pattern is not None, "a layer that slides needs its pattern"
+        attended = _attend(q, k, v, pattern, around.backend, around.context, around.bias)
         return self.output(attended, residual)
 
     def _queries_keys_values(
@@ -135,13 +140,13 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of a stack of `num_layers`, with cross-attention where asked for."""
+    """Layer `index` of a stack of `num_layers`, with cross-attention where asked for."""
 
-    def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, cross: bool = False):
+    def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, index: int, cross: bool = False):
         super().__init__()
         residual_std = config.init_std / (2 * num_layers) ** 0.5
         self.attention_norm = make_norm(config, init)
-        self.attention = Attention(config, residual_std, init / "attention")
+        self.attention = Attention(config, residual_std, init / "attention", index)
         self.cross_attention_norm = make_norm(config, init) if cross else None
         self.cross_attention = CrossAttention(config, residual_std, init / "cross_attention") if cross else None
         self.feed_forward_norm = None if config.parallel_block else make_norm(config, init)

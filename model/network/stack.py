@@ -46,7 +46,9 @@ class Stack(nn.Module):
         self.embedding_norm = make_norm(config, init) if config.embedding_norm else None
         has_table = config.positions == "t5_bias"
         self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
-        self.blocks = nn.ModuleList(Block(config, num_layers, init / f"blocks.{i}", cross) for i in range(num_layers))
+        self.blocks = nn.ModuleList(
+            Block(config, num_layers, init / f"blocks.{i}", i, cross) for i in range(num_layers)
+        )
         self.norm = make_norm(config, init)
         if config.compile:
             for block in self.blocks:
@@ -90,16 +92,17 @@ class Stack(nn.Module):
     def _surroundings(
         self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
     ) -> Surroundings:
-        config, rope = self.config, None
+        config, rope, pattern = self.config, None, pattern.to(x.device)
         if config.positions == "rope":
             rope = rope_tables(positions, rope_frequencies(config, x.device))
         return Surroundings(
-            pattern=pattern.to(x.device),
+            pattern=pattern,
             backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
             rope=rope,
             bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks, self.context),
             cross=None if cross is None else cross.to(x.device),
             context=self.context,
+            sliding=pattern.within(config.sliding_window),
         )
 
 

@@ -34,11 +34,12 @@ def crossings(draw, max_documents: int = 5, max_length: int = 12) -> tuple[list[
 
 
 @st.composite
-def patterns(draw, max_documents: int = 5, max_length: int = 12) -> AttentionPattern:
-    """A pack that attends to itself, or to another."""
-    if draw(st.booleans()):
+def patterns(draw, max_documents: int = 5, max_length: int = 12, windows: bool = True) -> AttentionPattern:
+    """A pack that attends to itself, every second time with a window unless told, or to another."""
+    if draw(st.integers(0, 2)) == 0:
         return crossing_of(*draw(crossings(max_documents, max_length)))
-    return pattern_of(*draw(documents(max_documents, max_length)))
+    pattern = pattern_of(*draw(documents(max_documents, max_length)))
+    return pattern.within(draw(st.none() | st.integers(1, max_length)) if windows else None)
 
 
 def borders_of(lengths: list[int]) -> torch.Tensor:

@@ -72,6 +72,50 @@ def llama(ours: dict | None = None, theirs: dict | None = None, kind: str = "Lla
     return model, ModelConfig(**{**OURS, "num_kv_heads": 2, **(ours or {})}), llama_like(randomised(model))
 
 
+WINDOW = {"use_sliding_window": True, "sliding_window": 12}
+KINDS = ["sliding_attention", "full_attention"]
+
+
+def modernbert() -> Peer:
+    """Its head is left out; its first layer has no norm, which is as if our two before it were idle but for one."""
+    rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in KINDS}
+    arguments = {
+        **THEIRS,
+        "intermediate_size": D_FF,
+        "local_attention": 24,
+        "layer_types": KINDS[::-1],
+        "norm_eps": 1e-12,
+    }
+    specials = {"pad_token_id": 0, "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": rope}
+    config = transformers.ModernBertConfig(**arguments | specials, attn_implementation="eager")
+    base = transformers.ModernBertModel(config)
+    randomised(base)
+    base.embeddings.norm.weight.data.fill_(1.0)
+    state, head = base.state_dict(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(2)) * 0.15
+    ours = {"embedding.weight": state["embeddings.tok_embeddings.weight"], "norm.weight": state["final_norm.weight"]}
+    ours |= {"embedding_norm.weight": torch.ones(WIDTH), "head.weight": head}
+    parts = {"attention.qkv": "attn.Wqkv", "attention.output": "attn.Wo", "attention_norm": "attn_norm"}
+    parts |= {"feed_forward_norm": "mlp_norm", "feed_forward.gate_up": "mlp.Wi", "feed_forward.down": "mlp.Wo"}
+    for i in range(LAYERS):
+        for name, theirs in parts.items():
+            ours[f"blocks.{i}.{name}.weight"] = state.get(f"layers.{i}.{theirs}.weight", torch.ones(WIDTH))
+    keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu", "norm_eps": 1e-12}
+    model = WithHead(base, head)
+    return model, ModelConfig(**OURS, **keys, sliding_window=24, layer_types=KINDS[::-1]), ours
+
+
+class WithHead(nn.Module):
+    """A stack of theirs with an output matrix [V, M]."""
+
+    def __init__(self, base: nn.Module, head: torch.Tensor):
+        super().__init__()
+        self.base, self.head = base, head
+
+    def forward(self, tokens: torch.Tensor) -> transformers.modeling_outputs.MaskedLMOutput:
+        states = self.base(tokens).last_hidden_state
+        return transformers.modeling_outputs.MaskedLMOutput(logits=states @ self.head.t())
+
+
 def llama3() -> Peer:
     numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
     rope = {"rope_type": "llama3", "rope_theta": 5e3, "original_max_position_embeddings": 64, **numbers}

@@ -47,6 +47,7 @@ def configs(draw) -> ModelConfig:
         "qkv_bias": any_of(None, True, False),
         **{key: draw(st.booleans()) for key in ("qk_norm", "embedding_norm", "bias", "tie_embeddings")},
         "parallel_block": draw(st.booleans()) and shape != "encdec",
+        "sliding_window": any_of(None, 8),
     }
     try:
         return ModelConfig(**keys)
@@ -85,8 +86,21 @@ def test_operations_are_those_torch_counts(config):
     with FlopCounterMode(display=False) as counter:
         logits = model(**inputs_of([document]))
         torch.nn.functional.cross_entropy(logits, document.tokens).backward()
-    work = Work(9, 9 * 9, 7, 7 * 7, 9 * 7) if config.shape == "encdec" else Work(9, 9 * 9)
+    is_encdec = config.shape == "encdec"
+    work = Work(9, 9 * 9, 7, 7 * 7, 9 * 7, 9 * 9, 7 * 7) if is_encdec else Work(9, 9 * 9, num_window_pairs=9 * 9)
     assert counter.get_total_flops() == train_flops(config, 50, work)
+
+
+def test_each_layer_counts_its_own_pairs():
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    keys = SMALL | {"num_layers": 5, "num_encoder_layers": 4, "shape": "encdec", "sliding_window": 4}
+    config = ModelConfig(**keys, layer_types=kinds)
+    work, of_one = Work(9, 45, 7, 49, 63, 30, 31), 12 * 4 * 4
+    without = config.model_copy(update={"sliding_window": None, "layer_types": None})
+    saved = 4 * (45 - 30) + 3 * (49 - 31)
+    assert train_flops(without, 50, work) - train_flops(config, 50, work) == of_one * saved
+    with pytest.raises(AssertionError, match="within the window are not told"):
+        train_flops(config, 50, Work(9, 45))
 
 
 def test_the_output_projection_counts_for_targets_alone_where_they_are_told():

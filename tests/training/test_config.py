@@ -39,6 +39,19 @@ from training.config import RunConfig, _types_in
             {"parallel": {"tensor": 2, "context": 2}},
             "model.num_kv_heads: 2 .* by parallel.tensor 2 x parallel.context 2",
         ),
+        (
+            {"model": {"layer_types": ["full_attention"]}},
+            "layer_types: it says which layers have a sliding_window, and",
+        ),
+        (
+            {"model": {"layer_types": ["full_attention"], "sliding_window": 8}},
+            "sliding_window: 8, and layer_types has no sliding_attention",
+        ),
+        (
+            {"model": {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8}},
+            "layer_types: it names 3 layers and there are 2",
+        ),
+        ({"model": {"layer_types": ["local"], "sliding_window": 8}}, "'sliding_attention' or 'full_attention'"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],
 )

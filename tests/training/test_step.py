@@ -156,3 +156,7 @@ def test_padding_counts_neither_as_tokens_nor_as_pairs(dataset):
     assert counts.padding == sum(batch.num_padding for batch in batches) > 0
     assert counts.tokens == sum(lengths) == 16 * 32 - counts.padding
     assert counts.pairs == sum(length * (length + 1) // 2 for length in lengths)
+    assert counts.work.num_window_pairs is None
+    near = count(batches, [Patterns.of(batch, 4) for batch in batches], World.alone())
+    assert near.pairs == counts.pairs
+    assert near.work.num_window_pairs == sum(min(place + 1, 4) for length in lengths for place in range(length))

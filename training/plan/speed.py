@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from model.config import ModelConfig
 from model.flops import Work, train_flops
+from model.kernels.pattern import Document
 from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.plan.activations import BF16, FP32, Rows, width_of
@@ -65,7 +66,18 @@ def work_of(model: ModelConfig, rows: Rows) -> Work:
         read,
         round(read * square * share),
         round(rows.tokens * square * share) if read else 0,
+        _window_pairs(model.sliding_window, rows.tokens, length, model.shape == "encoder"),
+        _window_pairs(model.sliding_window, read, length * share, True) or 0,
     )
+
+
+def _window_pairs(window: int | None, tokens: int, length: float, is_square: bool) -> int | None:
+    """Pairs within a window of documents of `length` tokens that fill `tokens`; None without a window."""
+    if window is None:
+        return None
+    size = max(round(length), 1)
+    square = size if is_square else 0
+    return round(tokens / size * Document(size, size, square, square).within(window).num_pairs)
 
 
 def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: Machine, efficiency: float) -> Speed:

@@ -24,6 +24,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Of each shape an objective and blocks, so that every kind of block is there once."""
+BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"]}
+"""Switches of blocks that any shape has."""
 RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
 ON_CPU = {"device": "cpu"}
 OFFLOADS: dict[str, dict[str, Any]] = {
@@ -60,9 +62,14 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
     yield from _muon(num_ranks)
+    for shape in SHAPES:
+        how = {"zero_stage": 3, "precision": "fp32"}
+        yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today", BLOCKS)
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
+        for shape, axis in itertools.product(SHAPES, ("tensor", "context")):
+            yield _sharing(num_ranks, shape, 2, f"blocks of today, 2 to a {axis} rank", {axis: SHARING}, BLOCKS)
 
 
 def _muon(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:

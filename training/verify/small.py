@@ -6,13 +6,14 @@ write_documents(folder) -> documents of random ids, with every special piece tha
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data_pipeline.flags import packed_flags
 from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.shards import ShardWriter
-from model.config import ModelConfig
+from model.config import SLIDING, ModelConfig
 from training.config import RunConfig
 from training.offload import nvme_paths
 
@@ -23,6 +24,8 @@ LR = 1e-3
 VOCAB_SIZE = 509
 """A prime: what is cut evenly by mistake is found out."""
 SEQUENCE_LENGTH = 128
+WINDOW = 24
+"""Tokens; documents have up to 100."""
 MOST_ACCUMULATION = 4
 SWAPPABLE = 8
 """How many times as wide a model is that is offloaded to NVMe, where DeepSpeed swaps nothing of less than 1 MiB."""
@@ -35,8 +38,9 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     """The same run of `STEPS` steps at a small size, on a dataset of `write_documents`.
 
     Kept are all keys of the objective, the optimizer and DeepSpeed, stage, precision, kernel, recomputation and what a
-    block is made of. A step has as many micro-batches, up to 4; heads keep their kind (one, some or all with keys); of
-    the ranks that share layers, rows or copies of weights as many are kept as there may be.
+    block is made of; a window is so short that it hides something, and layers of both kinds stay both. A step has as
+    many micro-batches, up to 4; heads keep their kind (one, some or all with keys); of the ranks that share layers,
+    rows or copies of weights as many are kept as there may be.
     """
     model, training = config.model, config.training
     tensor = math.gcd(config.parallel.tensor, num_ranks)
@@ -45,7 +49,7 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
     groups = {1: 1, model.num_heads: heads}.get(model.kv_heads, max(heads // 2, 1))
     groups = groups if groups % (tensor * context) == 0 else heads
     layers, width = min(model.num_layers, 2), SWAPPABLE if nvme_paths(config) else 1
-    narrow = {
+    narrow: dict[str, Any] = {
         "num_layers": layers,
         "num_encoder_layers": min(model.encoder_layers, layers) or None,
         "d_model": heads * 16 * width,
@@ -55,6 +59,10 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
         "d_ff": _next_multiple(80 if width == 1 else 2048, tensor),
         "vocab_size": None if tensor == 1 else _next_multiple(VOCAB_SIZE, tensor),
     }
+    if model.sliding_window is not None:
+        kinds = list(dict.fromkeys(model.layer_types or [SLIDING]))
+        narrow["sliding_window"] = min(model.sliding_window, WINDOW)
+        narrow["layer_types"] = kinds if len(kinds) <= layers else [SLIDING]
     narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
     per_pass = training.micro_batch_size * training.num_processes // config.parallel.num_sharing
     per_rank = training.global_batch_size // max(per_pass, 1)

@@ -25,12 +25,19 @@ T5_SIZE = {"vocab_size": VOCAB, "d_model": 48, "d_kv": 10, "d_ff": 64, "num_head
 T5_SIZE |= {"decoder_start_token_id": 0, "initializer_factor": 1.0}
 LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 5e5}
+QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
+SMOLLM3 = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+SMOLLM3 |= {"no_rope_layers": [1, 1], "attention_bias": True, "mlp_bias": True, "pad_token_id": 3}
 THEIRS = {
     "llama": ("Llama", SIZE),
     "llama tied": ("Llama", SIZE | {"tie_word_embeddings": True, "head_dim": 14, "rms_norm_eps": 1e-6}),
     "llama 3 with biases": ("Llama", SIZE | {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True}),
     "qwen2": ("Qwen2", SIZE | {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", SIZE | {"head_dim": 20, "num_attention_heads": 5, "num_key_value_heads": 1}),
+    "mistral": ("Mistral", SIZE | {"sliding_window": 7, "head_dim": 12}),
+    "mistral without a window": ("Mistral", SIZE | {"sliding_window": None}),
+    "qwen3, the later layers slide": ("Qwen3", SIZE | QWEN_WINDOW | {"head_dim": 8}),
+    "smollm3, the first layer slides": ("SmolLM3", SIZE | SMOLLM3),
     "seed_oss": ("SeedOss", SIZE | {"head_dim": 8, "residual_dropout": 0.0}),
     "eurobert": ("EuroBert", SIZE | {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 4}),
     "t5 v1.1": ("T5", T5_SIZE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -111,6 +118,9 @@ def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
 EXPORTED = {
     "causal tied": {"tie_embeddings": True, "rope_scaling": {"kind": "linear", "factor": 2.0}},
     "causal with biased queries": {"qkv_bias": True},
+    "mistral": {"sliding_window": 8},
+    "qwen3, every second slides": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
+    | {"num_layers": 4, "qk_norm": True},
     "prefix": {"shape": "prefix", "bias": True, "activation": "geglu"},
     "encoder": {"shape": "encoder", "tie_embeddings": True},
     "t5": {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16, "num_kv_heads": 6},
@@ -127,7 +137,8 @@ def test_what_was_exported_comes_back_bit_for_bit(case, tmp_path, tokenizer_mode
     config, vocab_size = imported_config(tmp_path / "ours")
     again = load_ours(tmp_path / "ours")
     assert vocab_size == VOCAB and config.shape == model.config.shape
-    assert config.tie_embeddings == model.config.tie_embeddings
+    kept = ("tie_embeddings", "sliding_window", "layer_types")
+    assert {key: getattr(config, key) for key in kept} == {key: getattr(model.config, key) for key in kept}
     theirs = dict(model.named_parameters())
     assert all(torch.equal(weight, theirs[name]) for name, weight in again.named_parameters())
     assert (tmp_path / "ours" / "tokenizer" / "tokenizer.model").read_bytes() == tokenizer_model.read_bytes()
@@ -167,6 +178,15 @@ REFUSED = {
     "rope": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
         r"rope_type yarn has no place here; allowed are default, linear and llama3",
+    ),
+    "a window": ({"use_sliding_window": True, "sliding_window": 4}, r"use_sliding_window true has no place here"),
+    "layers of many kinds": (
+        {"model_type": "qwen3", "layer_types": ["full_attention", "chunked_attention"]},
+        r"only full_attention and sliding_attention has",
+    ),
+    "no window for layers that slide": (
+        {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
+        r"layer_types has sliding_attention, but use_sliding_window is false and sliding_window null",
     ),
     "quantized": ({"quantization_config": {"bits": 4}}, r"the weights are quantized"),
     "depth": ({"num_hidden_layers": 3}, r"the weight model\.layers\.2\..* is missing"),

@@ -68,6 +68,25 @@ def test_sdpa_gives_the_reference_where_documents_of_one_kind_share_calls(length
     assert_reference(pattern, random_qkv(pattern.num_queries, *heads, 16, torch.float32))
 
 
+@pytest.mark.parametrize("bias", [None, "alibi", "two directions"])
+@pytest.mark.parametrize("prefix", [0, 130, 450])
+@pytest.mark.parametrize("window", [2, 63, 64, 65, 130, 300, 449])
+def test_windows_of_every_size_beside_blocks_give_the_reference(window, prefix, bias):
+    pattern = pattern_of([450, 450, 9], [prefix, prefix, 0]).within(window)
+    tensors = random_qkv(pattern.num_queries, 2, 1, 4, torch.float64)
+    assert_reference(pattern, tensors, bias_of(bias, 2), tolerance=1e-10)
+
+
+def test_blocks_reach_no_farther_than_the_window():
+    """So that time follows the allowed pairs: at most the corners of each block of queries more."""
+    for prefix in (0, 2000, 4000):
+        (document,) = pattern_of([4000], [prefix]).within(256).documents
+        computed = sum(
+            (block.stop - block.start) * (block.end_key - block.first_key) for block in cpu_attention._blocks(document)
+        )
+        assert document.num_pairs < computed < document.num_pairs + 4000 * cpu_attention.BLOCK
+
+
 @pytest.mark.parametrize("together", [1, 2**14, 2**17])
 @pytest.mark.parametrize("heads", [(6, 6), (6, 3)])
 def test_however_few_scores_are_alive_together_the_bias_finds_its_heads(monkeypatch, together, heads):

@@ -57,6 +57,22 @@ def test_packs_of_one_kind_take_one_call_and_mixed_ones_two(calls, pattern, expe
     assert [kwargs["causal"] for _, kwargs in calls] == expected
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (pattern_of([9, 6], [0, 1]), [(4, 0)]),
+        (pattern_of([9, 6], [9, 6]), [(2, 2)]),
+        (pattern_of([9, 6], [7, 0]), [(2, 2), (4, 0)]),
+        (pattern_of([5, 3], [0, 0]), [(-1, -1)]),
+        (crossing_of([9], [6]), [(-1, -1)]),
+    ],
+)
+def test_windows_go_along_where_they_hide_something(calls, pattern, expected):
+    near = pattern.within(5) if pattern.cu_seqlens_q is pattern.cu_seqlens_k else pattern
+    attend(*qkv_for(near, (2, 1), torch.float64)[:3], near, "flash")
+    assert [kwargs["window_size"] for _, kwargs in calls] == expected
+
+
 def test_gradients_are_asked_for_in_a_fixed_order(calls):
     pattern = pattern_of([4, 6], [2, 0])
     attend(*qkv_for(pattern, (2, 1), torch.float64)[:3], pattern, "flash")

@@ -11,14 +11,14 @@ VARIANTS = [
     {"positions": positions, "parallel_block": parallel, "embedding_norm": not parallel, "qk_norm": parallel}
     for positions in POSITIONS
     for parallel in (False, True)
-]
+] + [{"sliding_window": window, "layer_types": ["sliding_attention", "full_attention"]} for window in (2, 5)]
 MODELS: dict[tuple, torch.nn.Module] = {}
 
 
 def model_of(shape, variant, dtype=torch.float64):
     if shape == "encdec":
         variant = variant | {"parallel_block": False}
-    key = (shape, dtype, *variant.items())
+    key = (shape, dtype, str(variant))
     if key not in MODELS:
         MODELS[key] = tiny_model(shape, dtype, **variant)
     return MODELS[key]

@@ -1,12 +1,13 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from model.kernels.attention import AttentionPattern
 from tests.model.packs import crossing_of, crossings, documents, pattern_of, patterns
 
 
-def allowed(lengths, prefixes):
+def allowed(lengths, prefixes, window=None):
     """The definition, pair by pair."""
     total = sum(lengths)
     mask = torch.zeros(total, total, dtype=torch.bool)
@@ -14,16 +15,17 @@ def allowed(lengths, prefixes):
     for n, p in zip(lengths, prefixes, strict=True):
         for i in range(n):
             for j in range(n):
-                mask[start + i, start + j] = j <= i or j < p
+                near = window is None or (abs(i - j) <= window // 2 if i < p else i - j < window)
+                mask[start + i, start + j] = (j <= i or j < p) and near
         start += n
     return mask
 
 
-@settings(max_examples=60, deadline=None)
-@given(documents())
-def test_dense_mask_is_the_definition_and_pairs_are_counted_exactly(pack):
-    pattern = pattern_of(*pack)
-    expected = allowed(*pack)
+@settings(max_examples=100, deadline=None)
+@given(documents(), st.none() | st.integers(2, 13))
+def test_dense_mask_is_the_definition_and_pairs_are_counted_exactly(pack, window):
+    pattern = pattern_of(*pack).within(window)
+    expected = allowed(*pack, window)
     assert torch.equal(pattern.dense_mask(), expected)
     assert pattern.num_pairs == int(expected.sum())
     assert pattern.num_queries == pattern.num_keys == sum(pack[0])
@@ -55,7 +57,7 @@ def test_causal_and_bidirectional_packs_know_what_they_are(pack):
 
 
 @settings(max_examples=100, deadline=None)
-@given(patterns())
+@given(patterns(windows=False))
 def test_split_takes_the_pack_apart_and_back_together(pattern):
     split = pattern.split
     places = torch.arange(pattern.num_queries)
@@ -69,7 +71,7 @@ def test_split_takes_the_pack_apart_and_back_together(pattern):
 
 
 @settings(max_examples=100, deadline=None)
-@given(patterns())
+@given(patterns(windows=False))
 def test_the_two_parts_of_a_split_are_the_whole_pattern(pattern):
     """Squares without any mask, and the other queries aligned at the bottom right of all keys."""
     seen = torch.zeros(pattern.num_queries, pattern.num_keys, dtype=torch.bool)
@@ -118,10 +120,38 @@ def test_packs_with_unequal_numbers_of_documents_are_refused():
         AttentionPattern.cross(torch.tensor([0, 3]), torch.tensor([0, 3, 4]))
 
 
+def test_a_window_that_hides_nothing_changes_nothing():
+    """So that kernels take the path they take without one; the longest document decides."""
+    causal, prefix, whole = pattern_of([5, 8], [0, 0]), pattern_of([9, 6], [4, 0]), pattern_of([5, 3], [5, 3])
+    assert causal.within(8) is causal.within(None) is causal and causal.within(7).documents[0] == causal.documents[0]
+    assert prefix.within(9) is prefix and prefix.within(8) is not prefix
+    assert whole.within(8) is whole and whole.within(7).window == 7
+    assert causal.within(7) is causal.within(7)
+
+
+def test_a_window_between_two_packs_is_refused():
+    with pytest.raises(AssertionError, match="attends to itself"):
+        crossing_of([3], [9]).within(4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(patterns(windows=False))
+def test_a_window_goes_along_to_a_device_with_what_was_worked_out(pattern):
+    if pattern.cu_seqlens_q is not pattern.cu_seqlens_k:
+        return
+    near = pattern.within(3)
+    moved = pattern.prepare().to("meta")
+    assert moved.within(3).documents == near.documents and moved.within(3).cu_seqlens_q.device.type == "meta"
+    assert moved.within(3).__dict__["num_pairs"] == near.num_pairs
+    assert (moved.within(3) is moved) == (near is pattern)
+    if not (pattern.is_causal or pattern.is_bidirectional):
+        assert moved.within(3).split is moved.split
+
+
 @settings(max_examples=50, deadline=None)
 @given(patterns())
 def test_what_was_worked_out_on_the_host_goes_along_to_a_device(pattern):
-    expected = pattern.__class__(pattern.cu_seqlens_q, pattern.cu_seqlens_k, pattern.documents)
+    expected = pattern.__class__(pattern.cu_seqlens_q, pattern.cu_seqlens_k, pattern.documents, pattern.window)
     moved = pattern.prepare().to("meta")
     for name in ("num_queries", "num_keys", "max_queries", "max_keys", "num_pairs", "is_causal", "is_bidirectional"):
         assert moved.__dict__[name] == getattr(expected, name), name

@@ -10,23 +10,21 @@ from model.kernels.attention import attend, resolve_backend
 from tests.model.kernels.varlen_stand_in import varlen_stand_in
 from tests.model.packs import HEADS, SEEDS, bias_of, pattern_of, patterns, qkv_for
 
-WINDOWS = {True: [-1, 0], False: [-1, -1]}
-
 
 def forward_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, window, enable_gqa):
-    assert window == WINDOWS[causal] and scale is None
+    assert (window[1] == 0 if causal else window[0] == window[1]) and scale is None
     assert enable_gqa or q.shape[1] == k.shape[1]
-    out = varlen_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, causal=causal)
+    out = varlen_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, causal=causal, window_size=window)
     return out, torch.tensor(0.0), torch.tensor(0.0)
 
 
 def backward_stand_in(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, random_state, scale, window):
-    assert window == WINDOWS[causal] and scale is None and out.shape == grad.shape
+    assert scale is None and out.shape == grad.shape
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled(), "which would leave the order of sums to chance"
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        again = varlen_stand_in(*inputs, cu_q, cu_k, max_q, max_k, causal=causal)
+        again = varlen_stand_in(*inputs, cu_q, cu_k, max_q, max_k, causal=causal, window_size=window)
         return torch.autograd.grad(again, inputs, grad)
 
 

@@ -23,7 +23,9 @@ def varlen_stand_in(
 ):
     """flash_attn_varlen_func 2.8 as documented, and as its checks of arguments have it."""
     check_arguments(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes)
-    assert (dropout_p, window_size, softcap, return_attn_probs, block_table) == (0.0, (-1, -1), 0.0, False, None)
+    assert (dropout_p, softcap, return_attn_probs, block_table) == (0.0, 0.0, False, None)
+    before, after = (torch.inf if side < 0 else side for side in window_size)
+    after = 0 if causal else after
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
     outputs = []
     for number in range(len(cu_seqlens_q) - 1):
@@ -38,7 +40,7 @@ def varlen_stand_in(
         from_diagonal = torch.arange(num_keys) - torch.arange(num_queries)[:, None] - (num_keys - num_queries)
         if alibi_slopes is not None:
             scores = scores - alibi_slopes[:, None, None] * from_diagonal.abs()
-        hidden = (from_diagonal > 0) if causal else torch.zeros_like(from_diagonal, dtype=torch.bool)
+        hidden = (from_diagonal > after) | (from_diagonal < -before)
         # A row of zeros in the mask gives zeros.
         weights = scores.masked_fill(hidden, -torch.inf).softmax(-1).masked_fill(hidden, 0.0)
         outputs.append(torch.einsum("hqk,khd->qhd", weights, values))

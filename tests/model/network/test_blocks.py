@@ -43,6 +43,12 @@ DECODERS = {
     "linearly stretched rope": peers.linear_rope,
     "Qwen 2: biases on q, k, v alone": lambda: peers.llama({"qkv_bias": True}, kind="Qwen2"),
     "Qwen 3: norms on q and k": lambda: peers.llama({"qk_norm": True}, kind="Qwen3"),
+    "Mistral: windows": lambda: peers.llama({"sliding_window": 12}, {"sliding_window": 12}, kind="Mistral"),
+    "Qwen 3: windows in some layers": lambda: peers.llama(
+        {"qk_norm": True, "sliding_window": 12, "layer_types": peers.KINDS},
+        {**peers.WINDOW, "layer_types": peers.KINDS},
+        kind="Qwen3",
+    ),
     "GPT-2": peers.gpt2,
     "GPT-J": peers.gptj,
     "Phi": peers.phi,
@@ -57,8 +63,13 @@ def test_a_causal_model_gives_its_peers_logits(name):
     assert_same_logits(DECODERS[name](), [0] * len(LENGTHS))
 
 
-def test_an_encoder_gives_its_peers_logits():
-    assert_same_logits(peers.llama({"shape": "encoder"}, kind="EuroBert"), LENGTHS)
+@pytest.mark.parametrize(
+    "make",
+    [lambda: peers.llama({"shape": "encoder"}, kind="EuroBert"), peers.modernbert],
+    ids=["EuroBERT", "ModernBERT"],
+)
+def test_an_encoder_gives_its_peers_logits(make):
+    assert_same_logits(make(), LENGTHS)
 
 
 def test_a_prefix_model_gives_llamas_logits_under_a_mask_that_shows_the_prefix():

@@ -16,6 +16,7 @@ LENGTHS, PREFIXES = [9, 1, 14], [4, 0, 14]
 READ = [5, 12, 7]
 SIZES = {"num_layers": 2, "d_model": 16, "num_heads": 8, "num_kv_heads": 4, "d_ff": 24}
 BIASED = {"norm": "layernorm", "bias": True, "activation": "gelu", "embedding_norm": True}
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 MODELS = {
     "causal, tied": {"tie_embeddings": True},
     "causal, qk norm, qkv bias": {"qk_norm": True, "qkv_bias": True, "rope_fraction": 0.5, "head_dim": 4},
@@ -31,6 +32,8 @@ MODELS = {
     "encdec, t5 bias, tied": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "tie_embeddings": True},
     "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
+    "prefix, windows": {"shape": "prefix", **WINDOWS},
+    "encdec, windows, t5 bias": {"shape": "encdec", "positions": "t5_bias", **WINDOWS},
 }
 RANKS = pytest.mark.parametrize(("size", "sequence"), [(2, False), (2, True), (4, True), (4, False)])
 

@@ -12,13 +12,15 @@ from typer.testing import CliRunner
 from launcher.cli import app
 from launcher.config import load_config
 from launcher.plan import as_json, make, parts
+from model.config import ModelConfig
 from model.flops import num_parameters
+from tests.model.packs import pattern_of
 from training.config import ParallelConfig, RunConfig
 from training.plan.activations import Rows
 from training.plan.machines import machine, machines
 from training.plan.memory import count, memory
 from training.plan.plan import plan, search
-from training.plan.speed import EFFICIENCY
+from training.plan.speed import EFFICIENCY, work_of
 
 RUNS = sorted((Path(__file__).parents[3] / "configs" / "runs").glob("*.yaml"))
 BASE = {"num_layers": 24, "d_model": 2048, "num_heads": 16, "d_ff": 5504, "tie_embeddings": True}
@@ -197,3 +199,11 @@ def test_a_mistake_is_a_sentence(words, sentence):
 def test_yaml_of_runs_has_no_key_that_a_run_does_not_know():
     for path in RUNS:
         assert yaml.safe_load(path.read_text())["name"] == load_config(path, []).name
+
+
+@pytest.mark.parametrize(("shape", "prefix"), [("causal", 0), ("encoder", 40)])
+def test_pairs_within_a_window_are_those_of_the_patterns(shape, prefix):
+    model = ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=8, shape=shape, sliding_window=12)
+    pattern = pattern_of([40] * 3, [prefix] * 3)
+    work = work_of(model, Rows(120, 0, 40))
+    assert (work.num_pairs, work.num_window_pairs) == (pattern.num_pairs, pattern.within(12).num_pairs)
