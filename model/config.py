@@ -96,6 +96,8 @@ class ModelConfig(Section):
     """Share of each head that is rotated, its first dims (GPT-J, ChatGLM)."""
     rope_scaling: RopeScaling | None = None
     """How frequencies are stretched; empty means they are not."""
+    no_rope_layer_interval: int | None = Field(default=None, ge=2, le=DEEPEST)
+    """Every second, third ... layer of a stack has no positions at all (arXiv 2501.18795); empty gives them to all."""
     max_positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Rows of the table of learned positions: the longest document there can be."""
     t5_num_buckets: int = Field(default=32, ge=4, le=WIDEST)
@@ -159,6 +161,10 @@ class ModelConfig(Section):
             )
         if self.positions != "rope" and (self.rope_scaling is not None or self.rope_fraction != 1):
             raise Mistake(f"rope_scaling, rope_fraction: only positions rope has them, this is {self.positions}")
+        if self.positions != "rope" and self.no_rope_layer_interval is not None:
+            raise Mistake(
+                f"no_rope_layer_interval: only positions rope has it, this is {self.positions}; leave it empty"
+            )
         if self.positions == "t5_bias" and self.t5_max_distance <= self.t5_num_buckets // 2:
             raise Mistake(
                 f"t5_max_distance: {self.t5_max_distance} leaves no far buckets; use more than half of t5_num_buckets "
@@ -184,6 +190,11 @@ class ModelConfig(Section):
             )
         if len(kinds) > deepest:
             raise Mistake(f"layer_types: it names {len(kinds)} layers and there are {deepest}; leave out the last ones")
+        if (self.no_rope_layer_interval or 0) > deepest:
+            raise Mistake(
+                f"no_rope_layer_interval: {self.no_rope_layer_interval} is more than the {deepest} layers there are; "
+                "lower it or leave it empty"
+            )
         return self
 
     def run_plainly(self, **changes: Any) -> "ModelConfig":
@@ -216,6 +227,11 @@ class ModelConfig(Section):
         if self.sliding_window is None:
             return False
         return self.layer_types is None or self.layer_types[index % len(self.layer_types)] == SLIDING
+
+    def rotates(self, index: int) -> bool:
+        """Whether layer `index` of a stack, from 0, has rotary positions."""
+        interval = self.no_rope_layer_interval
+        return self.positions == "rope" and (interval is None or (index + 1) % interval != 0)
 
     def num_sliding(self, num_layers: int) -> int:
         """Layers of a stack of so many that see no more than the window."""

@@ -5,7 +5,8 @@ causal   rope        LlamaForCausalLM              llama
          rope        Qwen3ForCausalLM              qwen3, for qk_norm
          rope        SeedOssForCausalLM            seed_oss, for qkv_bias unlike bias, odd numbers of heads
          rope        MistralForCausalLM            mistral, where all layers slide and nothing has a bias
-         rope        SmolLM3ForCausalLM            smollm3, where some layers slide, or all do and there are biases
+         rope        SmolLM3ForCausalLM            smollm3, where only some layers slide or have positions, or
+                                                   all slide and there are biases
          rope        Qwen2ForCausalLM              qwen2, read but not written: transformers gives that type
                                                    its own tokenizer, whatever the folder says
 prefix   rope        PrefixLlamaForCausalLM        prefix_llama, hf/prefix_llama.py is put into the folder

@@ -36,6 +36,10 @@ NAMES: tuple[Check, str] = (
     lambda x: type(x) is list and 0 < len(x) <= MOST_LAYERS and all(type(each) is str for each in x),
     f"a list of 1 to {MOST_LAYERS} names in quotes",
 )
+SWITCHES: tuple[Check, str] = (
+    lambda x: type(x) is list and 0 < len(x) <= MOST_LAYERS and all(type(each) is int and each in (0, 1) for each in x),
+    f"a list of 1 to {MOST_LAYERS} zeros and ones",
+)
 ID: tuple[Check, str] = (lambda x: type(x) is int and -1 <= x < 2**31, "a token id")
 IDS: tuple[Check, str] = (
     lambda x: ID[0](x) or (type(x) is list and len(x) > 0 and all(map(ID[0], x))),
@@ -89,6 +93,8 @@ KEYS = {
     "sliding_window": WINDOW,
     "max_window_layers": _whole(0, MOST_LAYERS),
     "layer_types": NAMES,
+    "no_rope_layers": SWITCHES,
+    "no_rope_layer_interval": LAYERS,
     "tie_word_embeddings": FLAG,
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
@@ -104,7 +110,7 @@ ROPE_KEYS = {
     "partial_rotary_factor": KEYS["partial_rotary_factor"],
 }
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
-NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", *IDS_OF_TOKENS}
+NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

@@ -46,6 +46,8 @@ def architecture(config: ModelConfig) -> Architecture:
     _refuse_others(config, found, "activation", *GATES, *([] if found not in (T5, ENCDEC) else PLAIN))
     if found not in (QWEN3, MISTRAL, SMOLLM3):
         _refuse_others(config, found, "sliding_window", None)
+    if found is not SMOLLM3:
+        _refuse_others(config, found, "no_rope_layer_interval", None)
     if found not in (QWEN3, ENCDEC):
         _refuse_others(config, found, "qk_norm", False)
     if found not in (LLAMA, SEED_OSS, SMOLLM3, PREFIX, ENCDEC):
@@ -67,11 +69,11 @@ def _candidate(config: ModelConfig) -> Architecture:
         return PREFIX if config.shape == "prefix" else EUROBERT
     if config.qk_norm:
         return QWEN3
+    if config.no_rope_layer_interval is not None:
+        return SMOLLM3
     if config.sliding_window is not None:
-        is_plain = config.num_sliding(config.num_layers) == config.num_layers and not (
-            config.bias or config.has_qkv_bias
-        )
-        return MISTRAL if is_plain else SMOLLM3
+        has_biases = config.bias or config.has_qkv_bias
+        return SMOLLM3 if has_biases or config.num_sliding(config.num_layers) < config.num_layers else MISTRAL
     return LLAMA if config.has_qkv_bias == config.bias and config.d_model % config.num_heads == 0 else SEED_OSS
 
 
@@ -129,7 +131,9 @@ def hf_config(config: ModelConfig, vocab_size: int, max_positions: int, dtype: t
             "qkv_bias": config.has_qkv_bias,
             "qk_norm": config.qk_norm,
         }
-    if found is QWEN3 or found is SMOLLM3:
+    if found is SMOLLM3:
+        keys |= {"no_rope_layers": [int(config.rotates(index)) for index in range(config.num_layers)]}
+    if found in (QWEN3, SMOLLM3):
         keys |= {"use_sliding_window": config.sliding_window is not None}
     if found in (QWEN3, SMOLLM3, MISTRAL):
         keys |= {"sliding_window": config.sliding_window}

@@ -22,7 +22,7 @@ from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
 from model.exchange.in_transformers import Documents, run_theirs
 from model.exchange.json_objects import quoted, read_object
-from model.exchange.their_configs import differing_layers
+from model.exchange.their_configs import differing_layers, rope_interval
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -105,7 +105,9 @@ def check_export(
     if folder.config.architecture != found or not _has_code(path, found):
         raise RuntimeError(f"{path}: it is not the {found.name} that was exported")
     window, kinds = differing_layers(folder.config.object, found)
-    if _kinds(config.model_copy(update={"sliding_window": window, "layer_types": kinds})) != _kinds(config):
+    theirs = {"sliding_window": window, "layer_types": kinds}
+    theirs["no_rope_layer_interval"] = rope_interval(folder.config.object, found)
+    if _kinds(config.model_copy(update=theirs)) != _kinds(config):
         raise RuntimeError(f"{path}: its layers are not of the kinds that were exported")
     files = folder.files
     if odd := set(files.places) ^ set(digests):
@@ -122,9 +124,9 @@ def check_export(
     compare(folder, ours, max_positions, start_id, "nothing was exported", RuntimeError)
 
 
-def _kinds(config: ModelConfig) -> tuple[int | None, list[bool]]:
-    """The window and which layers have it: texts that are compared may be too short to show that."""
-    return config.sliding_window, [config.slides(index) for index in range(config.num_layers)]
+def _kinds(config: ModelConfig) -> tuple[int | None, list[tuple[bool, bool]]]:
+    """The window and which layers have it or positions: texts that are compared may be too short to show that."""
+    return config.sliding_window, [(config.slides(i), config.rotates(i)) for i in range(config.num_layers)]
 
 
 def _has_code(path: Path, found: Architecture) -> bool:

@@ -128,6 +128,25 @@ def differing_layers(theirs: Any, found: Architecture) -> tuple[int | None, list
     return theirs.sliding_window, None if FULL not in kinds else kinds[: _period(kinds)]
 
 
+def rope_interval(theirs: Any, found: Architecture) -> int | None:
+    """Our no_rope_layer_interval. ValueError when the layers without positions are not the n-th, 2n-th ..."""
+    if found is not SMOLLM3:
+        return None
+    rotates = theirs.no_rope_layers[: theirs.num_hidden_layers]
+    if len(rotates) < theirs.num_hidden_layers:
+        raise Mistake(
+            f"config.json: no_rope_layers has {len(rotates)} layers and num_hidden_layers is {theirs.num_hidden_layers}"
+        )
+    if all(rotates):
+        return None
+    interval = rotates.index(0) + 1
+    if interval == 1 or any(bool(each) != ((index + 1) % interval != 0) for index, each in enumerate(rotates)):
+        raise Mistake(
+            "config.json: no_rope_layers has no place here unless it is every second, third ... layer of a model"
+        )
+    return interval
+
+
 def _period(kinds: list[Any]) -> int:
     """After how many layers their kinds begin again."""
     return next(n for n in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % n] for i in range(len(kinds))))
@@ -173,6 +192,7 @@ def _from_llama(theirs: Any, found: Architecture) -> ImportedConfig:
         qkv_bias=qkv_bias.get(found),
         rope_theta=theirs.rope_parameters["rope_theta"],
         rope_scaling=_rope_scaling(theirs.rope_parameters),
+        no_rope_layer_interval=rope_interval(theirs, found),
         sliding_window=window,
         layer_types=kinds,
         tie_embeddings=theirs.tie_word_embeddings,

@@ -45,7 +45,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer, index: int):
         super().__init__()
-        self.slides = config.slides(index)
+        self.slides, self.rotates = config.slides(index), config.rotates(index)
         heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
         self.heads = tuple(map(init.split, heads))
         sections = tuple(count * self.head_dim for count in heads)
@@ -56,7 +56,8 @@ class Attention(nn.Module):
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
         """Residual + attention(x), all [T, M]."""
-        q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), around.rope)
+        rope = around.rope if self.rotates else None
+        q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), rope)
         pattern = around.sliding if self.slides else around.pattern
         assert pattern is not None, "a layer that slides needs its pattern"
         attended = _attend(q, k, v, pattern, around.backend, around.context, around.bias)

@@ -51,6 +51,11 @@ from training.config import RunConfig, _types_in
             {"model": {"layer_types": ["sliding_attention"] * 3, "sliding_window": 8}},
             "layer_types: it names 3 layers and there are 2",
         ),
+        (
+            {"model": {"no_rope_layer_interval": 2, "positions": "none"}},
+            "no_rope_layer_interval: only positions rope has",
+        ),
+        ({"model": {"no_rope_layer_interval": 3}}, "no_rope_layer_interval: 3 is more than the 2 layers there are"),
         ({"model": {"layer_types": ["local"], "sliding_window": 8}}, "'sliding_attention' or 'full_attention'"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],

@@ -26,6 +26,8 @@ SHAPES: dict[str, dict[str, Any]] = {
 """Of each shape an objective and blocks, so that every kind of block is there once."""
 BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"]}
 """Switches of blocks that any shape has."""
+ROTARY = {"positions": "rope", "max_positions": None, "no_rope_layer_interval": 2}
+"""Switches that only rotary positions have."""
 RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
 ON_CPU = {"device": "cpu"}
 OFFLOADS: dict[str, dict[str, Any]] = {
@@ -65,6 +67,7 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
     for shape in SHAPES:
         how = {"zero_stage": 3, "precision": "fp32"}
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today", BLOCKS)
+        yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today, rope in every second layer", BLOCKS | ROTARY)
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)

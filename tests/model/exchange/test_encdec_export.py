@@ -141,6 +141,10 @@ REFUSED = {
     "prefix": ({"shape": "prefix", "qk_norm": True}, r"model\.qk_norm: true has no place .*PrefixLlamaForCausalLM"),
     "encoder": ({"shape": "encoder", "bias": True}, r"model\.bias: true has no place .*EuroBertForMaskedLM"),
     "t5": (T5 | {"bias": True}, r"model\.bias: true has no place in Hugging Face's T5ForConditionalGeneration"),
+    "layers without rope": (
+        {"qk_norm": True, "no_rope_layer_interval": 2},
+        r"model\.no_rope_layer_interval: 2 has no place in Hugging Face's Qwen3ForCausalLM, .*; it has null",
+    ),
     "window": (
         {"shape": "encoder", "sliding_window": 8},
         r"model\.sliding_window: 8 has no place in .*EuroBertForMaskedLM, .* shape encoder is written as; it has null",

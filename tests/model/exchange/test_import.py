@@ -38,6 +38,10 @@ THEIRS = {
     "mistral without a window": ("Mistral", SIZE | {"sliding_window": None}),
     "qwen3, the later layers slide": ("Qwen3", SIZE | QWEN_WINDOW | {"head_dim": 8}),
     "smollm3, the first layer slides": ("SmolLM3", SIZE | SMOLLM3),
+    "smollm3 of four layers": (
+        "SmolLM3",
+        SIZE | {"num_hidden_layers": 4, "no_rope_layer_interval": 2, "pad_token_id": 3},
+    ),
     "seed_oss": ("SeedOss", SIZE | {"head_dim": 8, "residual_dropout": 0.0}),
     "eurobert": ("EuroBert", SIZE | {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "mask_token_id": 4}),
     "t5 v1.1": ("T5", T5_SIZE | {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
@@ -121,6 +125,7 @@ EXPORTED = {
     "mistral": {"sliding_window": 8},
     "qwen3, every second slides": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
     | {"num_layers": 4, "qk_norm": True},
+    "smollm3": {"no_rope_layer_interval": 2, "num_layers": 4, "sliding_window": 8, "bias": True},
     "prefix": {"shape": "prefix", "bias": True, "activation": "geglu"},
     "encoder": {"shape": "encoder", "tie_embeddings": True},
     "t5": {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16, "num_kv_heads": 6},
@@ -137,7 +142,7 @@ def test_what_was_exported_comes_back_bit_for_bit(case, tmp_path, tokenizer_mode
     config, vocab_size = imported_config(tmp_path / "ours")
     again = load_ours(tmp_path / "ours")
     assert vocab_size == VOCAB and config.shape == model.config.shape
-    kept = ("tie_embeddings", "sliding_window", "layer_types")
+    kept = ("tie_embeddings", "sliding_window", "layer_types", "no_rope_layer_interval")
     assert {key: getattr(config, key) for key in kept} == {key: getattr(model.config, key) for key in kept}
     theirs = dict(model.named_parameters())
     assert all(torch.equal(weight, theirs[name]) for name, weight in again.named_parameters())
@@ -187,6 +192,10 @@ REFUSED = {
     "no window for layers that slide": (
         {"model_type": "qwen3", "layer_types": ["full_attention", "sliding_attention"]},
         r"layer_types has sliding_attention, but use_sliding_window is false and sliding_window null",
+    ),
+    "layers without positions": (
+        {"model_type": "smollm3", "no_rope_layers": [0, 1], "pad_token_id": 3},
+        r"no_rope_layers has no place here unless it is every second, third",
     ),
     "quantized": ({"quantization_config": {"bits": 4}}, r"the weights are quantized"),
     "depth": ({"num_hidden_layers": 3}, r"the weight model\.layers\.2\..* is missing"),

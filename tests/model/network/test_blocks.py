@@ -49,6 +49,16 @@ DECODERS = {
         {**peers.WINDOW, "layer_types": peers.KINDS},
         kind="Qwen3",
     ),
+    "SmolLM3: some layers without positions": lambda: peers.llama(
+        {"no_rope_layer_interval": 2, "bias": True, "rope_theta": 2e6},
+        {"no_rope_layer_interval": 2, "attention_bias": True, "mlp_bias": True, "pad_token_id": 0},
+        kind="SmolLM3",
+    ),
+    "SmolLM3: the others slide": lambda: peers.llama(
+        {"no_rope_layer_interval": 2, "sliding_window": 12, "layer_types": peers.KINDS, "rope_theta": 2e6},
+        {"no_rope_layers": [1, 0], **peers.WINDOW, "layer_types": peers.KINDS, "pad_token_id": 0},
+        kind="SmolLM3",
+    ),
     "GPT-2": peers.gpt2,
     "GPT-J": peers.gptj,
     "Phi": peers.phi,

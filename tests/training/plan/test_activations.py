@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "qk norm": {"qk_norm": True},
     "parallel": {"parallel_block": True},
     "learned": {"positions": "learned", "max_positions": 512},
+    "rope in every second layer": {"no_rope_layer_interval": 2},
     "t5 bias": {"positions": "t5_bias"},
     "embedding norm": {"embedding_norm": True},
     "encoder": {"shape": "encoder"},
