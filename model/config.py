@@ -80,6 +80,8 @@ class ModelConfig(Section):
     """Added to the mean square or the variance inside norms."""
     qk_norm: bool = False
     """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442)."""
+    attention_gate: bool = False
+    """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False
     """A norm right after the embedding (BLOOM, BERT, BART)."""
     bias: bool = False

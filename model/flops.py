@@ -69,10 +69,11 @@ def _matrices(config: ModelConfig) -> tuple[int, int]:
     """Weights of matrices that multiply each token of the stack with the head, and each of the encoder beside it."""
     width = config.d_model
     query, keys = width * config.num_heads * config.head_size, 2 * width * config.kv_heads * config.head_size
-    block = 2 * query + keys + (3 if config.is_gated else 2) * width * config.d_ff
+    attention = (3 if config.attention_gate else 2) * query
+    block = attention + keys + (3 if config.is_gated else 2) * width * config.d_ff
     if config.shape != "encdec":
         return config.num_layers * block, 0
-    return config.num_layers * (block + 2 * query), config.encoder_layers * block + config.num_layers * keys
+    return config.num_layers * (block + attention), config.encoder_layers * block + config.num_layers * keys
 
 
 def _norm(config: ModelConfig) -> int:
@@ -83,7 +84,8 @@ def _block_extras(config: ModelConfig, cross: bool) -> int:
     """Weights of a block that are in no matrix: norms and biases."""
     query, keys = config.num_heads * config.head_size, 2 * config.kv_heads * config.head_size
     norms = (1 if config.parallel_block else 2) * _norm(config) + 2 * config.head_size * config.qk_norm
-    attention = (query + keys) * config.has_qkv_bias + config.d_model * config.bias
+    queries = query * (2 if config.attention_gate else 1)
+    attention = (queries + keys) * config.has_qkv_bias + config.d_model * config.bias
     feed_forward = ((2 if config.is_gated else 1) * config.d_ff + config.d_model) * config.bias
     return norms + attention + feed_forward + (_norm(config) + attention if cross else 0)
 

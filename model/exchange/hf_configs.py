@@ -40,7 +40,7 @@ def architecture(config: ModelConfig) -> Architecture:
     found = _candidate(config)
     _refuse_others(config, found, "positions", "t5_bias" if found is T5 else "rope")
     _refuse_others(config, found, "norm", "rmsnorm")
-    for key in ("embedding_norm", "parallel_block"):
+    for key in ("embedding_norm", "parallel_block", "attention_gate"):
         _refuse_others(config, found, key, False)
     _refuse_others(config, found, "rope_fraction", 1.0)
     _refuse_others(config, found, "activation", *GATES, *([] if found not in (T5, ENCDEC) else PLAIN))

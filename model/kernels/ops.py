@@ -162,6 +162,29 @@ def _gate_backward(grad: torch.Tensor, x: torch.Tensor, gelu: bool, out: torch.T
         torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out)
 
 
+def gate_by_sigmoid(x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    """X [T, F] times sigmoid(gate), gate [T, F] (arXiv 2505.06708, equation 5)."""
+    if torch.compiler.is_compiling():
+        return x * gate.sigmoid()
+    return _SigmoidGate.apply(x, gate)
+
+
+class _SigmoidGate(torch.autograd.Function):
+    """Remembers the sigmoids: the gate is a part of a larger tensor, which would be kept whole."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+        share = gate.sigmoid()
+        ctx.save_for_backward(x, share)
+        return x * share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, share = ctx.saved_tensors
+        return grad * share, torch.ops.aten.sigmoid_backward(grad * x, share)
+
+
 def _row_blocks(x: torch.Tensor) -> Iterator[slice]:
     """Slices of the rows of [T, F] that hold about 2**18 elements each; one slice on a GPU."""
     step = max(2**18 // x.shape[-1], 1) if x.device.type == "cpu" else max(x.shape[0], 1)

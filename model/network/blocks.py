@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
 from model.kernels.bias import AttentionBias
-from model.kernels.ops import activate, rotate, rotate_split
+from model.kernels.ops import activate, gate_by_sigmoid, rotate, rotate_split
 from model.network.context_ranks import ContextRanks
 from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
 
@@ -41,14 +41,18 @@ class Surroundings(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Self-attention of layer `index` with grouped heads (arXiv 2305.13245); q, k, v in one matrix [(H + 2G) D, M]."""
+    """Self-attention of layer `index` with grouped heads (arXiv 2305.13245); q, k, v in one matrix [(H + 2G) D, M].
+
+    Below them the matrix has the gate's H D rows, where there is one.
+    """
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer, index: int):
         super().__init__()
         self.slides, self.rotates = config.slides(index), config.rotates(index)
         heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
         self.heads = tuple(map(init.split, heads))
-        sections = tuple(count * self.head_dim for count in heads)
+        self.gate_heads = self.heads[0] if config.attention_gate else 0
+        sections = tuple(count * self.head_dim for count in (*heads, *heads[:1] * config.attention_gate))
         self.qkv = CutRows(config.d_model, sections, config.init_std, init / "qkv", config.has_qkv_bias)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
@@ -57,11 +61,12 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
         """Residual + attention(x), all [T, M]."""
         rope = around.rope if self.rotates else None
-        q, k, v = self._queries_keys_values(self.qkv(x).unflatten(1, (-1, self.head_dim)), rope)
+        qkv, gate = _apart(self.qkv(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
+        q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
         assert pattern is not None, "a layer that slides needs its pattern"
         attended = _attend(q, k, v, pattern, around.backend, around.context, around.bias)
-        return self.output(attended, residual)
+        return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
 
     def _queries_keys_values(
         self, qkv: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor] | None
@@ -78,14 +83,16 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of a decoder to its encoder's output (arXiv 1706.03762); k and v in one matrix [2 G D, M].
 
-    It has no positions and no norms on queries and keys, whatever self-attention has.
+    It has no positions, windows or norms on queries and keys, whatever self-attention has; a gate, of the decoder's
+    states, where that has one.
     """
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
         super().__init__()
         self.head_dim, std, bias = config.head_size, config.init_std, config.has_qkv_bias
         query, key = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
-        self.q = CutRows(config.d_model, (query,), std, init / "q", bias)
+        self.gate_heads = init.split(config.num_heads) if config.attention_gate else 0
+        self.q = CutRows(config.d_model, (query,) * (1 + config.attention_gate), std, init / "q", bias)
         self.kv = CutRows(config.d_model, (key, key), std, init / "kv", bias)
         self.output = CutColumns(query, config.d_model, residual_std, init / "output", config.bias)
 
@@ -94,10 +101,18 @@ class CrossAttention(nn.Module):
     ) -> torch.Tensor:
         """Residual + attention(x, memory); x, residual [T, M], memory [S, M]."""
         assert around.cross is not None, "cross-attention needs its pattern"
-        q = self.q(x).unflatten(1, (-1, self.head_dim))
+        q, gate = _apart(self.q(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
         attended = _attend(q, k, v, around.cross, around.backend, around.context)
-        return self.output(attended, residual)
+        return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
+
+
+def _apart(heads: torch.Tensor, gate_heads: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """[T, A, D] -> all but the last so many heads, and those as a gate [T, gate_heads D]."""
+    if not gate_heads:
+        return heads, None
+    rest, gate = heads.split((heads.shape[1] - gate_heads, gate_heads), dim=1)
+    return rest.contiguous(), gate.flatten(1)  # copied, or what is kept for the backward pass would keep the gate too
 
 
 @torch.compiler.disable

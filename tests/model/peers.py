@@ -3,9 +3,12 @@
 Each function gives (their model, our config, our weights by name). None of it uses the project's own tables of names.
 """
 
+from collections.abc import Callable
+
 import torch
 import transformers
 from torch import nn
+from transformers.models.qwen3_next import modeling_qwen3_next as qwen3_next
 
 from model.config import ModelConfig
 
@@ -114,6 +117,31 @@ class WithHead(nn.Module):
     def forward(self, tokens: torch.Tensor) -> transformers.modeling_outputs.MaskedLMOutput:
         states = self.base(tokens).last_hidden_state
         return transformers.modeling_outputs.MaskedLMOutput(logits=states @ self.head.t())
+
+
+def qwen3_next_attention(bias: bool) -> tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]:
+    """Its attention of one document [L, M] -> [L, M], and our weights for it.
+
+    Queries and gates take turns there, head by head, and norms are stored less 1.
+    """
+    arguments = {**THEIRS, "num_key_value_heads": 2, "head_dim": HEAD_DIM, "attention_bias": bias, "rms_norm_eps": 1e-6}
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    arguments |= {"layer_types": ["full_attention"] * LAYERS, "rope_parameters": rope}
+    config = transformers.Qwen3NextConfig(**arguments, attn_implementation="eager")
+    rotary, attention = qwen3_next.Qwen3NextRotaryEmbedding(config), qwen3_next.Qwen3NextAttention(config, 0)
+    state = randomised(attention)
+
+    def attend(x: torch.Tensor) -> torch.Tensor:
+        tables = rotary(x[None], torch.arange(len(x))[None])
+        mask = torch.full((len(x), len(x)), torch.finfo(x.dtype).min).triu(1)
+        return attention(x[None], tables, mask[None, None])[0][0]
+
+    ours = {f"{name}.weight": state[f"{name}.weight"] + 1 for name in ("q_norm", "k_norm")}
+    for kind in ("weight", "bias") if bias else ("weight",):
+        q, gate = (part.flatten(0, 1) for part in state[f"q_proj.{kind}"].unflatten(0, (HEADS, 2, HEAD_DIM)).unbind(1))
+        ours[f"qkv.{kind}"] = torch.cat((q, state[f"k_proj.{kind}"], state[f"v_proj.{kind}"], gate))
+        ours[f"output.{kind}"] = state[f"o_proj.{kind}"]
+    return attend, ours
 
 
 def llama3() -> Peer:

@@ -17,7 +17,7 @@ CONFIGS = [
     ModelConfig(**SMALL, shape="prefix", positions="t5_bias", qk_norm=True, activation="relu"),
     ModelConfig(**SMALL, shape="encoder", positions="learned", max_positions=9, norm="layernorm", bias=True),
     ModelConfig(**SMALL, positions="alibi", parallel_block=True, activation="gelu", embedding_norm=True),
-    ModelConfig(**SMALL, shape="encdec", positions="t5_bias", activation="geglu"),
+    ModelConfig(**SMALL, shape="encdec", positions="t5_bias", activation="geglu", attention_gate=True),
     ModelConfig(**SMALL, shape="encdec", num_encoder_layers=3, head_dim=6, norm="layernorm", bias=True, qkv_bias=False),
 ]
 
@@ -48,6 +48,7 @@ def configs(draw) -> ModelConfig:
         **{key: draw(st.booleans()) for key in ("qk_norm", "embedding_norm", "bias", "tie_embeddings")},
         "parallel_block": draw(st.booleans()) and shape != "encdec",
         "sliding_window": any_of(None, 8),
+        "attention_gate": draw(st.booleans()),
     }
     try:
         return ModelConfig(**keys)

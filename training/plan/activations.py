@@ -2,6 +2,7 @@
 
     per block and token, in elements (M width, H D heads, G D keys and values, F inner width):
     norm: input M, output M | attention: q H D, k and v 2 G D, what it gives H D | norm: M, M | feed-forward: up to 3 F
+    with a gate: its sigmoids H D, what it lets through H D
     and in fp32 a norm's scale of each row, and the logarithm of each head's partition function
 
 Rows are a rank's: T / context. Heads and F are those of its tensor rank; what lies between layers is cut by rows with
@@ -100,6 +101,8 @@ class _Sizes:
         model, keys = self.model, read or tokens
         # what attention gives is kept twice where ranks share rows: by heads for itself, by rows for the next layer
         elements = (3 if self.shares_rows else 2) * tokens * self.heads + 2 * keys * self.groups
+        if model.attention_gate:  # its sigmoids, and what it lets through
+            elements += 2 * tokens * self.heads
         scales = tokens * self.heads
         if model.qk_norm and not read:
             elements += tokens * (self.heads + self.groups)

@@ -24,7 +24,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 """Of each shape an objective and blocks, so that every kind of block is there once."""
-BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"]}
+BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_attention"], "attention_gate": True}
 """Switches of blocks that any shape has."""
 ROTARY = {"positions": "rope", "max_positions": None, "no_rope_layer_interval": 2}
 """Switches that only rotary positions have."""

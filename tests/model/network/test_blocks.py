@@ -6,6 +6,9 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
+from model.kernels.ops import rope_tables
+from model.network.blocks import Attention, Surroundings
+from model.network.layers import Initializer
 from model.network.positions import rope_frequencies
 from model.network.transformer import Transformer
 from tests.model import peers
@@ -158,3 +161,18 @@ def test_biases_start_at_zero_and_norms_at_one():
         if weight.dim() == 1:
             assert torch.equal(weight, torch.full_like(weight, float("norm" in name and name.endswith("weight"))))
     assert isinstance(model.embedding_norm, nn.Module)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_gated_attention_is_that_of_qwen3_next(bias):
+    hf, state = peers.qwen3_next_attention(bias)
+    keys = {"num_kv_heads": 2, "qk_norm": True, "attention_gate": True, "bias": bias, "norm_eps": 1e-6}
+    config = ModelConfig(**peers.OURS, **keys)
+    ours = Attention(config, 0.1, Initializer(0), 0)
+    ours.load_state_dict(state)
+    x = torch.randn(sum(LENGTHS), peers.WIDTH, generator=torch.Generator().manual_seed(1))
+    rope = rope_tables(positions_of(LENGTHS), rope_frequencies(config, "cpu"))
+    with torch.no_grad():
+        packed = ours(x, torch.zeros_like(x), Surroundings(pattern_of(LENGTHS, [0] * 4), "sdpa", rope))
+        for document, mine in zip(x.split(LENGTHS), packed.split(LENGTHS), strict=True):
+            torch.testing.assert_close(mine, hf(document), atol=1e-5, rtol=0)

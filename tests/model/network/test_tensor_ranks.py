@@ -32,8 +32,14 @@ MODELS = {
     "encdec, t5 bias, tied": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "tie_embeddings": True},
     "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
-    "prefix, windows": {"shape": "prefix", **WINDOWS},
-    "encdec, windows, t5 bias": {"shape": "encdec", "positions": "t5_bias", **WINDOWS},
+    "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},
+    "encdec, windows, gate": {
+        "shape": "encdec",
+        "positions": "t5_bias",
+        "attention_gate": True,
+        "bias": True,
+        **WINDOWS,
+    },
 }
 RANKS = pytest.mark.parametrize(("size", "sequence"), [(2, False), (2, True), (4, True), (4, False)])
 

@@ -23,6 +23,9 @@ CASES: dict[str, dict[str, Any]] = {
     "qk norm": {"qk_norm": True},
     "parallel": {"parallel_block": True},
     "learned": {"positions": "learned", "max_positions": 512},
+    "gated attention": {"attention_gate": True},
+    "gated attention, qk norm": {"attention_gate": True, "qk_norm": True, "no_rope_layer_interval": 2},
+    "encdec, gated attention": {"shape": "encdec", "attention_gate": True},
     "rope in every second layer": {"no_rope_layer_interval": 2},
     "t5 bias": {"positions": "t5_bias"},
     "embedding norm": {"embedding_norm": True},
@@ -139,7 +142,9 @@ def test_what_is_kept_is_what_the_plan_says(name):
 
 
 @pytest.mark.parametrize("sequence", [False, True])
-@pytest.mark.parametrize("name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec"])
+@pytest.mark.parametrize(
+    "name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec, gated attention"]
+)
 def test_ranks_that_share_layers_keep_what_the_plan_says(name, sequence):
     config, parallel = config_of(name), ParallelConfig(tensor=4, sequence_parallel=sequence)
     model = Transformer(config, VOCAB, ranks=Alone(4, sequence))
@@ -148,7 +153,7 @@ def test_ranks_that_share_layers_keep_what_the_plan_says(name, sequence):
         assert said(config, parallel) < 0.3 * said(config, ParallelConfig())
 
 
-@pytest.mark.parametrize("name", ["causal", "encdec", "layernorm, gelu, biases"])
+@pytest.mark.parametrize("name", ["causal", "encdec, gated attention", "layernorm, gelu, biases"])
 def test_ranks_that_share_rows_keep_what_the_plan_says(name):
     config, parallel = config_of(name), ParallelConfig(context=4)
     model = Transformer(config, VOCAB, context=AloneInRows(4))
