@@ -71,6 +71,8 @@ class Converted:
     reused: bool
     plain_tokenizer: str | None = None
     """Name of the sentencepiece model in it, where it has no tokenizer of Hugging Face's."""
+    depths_left_out: int = 0
+    """Further depths of multi-token prediction, which no class has a place for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +166,7 @@ def convert(
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
         with naming(out):
             export_hf(stream_weights(newest.folder), spec, out)
-    return Converted(out, newest, len(texts), data, False, plain)
+    return Converted(out, newest, len(texts), data, False, plain, config.model.multi_token_depths)
 
 
 def newest_checkpoint(run_dir: Path) -> NewestCheckpoint:

@@ -60,6 +60,10 @@ def conversion(made: Converted) -> str:
     if made.reused:
         return f"reused {made.out}, made from {name}"
     equal = f"{name} in {made.out}: logits and greedy tokens equal ours in transformers"
+    if made.depths_left_out:
+        equal += (
+            f"; what predicts further tokens (multi_token_depths {made.depths_left_out}) is left out, no class has it"
+        )
     if made.plain_tokenizer:
         return f"{equal}; no tokenizer of Hugging Face's is in it, {made.plain_tokenizer} gives the ids of the training"
     on = f"on {made.num_texts} held-out texts"

@@ -19,6 +19,9 @@ LayerKind = Literal["sliding_attention", "full_attention"]
 SLIDING: LayerKind = "sliding_attention"
 FULL: LayerKind = "full_attention"
 
+MULTI_TOKEN_WEIGHT = 0.3
+"""Of the mean loss of further depths, as DeepSeek-V3 was trained for its first 10 trillion tokens (section 4.2)."""
+
 GATED = ("swiglu", "geglu")
 """Activations that multiply two projections, gate and up."""
 
@@ -111,6 +114,9 @@ class ModelConfig(Section):
     side where it sees both ways (arXiv 2004.05150); empty lets it see all in every layer."""
     layer_types: list[LayerKind] | None = Field(default=None, min_length=1)
     """Kinds of a stack's layers from its first on, repeated up to its last; empty, with a window, makes all slide."""
+    multi_token_depths: int = Field(default=0, ge=0, le=64)
+    """How many tokens beyond the next one a decoder predicts in training, each by a block more on top of the one before
+    (DeepSeek-V3, arXiv 2412.19437, section 2.2)."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection too."""
     init_std: float = Field(default=0.02, gt=0, le=1e3)
@@ -192,6 +198,11 @@ class ModelConfig(Section):
             )
         if len(kinds) > deepest:
             raise Mistake(f"layer_types: it names {len(kinds)} layers and there are {deepest}; leave out the last ones")
+        if self.multi_token_depths and self.shape == "encoder":
+            raise Mistake(
+                f"multi_token_depths: {self.multi_token_depths}, but shape encoder fills in places: no next token; "
+                "use 0 or a decoder"
+            )
         if (self.no_rope_layer_interval or 0) > deepest:
             raise Mistake(
                 f"no_rope_layer_interval: {self.no_rope_layer_interval} is more than the {deepest} layers there are; "
@@ -238,6 +249,10 @@ class ModelConfig(Section):
     def num_sliding(self, num_layers: int) -> int:
         """Layers of a stack of so many that see no more than the window."""
         return sum(map(self.slides, range(num_layers)))
+
+    def recomputes(self, index: int) -> bool:
+        """Whether layer `index` of a stack, from 0, is computed again as a whole in the backward pass."""
+        return self.activation_checkpointing == "full" and index % self.activation_checkpointing_interval == 0
 
     @property
     def is_gated(self) -> bool:

@@ -26,6 +26,10 @@ class Work(NamedTuple):
     """Of `num_pairs` those in layers that slide; empty means that there are none such."""
     num_encoder_window_pairs: int = 0
     """The same of `num_encoder_pairs`."""
+    num_further_pairs: int | None = None
+    """Of all further depths together, each with what its layer sees; empty means that there are none such."""
+    num_further_targets: int | None = None
+    """Tokens that need the output projection for them; empty means all, at each depth."""
     num_targets: int | None = None
     """Tokens that need the output projection; empty means all that `num_tokens` counts."""
 
@@ -33,7 +37,9 @@ class Work(NamedTuple):
 def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     """Trainable weights; a tied embedding counts once."""
     embeddings = vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
-    stacks = config.num_layers * _block_extras(config, cross=config.shape == "encdec") + _stack_extras(config)
+    layers = config.num_layers + config.multi_token_depths
+    stacks = layers * _block_extras(config, cross=config.shape == "encdec") + _stack_extras(config)
+    stacks += 3 * config.multi_token_depths * _norm(config)
     if config.shape == "encdec":
         stacks += config.encoder_layers * _block_extras(config, cross=False) + _stack_extras(config)
     return embeddings + num_matmul_parameters(config, 0) + stacks
@@ -52,10 +58,14 @@ def train_flops(config: ModelConfig, vocab_size: int, work: Work) -> int:
     12 x layers x H x D x pairs: the same for query-key scores and for their weighted values, each layer with its pairs.
     """
     assert config.sliding_window is None or work.num_window_pairs is not None, "pairs within the window are not told"
+    assert not config.multi_token_depths or work.num_further_pairs is not None, "pairs of further depths are not told"
     per_token, per_encoder_token = _matrices(config)
     matmuls = per_token * work.num_tokens + per_encoder_token * work.num_encoder_tokens
-    matmuls += vocab_size * config.d_model * (work.num_tokens if work.num_targets is None else work.num_targets)
-    pairs = config.num_layers * work.num_cross_pairs
+    depths = config.multi_token_depths
+    targets = work.num_tokens if work.num_targets is None else work.num_targets
+    targets += depths * work.num_tokens if work.num_further_targets is None else work.num_further_targets
+    matmuls += vocab_size * config.d_model * targets
+    pairs = (config.num_layers + depths) * work.num_cross_pairs + (work.num_further_pairs or 0)
     for layers, full, sliding in (
         (config.num_layers, work.num_pairs, work.num_window_pairs or 0),
         (config.encoder_layers, work.num_encoder_pairs, work.num_encoder_window_pairs),
@@ -71,9 +81,10 @@ def _matrices(config: ModelConfig) -> tuple[int, int]:
     query, keys = width * config.num_heads * config.head_size, 2 * width * config.kv_heads * config.head_size
     attention = (3 if config.attention_gate else 2) * query
     block = attention + keys + (3 if config.is_gated else 2) * width * config.d_ff
+    layers, merges = config.num_layers + config.multi_token_depths, config.multi_token_depths * 2 * width**2
     if config.shape != "encdec":
-        return config.num_layers * block, 0
-    return config.num_layers * (block + attention), config.encoder_layers * block + config.num_layers * keys
+        return layers * block + merges, 0
+    return layers * (block + attention) + merges, config.encoder_layers * block + layers * keys
 
 
 def _norm(config: ModelConfig) -> int:

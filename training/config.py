@@ -11,7 +11,7 @@ from common.mistakes import Mistake, shown
 from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
-from model.config import MOST_TOKENS, ModelConfig
+from model.config import MOST_TOKENS, MULTI_TOKEN_WEIGHT, ModelConfig
 
 MOST_STEPS = 10**9
 """Steps or samples of a run, and distances between them: 30 years of one a second."""
@@ -111,6 +111,8 @@ class TrainingConfig(Section):
     """What ranks sum their gradients in; bf16 halves what they send and rounds the sum, and needs precision bf16."""
     z_loss: float = Field(default=0.0, ge=0, le=1e3)
     """Weight of the squared log-partition term (PaLM, arXiv 2204.02311, section 5)."""
+    multi_token_weight: float | None = Field(default=None, gt=0, le=1e3)
+    """Weight of the mean loss of `model.multi_token_depths`; empty means 0.3, as of DeepSeek-V3's first 10 T tokens."""
     num_processes: int = Field(default=1, ge=1, le=1024)
     """Ranks `shardline train` starts on this machine; a cluster job sets its own."""
     threads_per_process: int | None = Field(default=None, ge=1, le=4096)
@@ -131,6 +133,11 @@ class TrainingConfig(Section):
     """Steps to be profiled; empty profiles none."""
     deepspeed: dict[str, Any] = Field(default_factory=dict)
     """Further DeepSpeed keys, merged into its config; keys that this file sets elsewhere are refused."""
+
+    @property
+    def further_weight(self) -> float:
+        """What the mean loss of further depths is multiplied by."""
+        return MULTI_TOKEN_WEIGHT if self.multi_token_weight is None else self.multi_token_weight
 
     @model_validator(mode="after")
     def _profile_fits(self):
@@ -289,6 +296,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _shape_fits(self):
         shape, length = self.model.shape, self.training.target_length
+        if self.training.multi_token_weight is not None and not self.model.multi_token_depths:
+            raise Mistake(
+                "training.multi_token_weight: it weighs the loss of model.multi_token_depths, which is 0; set both or "
+                "neither"
+            )
         check_pair(self.objective, shape)
         for number, objective in enumerate(self.evaluation.objectives):
             check_pair(objective, shape, f"evaluation.objectives[{number}]")

@@ -75,7 +75,7 @@ class Evaluator:
         with torch.no_grad():
             for batch, pattern in zip(self.batches, self.patterns, strict=True):
                 batch = batch.to(self.world.device, non_blocking=True)
-                total += engine(batch, pattern.to(self.world.device, non_blocking=True))[1]
+                total += engine(batch, pattern.to(self.world.device, non_blocking=True))[1][0]
         engine.module.train()
         loss = self.world.sum([float(total)])[0] / self.num_targets
         return EvaluationResult(loss, self.entropy, self.num_targets, time.perf_counter() - started)

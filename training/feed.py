@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from data_pipeline.reading.packing import PackedBatch
+from model.config import ModelConfig
 from training.distributed import World
 from training.step import Patterns, StepCounts, StepInput, begin_count
 
@@ -30,8 +31,8 @@ class _Coming:
 class Feeder:
     """Gives a rank the inputs of `num_steps` steps; all ranks take them together.
 
-    `window` is that of the model, where it has one. What the loader gave ahead of the last step trained is forgotten: a
-    run counts the samples that it trained on.
+    `model` says whether some layers have patterns of their own. What the loader gave ahead of the last step trained is
+    forgotten: a run counts the samples that it trained on.
     """
 
     def __init__(
@@ -40,9 +41,9 @@ class Feeder:
         num_steps: int,
         world: World,
         stop: Callable[[], bool],
-        window: int | None = None,
+        model: ModelConfig | None = None,
     ):
-        self._batches, self._window = iter(loader), window
+        self._batches, self._model = iter(loader), model
         self._world, self._stop = world, stop
         self.left = num_steps
         """Steps that are still to be taken."""
@@ -83,7 +84,7 @@ class Feeder:
 
     def _prepare(self) -> Prepared:
         batches = next(self._batches)
-        patterns = [Patterns.of(batch, self._window) for batch in batches]
+        patterns = [Patterns.of(batch, self._model) for batch in batches]
         if self._world.device.type == "cuda":
             patterns = [pattern.pin() for pattern in patterns]
         return batches, patterns

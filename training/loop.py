@@ -40,7 +40,7 @@ class Trainer:
         config = self.run.config
         left = max(0, config.training.steps - self.state.step)
         self._each(lambda part: part.begin())
-        feeder = Feeder(loader, left, self.run.world, lambda: bool(stop), config.model.sliding_window)
+        feeder = Feeder(loader, left, self.run.world, lambda: bool(stop), config.model)
         try:
             while feeder.left and not feeder.stopping:
                 self._advance(feeder)

@@ -4,7 +4,8 @@ A line of training has step, loss, grad_norm, lr, tokens, targets, samples_consu
 tokens_per_second_per_rank, mfu, {step,data,forward,backward,optimizer}_seconds, memory_gb, padding (share of
 positions), documents_cut, documents_vanished (too short to hold a target) and tokens_left_out (for which a row had no
 room). loss and grad_norm are of that step; the rest is a mean over the steps since the last line, or a sum for what is
-cut, vanished or left out. tokens are those of all streams, an encoder's too; targets are the tokens that the loss is
+cut, vanished or left out. multi_token_loss, where there are further depths, is theirs together, per target of theirs.
+tokens are those of all streams, an encoder's too; targets are the tokens that the loss is
 taken on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds, and the
 same by objective in `objectives` where there are several.
 """
@@ -22,6 +23,7 @@ from training.step import StepResult
 
 TAGS = {
     "loss": "train/loss",
+    "multi_token_loss": "train/multi_token_loss",
     "grad_norm": "train/grad_norm",
     "lr": "train/learning_rate",
     "tokens_per_second": "perf/tokens_per_second",
@@ -67,6 +69,7 @@ class Meter:
         speed = tokens / elapsed
         line: dict[str, float | None] = {
             "loss": results[-1].loss,
+            **({} if results[-1].multi_token_loss is None else {"multi_token_loss": results[-1].multi_token_loss}),
             "grad_norm": results[-1].grad_norm,
             "tokens": tokens / num,
             "targets": sum(result.counts.targets for result in results) / num,

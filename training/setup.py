@@ -91,7 +91,7 @@ def build_engine(config: RunConfig, vocab_size: int, world: World, *, resuming: 
     with torch.device("meta"):
         model = Transformer(config.model, vocab_size, config.seed, tensor_ranks(config, world), context_ranks(world))
     fill = None if resuming else _first_weights(model, config.training.initial_weights)
-    engine = Engine(LossModel(model, config.training.z_loss), config, world)
+    engine = Engine(LossModel(model, config.training.z_loss, config.training.further_weight), config, world)
     if fill is not None:
         engine.put_weights(fill)
     return engine

@@ -18,8 +18,11 @@ from torch import nn
 
 from common.mistakes import Mistake
 from data_pipeline.reading.packing import PackedBatch
+from model.config import MULTI_TOKEN_WEIGHT, ModelConfig
 from model.flops import Work
 from model.kernels.attention import AttentionPattern
+from model.network.loss import IGNORED
+from model.network.multi_token import places_on
 from model.network.transformer import EncoderInput
 from training.distributed import World
 from training.engine import Engine
@@ -35,17 +38,31 @@ class Patterns:
     """Of the encoder's tokens among themselves, in an encoder-decoder."""
     cross: AttentionPattern | None = None
     """Of the batch's tokens to the encoder's, in an encoder-decoder."""
-    window: int | None = None
-    """Tokens of the window in which some layers see; its pairs are counted, and worked out ahead for the model."""
+    model: ModelConfig | None = None
+    """Whose windows and further depths have patterns of their own, to be counted and worked out ahead."""
 
     @classmethod
-    def of(cls, batch: PackedBatch, window: int | None = None) -> "Patterns":
+    def of(cls, batch: PackedBatch, model: ModelConfig | None = None) -> "Patterns":
         """Patterns of a batch that is still on the host."""
         own, stream = AttentionPattern.packed(batch.cu_seqlens, batch.prefix_lengths), batch.encoder
         if stream is None:
-            return cls(own, window=window)
+            return cls(own, model=model)
         encoder = AttentionPattern.packed(stream.cu_seqlens, stream.cu_seqlens.diff())
-        return cls(own, encoder, AttentionPattern.cross(batch.cu_seqlens, stream.cu_seqlens), window)
+        return cls(own, encoder, AttentionPattern.cross(batch.cu_seqlens, stream.cu_seqlens), model)
+
+    @property
+    def window(self) -> int | None:
+        """Tokens of the window in which some layers see."""
+        return None if self.model is None else self.model.sliding_window
+
+    @property
+    def further(self) -> list[AttentionPattern]:
+        """Of each further depth, as far as its layer sees."""
+        if self.model is None:
+            return []
+        last = self.model.num_layers - 1
+        depths = range(1, 1 + self.model.multi_token_depths)
+        return [self.own.ahead(k).within(self.window if self.model.slides(last + k) else None) for k in depths]
 
     def num_pairs(self, num_documents: int) -> dict[str, int]:
         """Allowed pairs of the first so many documents, by their field in `StepCounts`."""
@@ -53,8 +70,12 @@ class Patterns:
         if self.window is not None:
             parts["window_pairs"] = self.own.within(self.window)
             parts["encoder_window_pairs"] = self.encoder and self.encoder.within(self.window)
-        there = {name: pattern.documents[:num_documents] for name, pattern in parts.items() if pattern}
-        return {name: sum(document.num_pairs for document in documents) for name, documents in there.items()}
+
+        def total(*patterns: AttentionPattern) -> int:
+            return sum(each.num_pairs for pattern in patterns for each in pattern.documents[:num_documents])
+
+        counted = {name: total(pattern) for name, pattern in parts.items() if pattern}
+        return counted | {"further_pairs": total(*self.further)}
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "Patterns":
         """The same patterns on another device."""
@@ -62,17 +83,17 @@ class Patterns:
             part.to(device, non_blocking) if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
-        return Patterns(own, encoder, cross, self.window)
+        return Patterns(own, encoder, cross, self.model)
 
     def pin(self) -> "Patterns":
         """The same patterns in page-locked memory, from which a GPU copies in the background, with all worked out."""
-        for part in (self.own, self.encoder):
+        for part in (self.own, self.encoder, *self.further):
             _ = part and part.within(self.window)
         own, encoder, cross = (
             part.prepare().pin() if part is not None else None for part in (self.own, self.encoder, self.cross)
         )
         assert own is not None
-        return Patterns(own, encoder, cross, self.window)
+        return Patterns(own, encoder, cross, self.model)
 
 
 def model_inputs(batch: PackedBatch, patterns: Patterns) -> tuple:
@@ -87,16 +108,22 @@ def model_inputs(batch: PackedBatch, patterns: Patterns) -> tuple:
 class LossModel(nn.Module):
     """A transformer that takes a packed batch and gives a plain tuple, the one kind of output ZeRO 3 looks into."""
 
-    def __init__(self, model: nn.Module, z_loss: float = 0.0):
+    def __init__(self, model: nn.Module, z_loss: float = 0.0, further_weight: float = MULTI_TOKEN_WEIGHT):
         super().__init__()
         self.model = model
-        self.z_loss = z_loss
+        self.z_loss, self.further_weight = z_loss, further_weight
 
     def forward(self, batch: PackedBatch, patterns: Patterns) -> tuple[torch.Tensor, torch.Tensor]:
-        """(loss, cross-entropy), fp32 scalars summed over the targets; only the first carries a gradient."""
+        """Loss, and cross-entropies [1 + D] of the next token and of each further depth; only the first has a gradient.
+
+        fp32, summed over the targets.
+        """
         tokens, positions, pattern, encoder = model_inputs(batch, patterns)
-        output = self.model(tokens, positions, pattern, batch.labels, self.z_loss, encoder)
-        return output.loss_sum, output.cross_entropy_sum
+        output = self.model(tokens, positions, pattern, batch.labels, self.z_loss, encoder, self.further_weight)
+        entropies = output.cross_entropy_sum[None]
+        return output.loss_sum, entropies if output.further_sums is None else torch.cat(
+            (entropies, output.further_sums)
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +154,10 @@ class StepCounts:
     """Of `pairs` those within the model's window, where it has one."""
     encoder_window_pairs: int = 0
     """Of `encoder_pairs` the same."""
+    further_targets: int = 0
+    """Tokens that the losses of all further depths were taken on."""
+    further_pairs: int = 0
+    """Query-key pairs of all further depths."""
     stops: int = 0
     """Ranks that were asked to stop."""
 
@@ -141,6 +172,8 @@ class StepCounts:
             self.cross_pairs,
             self.window_pairs or None,
             self.encoder_window_pairs,
+            self.further_pairs or None,
+            self.further_targets,
             self.targets,
         )
 
@@ -225,8 +258,14 @@ class StepResult:
 
     @functools.cached_property
     def _values(self) -> list[float]:
-        """Loss summed on this rank and over all, and the norm."""
+        """Loss summed on this rank and over all, the norm, and the loss of each further depth summed over all."""
         return self._reading.values()
+
+    @property
+    def multi_token_loss(self) -> float | None:
+        """Cross-entropy in nats per target of the further depths together; None where there are none."""
+        further = self._values[3:]
+        return sum(further) / max(self.counts.further_targets, 1) if further else None
 
     @property
     def loss(self) -> float:
@@ -245,7 +284,7 @@ class StepResult:
 
     def check(self, world: World) -> None:
         """Raises ValueError on every rank when loss or gradient were not finite; all ranks call it together."""
-        local, total, norm = self._values
+        local, total, norm = self._values[:3]
         _check_loss(local, total, world, self.where)
         if not (math.isfinite(norm) and norm >= 0):
             raise Mistake(f"{self.where}: the gradient is not finite though the loss is {self.loss:.4g}; {_ADVICE}")
@@ -284,6 +323,10 @@ def _count(batch: PackedBatch, patterns: Patterns) -> StepCounts:
         tokens_left_out=batch.num_left_out,
         # behind the documents there is padding, which nobody needs
         **patterns.num_pairs(batch.num_documents),
+        further_targets=sum(
+            int((places_on(batch.tokens, batch.labels, batch.positions, depth)[1] != IGNORED).sum())
+            for depth in range(1, 1 + len(patterns.further))
+        ),
     )
 
 
@@ -314,26 +357,26 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
     weight = world.mesh.replicas.size / data.counts.targets
-    local = torch.zeros((), dtype=torch.float64, device=world.device)
+    local = torch.zeros(1, dtype=torch.float64, device=world.device)
     for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)
-        loss, cross_entropy = engine(batch, pattern.to(world.device, non_blocking=True))
+        loss, cross_entropies = engine(batch, pattern.to(world.device, non_blocking=True))
         clock.mark("forward")
         engine.backward(loss * weight)
-        local += cross_entropy
+        local = local + cross_entropies.double()
         clock.mark("backward")
         if index < num_passes - 1:
             engine.step(lr)
     if engine.can_hold_back:
         total = world.sum_on_device(local)
-        norm = engine.step(lr, hold_back=~total.isfinite())
+        norm = engine.step(lr, hold_back=~total[0].isfinite())
     else:
-        value = float(local)
-        total = torch.tensor(world.sum([value])[0], dtype=torch.float64)
-        _check_loss(value, float(total), world, where)
+        value = float(local[0])
+        total = torch.tensor(world.sum(local.tolist()), dtype=torch.float64)
+        _check_loss(value, float(total[0]), world, where)
         norm = engine.step(lr)
     clock.mark("optimizer")
-    scalars = [each.to(local.device) for each in (local, total, norm)]
+    scalars = [each.to(local.device) for each in (local[0], total[0], norm, *total[1:])]
     result = StepResult(data.counts, where, clock, scalars)
     if not engine.can_hold_back:
         result.check(world)

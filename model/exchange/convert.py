@@ -45,6 +45,10 @@ State = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 """Weights by our names, in any order."""
 
 
+FURTHER = "multi_token."
+"""How names of weights begin that only training needs."""
+
+
 class TokenizerSpec(NamedTuple):
     """A tokenizer, and what plain calls of it are to give."""
 
@@ -91,11 +95,11 @@ class ExportSpec(NamedTuple):
 def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
     """Writes the folder `out` for the class of `hf_configs.architecture` and AutoTokenizer, checks it and returns it.
 
-    state holds our weights by name, taken one by one, so an iterator that loads them lazily is fine;
-    the head of a tied model may be in it or not. Replaces an earlier export. Raises ValueError when `out` is something
-    else or there is no room for it, when the model or its tokenizer has no place in Hugging Face's classes, when a
-    weight is missing, unknown or misshapen or a file is not there; RuntimeError when the written folder does not give
-    our logits and tokens. Nothing is left behind then.
+    state holds our weights by name, taken one by one, so an iterator that loads them lazily is fine; the head of a
+    tied model may be in it or not, further depths (`multi_token_depths`) stay behind. Replaces an earlier export.
+    Raises ValueError when `out` is something else or there is no room for it, when the model or its tokenizer has no
+    place in Hugging Face's classes, when a weight is missing, unknown or misshapen or a file is not there; RuntimeError
+    when the written folder does not give our logits and tokens. Nothing is left behind then.
     """
     found = architecture(spec.config)
     if not spec.tokenizer.model.is_file():
@@ -178,7 +182,7 @@ def _write_weights(writer: TensorWriter, state: State, spec: ExportSpec) -> dict
     table = spec.table
     missing, digests = set(table), {}
     for name, tensor in state.items() if isinstance(state, Mapping) else state:
-        if name == "head.weight" and spec.config.tie_embeddings:
+        if (name == "head.weight" and spec.config.tie_embeddings) or name.startswith(FURTHER):
             continue
         for part, piece in to_hf(name, tensor, table):
             digests[part] = writer.write(part, piece)

@@ -179,6 +179,25 @@ class AttentionPattern:
             self._windowed[window] = self if documents == self.documents else self._narrowed(documents, window)
         return self._windowed[window]
 
+    def ahead(self, depth: int) -> "AttentionPattern":
+        """The same documents where each token has been told the one so many places on (multi-token prediction).
+
+        A prefix is as many tokens shorter: its last ones know the first tokens after it, which its others must not.
+        """
+        if depth not in self._ahead:
+            documents = tuple(
+                _document(n, n, max(document.prefix - depth, 0)) if document.prefix else document
+                for document in self.documents
+                for n in [document.num_queries]
+            )
+            same = documents == self.documents
+            self._ahead[depth] = self if same else dataclasses.replace(self, documents=documents)
+        return self._ahead[depth]
+
+    @functools.cached_property
+    def _ahead(self) -> dict[int, "AttentionPattern"]:
+        return {}
+
     def _narrowed(self, documents: tuple[Document, ...], window: int) -> "AttentionPattern":
         """The same borders; the parts of a split are those of the whole pattern."""
         narrowed = dataclasses.replace(self, documents=documents, window=window)
@@ -207,6 +226,9 @@ class AttentionPattern:
                 getattr(pattern, name)
         if not (self.is_causal or self.is_bidirectional):
             _ = self.split
+        for pattern in self._ahead.values():
+            if pattern is not self:
+                pattern.prepare()
         return self
 
     def _with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "AttentionPattern":
@@ -219,6 +241,8 @@ class AttentionPattern:
         for window, pattern in self._windowed.items():
             changed._windowed[window] = changed if pattern is self else changed._narrowed(pattern.documents, window)
             changed._windowed[window]._know_of(pattern)
+        for depth, pattern in self._ahead.items():
+            changed._ahead[depth] = changed if pattern is self else pattern._with_tensors(change)
         return changed
 
     def _know_of(self, same: "AttentionPattern") -> None:

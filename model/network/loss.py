@@ -33,6 +33,8 @@ class LossOutput(NamedTuple):
     """fp32 scalar without gradient: cross-entropy summed over targets, in nats."""
     num_targets: torch.Tensor
     """int64 scalar: number of targets."""
+    further_sums: torch.Tensor | None = None
+    """fp32 [D] without gradient: cross-entropy of each further depth (multi_token.py), summed over its targets."""
 
 
 def chunked_cross_entropy(

@@ -3,6 +3,8 @@
 embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -73,13 +75,15 @@ class Stack(nn.Module):
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         around = self._surroundings(x, positions, pattern, cross)
-        recomputed = self.config.activation_checkpointing == "full" and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            if recomputed and index % self.config.activation_checkpointing_interval == 0:
-                x = checkpoint(block, x, around, memory, use_reentrant=False)
-            else:
-                x = block(x, around, memory)
+            x = self._through(block, index, x, around, memory)
         return self.norm(x)
+
+    def _through(self, layer: nn.Module, index: int, *inputs: Any) -> torch.Tensor:
+        """What layer `index` gives; nothing of what it computes on the way is kept where the config says so."""
+        if self.config.recomputes(index) and torch.is_grad_enabled():
+            return checkpoint(layer, *inputs, use_reentrant=False)
+        return layer(*inputs)
 
     def _check_lengths(self, pattern: AttentionPattern) -> None:
         longest, rows = pattern.max_queries, self.config.max_positions

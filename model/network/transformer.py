@@ -1,7 +1,7 @@
 """The network: tokens of a pack in, loss or logits out.
 
     tokens -> embedding -> stack (stack.py) of blocks (blocks.py) -> head -> logits, or loss without logits (loss.py)
-                             ^ cross-attention
+                             ^ cross-attention         -> further depths, in training (multi_token.py) -> the same head
     encoder's tokens -> the same embedding -> encoder (stack.py), in an encoder-decoder
 
 It knows nothing of processes or devices; every weight is used only inside the module that owns it,
@@ -13,11 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from model.config import ModelConfig
+from model.config import MULTI_TOKEN_WEIGHT, ModelConfig
 from model.kernels.attention import AttentionPattern
 from model.network.context_ranks import ContextRanks, rows_of
 from model.network.layers import CutRows, Initializer, TokenEmbedding
 from model.network.loss import LossOutput, chunked_cross_entropy
+from model.network.multi_token import FurtherDepth, places_on
 from model.network.stack import Encoder, Stack
 from model.network.tensor_ranks import TensorRanks
 
@@ -80,6 +81,13 @@ class Transformer(Stack):
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.encoder = Encoder(config, init / "encoder", context) if config.shape == "encdec" else None
+        self.multi_token = nn.ModuleList()
+        for depth in range(config.multi_token_depths):
+            name, cross = init / f"multi_token.{depth}", config.shape == "encdec"
+            module = FurtherDepth(config, config.num_layers, name, config.num_layers + depth, cross)
+            if config.compile:
+                module.block.compile()
+            self.multi_token.append(module)
 
     def forward(
         self,
@@ -89,25 +97,56 @@ class Transformer(Stack):
         labels: torch.Tensor | None = None,
         z_loss: float = 0.0,
         encoder: EncoderInput | None = None,
+        further_weight: float = MULTI_TOKEN_WEIGHT,
     ) -> torch.Tensor | LossOutput:
-        """Logits [T, V], or with labels the loss summed over targets.
+        """Logits [T, V], or with labels the loss summed over targets, to which further depths add theirs.
 
         tokens and positions int64 [T], labels int64 [T] with -100 where there is no target; `encoder` is for an
-        encoder-decoder and for no other. Raises ValueError when a document is longer than the table of learned
-        positions, or when the attention backend asked for cannot run here.
+        encoder-decoder and for no other. `further_weight` is that of the mean of the further depths' losses. Raises
+        ValueError when a document is longer than the table of learned positions, or when the attention backend asked
+        for cannot run here.
         """
         assert (encoder is None) == (self.encoder is None), "an encoder-decoder reads two streams, others one"
-        tokens, positions = rows_of(tokens, self.context), rows_of(positions, self.context)
+        depths = range(1, 1 + len(self.multi_token)) if labels is not None else ()
+        further = [places_on(tokens, labels, positions, depth) for depth in depths if labels is not None]
+        positions = rows_of(positions, self.context)
         labels = None if labels is None else rows_of(labels, self.context)
-        if self.encoder is None or encoder is None:
-            states = self.transform(self.embedding.complete(self.embedding(tokens)), positions, pattern)
+        read, x, *embedded = self._embedded(encoder.tokens if encoder else None, tokens, *(on for on, _ in further))
+        memory = cross = None
+        if self.encoder is not None and encoder is not None and read is not None:
+            memory = self.encoder(read, rows_of(encoder.positions, self.context), encoder.pattern)
+            cross = encoder.cross
+        assert x is not None
+        states = self.transform(x, positions, pattern, memory, cross)
+        if labels is None or not further:
+            return self.head(states, labels, z_loss)
+        around = self._surroundings(states, positions, pattern, cross)
+        found = [self.head(states, labels, z_loss)]
+        for depth, (module, x, (_, asked)) in enumerate(zip(self.multi_token, embedded, further, strict=True), 1):
+            own = around.pattern.ahead(depth)
+            around_it = around._replace(pattern=own, sliding=own.within(self.config.sliding_window))
+            states = self._through(module, self.config.num_layers + depth - 1, states, x, around_it, memory)
+            found.append(self.head(states, rows_of(asked, self.context), z_loss))
+        return _summed(found, further_weight)
+
+    def _embedded(self, *streams: torch.Tensor | None) -> list[torch.Tensor | None]:
+        """Embeddings of this rank's rows of each stream [T], of those that are there.
+
+        One call of the embedding, so that sharded training gathers it once; copies of its parts, for compiled blocks
+        are specialised on views.
+        """
+        there = [rows_of(stream, self.context) for stream in streams if stream is not None]
+        if len(there) == 1:
+            parts = [self.embedding.complete(self.embedding(there[0]))]
         else:
-            # One call of the embedding, so that sharded training gathers it once; copies, for compiled blocks are
-            # specialised on views.
-            read_tokens, read_positions = (rows_of(x, self.context) for x in (encoder.tokens, encoder.positions))
-            both = self.embedding(torch.cat((read_tokens, tokens)))
-            parts = both.split((read_tokens.shape[0], tokens.shape[0]))
-            read, x = (self.embedding.complete(part.clone()) for part in parts)
-            memory = self.encoder(read, read_positions, encoder.pattern)
-            states = self.transform(x, positions, pattern, memory, encoder.cross)
-        return self.head(states, labels, z_loss)
+            both = self.embedding(torch.cat(there)).split([len(stream) for stream in there])
+            parts = [self.embedding.complete(part.clone()) for part in both]
+        return [parts.pop(0) if stream is not None else None for stream in streams]
+
+
+def _summed(losses: list[LossOutput], further_weight: float) -> LossOutput:
+    """The first of the losses, with the mean of the others added to what carries the gradient."""
+    first, *others = losses
+    mean = torch.stack([loss.loss_sum for loss in others]).mean()
+    sums = torch.stack([loss.cross_entropy_sum for loss in others])
+    return first._replace(loss_sum=first.loss_sum + further_weight * mean, further_sums=sums)

@@ -49,6 +49,7 @@ def configs(draw) -> ModelConfig:
         "parallel_block": draw(st.booleans()) and shape != "encdec",
         "sliding_window": any_of(None, 8),
         "attention_gate": draw(st.booleans()),
+        "multi_token_depths": 0 if shape == "encoder" else any_of(0, 1, 2),
     }
     try:
         return ModelConfig(**keys)
@@ -90,6 +91,20 @@ def test_operations_are_those_torch_counts(config):
     is_encdec = config.shape == "encdec"
     work = Work(9, 9 * 9, 7, 7 * 7, 9 * 7, 9 * 9, 7 * 7) if is_encdec else Work(9, 9 * 9, num_window_pairs=9 * 9)
     assert counter.get_total_flops() == train_flops(config, 50, work)
+
+
+@pytest.mark.parametrize("shape", ["causal", "encdec"])
+def test_operations_of_further_depths_are_those_torch_counts(shape):
+    config = ModelConfig(**SMALL, shape=shape, multi_token_depths=2, attention_backend="reference")
+    document = make_document(shape, 30, 0, 7, torch.Generator())
+    with FlopCounterMode(display=False) as counter:
+        Transformer(config, 50).double()(**inputs_of([document]), labels=document.tokens).loss_sum.backward()
+    read = (7, 7 * 7, 30 * 7) if shape == "encdec" else (0, 0, 0)
+    in_place = 3 * 2 * 50 * 16 * 30  # gradients of the head's weight are added up by addmm_, which it does not know
+    expected = train_flops(config, 50, Work(30, 900, *read, num_further_pairs=2 * 900))
+    assert counter.get_total_flops() + in_place == expected
+    with pytest.raises(AssertionError, match="further depths are not told"):
+        train_flops(config, 50, Work(30, 900))
 
 
 def test_each_layer_counts_its_own_pairs():

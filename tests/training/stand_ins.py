@@ -35,7 +35,7 @@ class OneWeight:
         loss = self.losses[self.passes] if self.passes < len(self.losses) else float(batch.num_targets)
         self.passes += 1
         loss = torch.tensor(loss) + 0 * self.module.weight
-        return loss, loss.detach()
+        return loss, loss.detach()[None]
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
@@ -55,11 +55,19 @@ def run_in(folder: Path, config: RunConfig | None = None, world: World | None = 
     return Run(config, folder, world, identity=None, vocab_size=307, events=EventLog(folder, world.rank))  # type: ignore
 
 
-def result_of(loss: float = 5.0, norm: float = 1.5, counts: StepCounts | None = None, **seconds: float) -> StepResult:
-    """What came of a step."""
+def result_of(
+    loss: float = 5.0,
+    norm: float = 1.5,
+    counts: StepCounts | None = None,
+    further: tuple[float, ...] = (),
+    **seconds: float,
+) -> StepResult:
+    """What came of a step; `further` are summed losses of further depths."""
     counts = counts or StepCounts(targets=900, tokens=900, padding=100, documents_cut=3, pairs=5000)
     total = torch.tensor(loss * counts.targets, dtype=torch.float64)
-    result = StepResult(counts, "step 1", StepClock(torch.device("cpu")), [total, total, torch.tensor(norm)])
+    result = StepResult(
+        counts, "step 1", StepClock(torch.device("cpu")), [total, total, *map(torch.tensor, (norm, *further))]
+    )
     result.seconds = {"forward": 0.2, "backward": 0.5, "optimizer": 0.1, "step": 1.0} | seconds
     return result
 

@@ -56,6 +56,14 @@ from training.config import RunConfig, _types_in
             "no_rope_layer_interval: only positions rope has",
         ),
         ({"model": {"no_rope_layer_interval": 3}}, "no_rope_layer_interval: 3 is more than the 2 layers there are"),
+        (
+            {"model": {"multi_token_depths": 1, "shape": "encoder"}},
+            "multi_token_depths: 1, but shape encoder fills in places",
+        ),
+        (
+            {"training": {"multi_token_weight": 0.1}},
+            "training.multi_token_weight: it weighs the loss of model.multi_token",
+        ),
         ({"model": {"layer_types": ["local"], "sliding_window": 8}}, "'sliding_attention' or 'full_attention'"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],

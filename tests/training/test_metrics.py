@@ -46,6 +46,17 @@ def test_tokens_of_an_encoder_count_and_what_is_only_read_is_no_target():
     assert (line["tokens"], line["targets"], line["tokens_per_second"], line["padding"]) == (140, 30, 70, 0.3)
 
 
+def test_the_loss_of_further_tokens_is_told_by_itself_where_there_is_one():
+    meter = Meter(num_ranks=1, peak_flops=None)
+    meter.add(result(), 0.0, 1.0)
+    assert "multi_token_loss" not in meter.line()
+    counts = StepCounts(targets=10, tokens=12, further_targets=15)
+    meter.add(result_of(loss=4.0, counts=counts, further=(48.0, 42.0)), 0.0, 1.0)
+    line = meter.line()
+    assert (line["loss"], line["multi_token_loss"]) == (4.0, 6.0)
+    assert TAGS["multi_token_loss"] == "train/multi_token_loss"
+
+
 def test_lines_after_the_resumed_step_and_torn_ones_are_forgotten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from data_pipeline.reading.packing import PackedBatch
+from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
 from model.network.transformer import EncoderInput, Transformer
 from tests.training.runs import VOCAB_SIZE, tiny_config, torchrun
@@ -157,6 +158,11 @@ def test_padding_counts_neither_as_tokens_nor_as_pairs(dataset):
     assert counts.tokens == sum(lengths) == 16 * 32 - counts.padding
     assert counts.pairs == sum(length * (length + 1) // 2 for length in lengths)
     assert counts.work.num_window_pairs is None
-    near = count(batches, [Patterns.of(batch, 4) for batch in batches], World.alone())
-    assert near.pairs == counts.pairs
-    assert near.work.num_window_pairs == sum(min(place + 1, 4) for length in lengths for place in range(length))
+    assert (counts.further_targets, counts.work.num_further_pairs) == (0, None)
+    sizes = {"num_layers": 2, "d_model": 8, "num_heads": 2, "d_ff": 8, "multi_token_depths": 2}
+    model = ModelConfig(**sizes, sliding_window=4, layer_types=["full_attention", "sliding_attention"])
+    near = count(batches, [Patterns.of(batch, model) for batch in batches], World.alone())
+    within = sum(min(place + 1, 4) for length in lengths for place in range(length))
+    assert (near.pairs, near.work.num_window_pairs) == (counts.pairs, within)
+    assert near.work.num_further_pairs == counts.pairs + within, "the first depth sees all, the second slides"
+    assert near.further_targets == sum(max(length - 1 - depth, 0) for length in lengths for depth in (1, 2))

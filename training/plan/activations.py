@@ -62,7 +62,8 @@ def activations(
     """What a rank keeps, where a number that the model computes with has `width` bytes."""
     size = _Sizes(model, parallel, rows.document, width)
     tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
-    stacks = [_Stack(model.num_layers, tokens, read)]
+    depths = model.multi_token_depths
+    stacks = [_Stack(model.num_layers + depths, tokens, read)]
     if model.shape == "encdec":
         stacks.append(_Stack(model.encoder_layers, read, 0))
     blocks = sum(size.of_stack(stack) for stack in stacks)
@@ -71,7 +72,8 @@ def activations(
     columns = vocab_size // parallel.tensor
     chunk = min(tokens, max(CHUNK_ELEMENTS[on_gpu] // columns, 256))
     in_chunks = chunk < tokens  # then their sum has the digits of fp32, and what a slab adds to it is beside it
-    ends += tokens * model.d_model * width + columns * model.d_model * (FP32 if in_chunks else width)
+    of_one = tokens * model.d_model * width + columns * model.d_model * (FP32 if in_chunks else width)
+    ends += (1 + depths) * of_one + (size.depths(tokens) if depths else 0)
     logits = chunk * columns * (FP32 + (2 * width if width < FP32 else 0)) + tokens * model.d_model * width
     logits += min(SLAB_ELEMENTS, columns * model.d_model) * width if in_chunks and width < FP32 else 0
     return Activations(blocks, ends, recomputed, logits)
@@ -85,7 +87,7 @@ class _Sizes:
         self.heads, self.groups = model.num_heads // parallel.tensor, model.kv_heads // parallel.tensor
         self.inner = model.d_ff // parallel.tensor
         self.row_parts = parallel.tensor if parallel.cuts_rows else 1
-        self.shares_rows = parallel.context > 1
+        self.shares_rows, self.tensor = parallel.context > 1, parallel.tensor
 
     def between(self, tokens: int) -> int:
         """One tensor [T, M] between layers."""
@@ -140,9 +142,19 @@ class _Sizes:
         own = self.attention(stack.tokens)
         return own + (self.attention(stack.tokens, stack.read) if stack.read else 0)
 
+    def depths(self, tokens: int) -> int:
+        """What further depths leave outside of their blocks: inputs of three norms and of a matrix, and rotations."""
+        model = self.model
+        again = sum(model.recomputes(model.num_layers + depth) for depth in range(model.multi_token_depths))
+        merged = tokens * 2 * model.d_model * self.width // self.tensor
+        kept = again * self.between(tokens)
+        kept += (model.multi_token_depths - again) * (3 * self.norm(tokens) + merged)
+        return kept + (tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0)
+
     def ends(self, tokens: int) -> int:
         """What a stack leaves outside of its blocks: ids, rotations, and the inputs of its other norms."""
         model = self.model
         rotations = tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0
         ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
+        ids += tokens * INT64 * model.multi_token_depths
         return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids

@@ -68,7 +68,15 @@ def work_of(model: ModelConfig, rows: Rows) -> Work:
         round(rows.tokens * square * share) if read else 0,
         _window_pairs(model.sliding_window, rows.tokens, length, model.shape == "encoder"),
         _window_pairs(model.sliding_window, read, length * share, True) or 0,
+        _further_pairs(model, rows.tokens, length),
     )
+
+
+def _further_pairs(model: ModelConfig, tokens: int, length: float) -> int | None:
+    """Pairs of all further depths; None without any."""
+    layers = range(model.num_layers, model.num_layers + model.multi_token_depths)
+    windows = [model.sliding_window if model.slides(index) else round(length) for index in layers]
+    return sum(_window_pairs(window, tokens, length, False) or 0 for window in windows) if windows else None
 
 
 def _window_pairs(window: int | None, tokens: int, length: float, is_square: bool) -> int | None:
@@ -141,8 +149,13 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
         return 0.0
     sequence, width = run.parallel.cuts_rows, width_of(run.training)
     tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
-    units = 2.0 * (2 * tokens + read)  # embeddings, and the states that the loss reads
-    for layers, length, other in ((model.num_layers, tokens, read), (model.encoder_layers, read, 0)):
+    depths = model.multi_token_depths
+    units = 2.0 * (2 * (1 + depths) * tokens + read)  # embeddings, and the states that the loss reads
+    # What a further depth merges is gathered, two tensors wide, and scattered, or summed; where it is computed again that
+    # is sent once more, and its block's last sum, which a norm reads.
+    again = sum(model.recomputes(model.num_layers + depth) for depth in range(depths))
+    units += (6 * depths + 4 * again) * tokens
+    for layers, length, other in ((model.num_layers + depths, tokens, read), (model.encoder_layers, read, 0)):
         parts, again = 3 if other else 2, _recomputed_layers(model, layers)
         # An attention or a feed-forward gathers rows and scatters sums, or sums; backward the same, and with cut rows
         # once more for the gradient of a weight, whose input was not kept whole.
@@ -156,7 +169,7 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
             units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
     weights = count(model, rows_of_vocabulary(run), run.parallel)
     # weights on every rank are used on its own rows or heads, so their gradients are summed; then the loss's numbers
-    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + 3 * FP32 * tokens)
+    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + (1 + depths) * 3 * FP32 * tokens)
     return (tensor - 1) / tensor * (units * model.d_model * width + sums)
 
 
@@ -175,6 +188,7 @@ def between_rows(run: RunConfig, rows: Rows) -> float:
     share = (context - 1) / context / context / run.parallel.tensor * model.head_size * width
     tokens, read, both = rows.tokens, rows.encoder_tokens, 2 * model.num_heads + 2 * model.kv_heads
     own = tokens * both + (2 * model.num_heads * tokens + 2 * model.kv_heads * read if read else 0)
-    total = own * (2 * model.num_layers + _recomputed_layers(model, model.num_layers))
+    layers = model.num_layers + model.multi_token_depths
+    total = own * (2 * layers + _recomputed_layers(model, layers))
     total += read * both * (2 * model.encoder_layers + _recomputed_layers(model, model.encoder_layers))
     return total * share

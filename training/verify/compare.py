@@ -127,10 +127,11 @@ def compare_kernels(config: RunConfig, manifest: Manifest, device: torch.device 
     batch, pattern = batch.to(device), Patterns.of(batch).to(device)
     losses, gradients = [], []
     for network in (model, exact.to(device=device, dtype=torch.float64)):
-        loss, entropy = LossModel(network, config.training.z_loss)(batch, pattern)
+        model_of_loss = LossModel(network, config.training.z_loss, config.training.further_weight)
+        loss, entropies = model_of_loss(batch, pattern)
         weights = dict(network.named_parameters())
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
-        losses.append(float(entropy) / batch.num_targets)
+        losses.append(float(entropies[0]) / batch.num_targets)
         gradients.append({name: each.double().cpu() for name, each in zip(weights, found, strict=True)})
     ours, theirs = gradients
     apart = {name: _share(float((ours[name] - theirs[name]).norm()), float(theirs[name].norm())) for name in theirs}

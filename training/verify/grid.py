@@ -28,6 +28,8 @@ BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_att
 """Switches of blocks that any shape has."""
 ROTARY = {"positions": "rope", "max_positions": None, "no_rope_layer_interval": 2}
 """Switches that only rotary positions have."""
+FURTHER = {"multi_token_depths": 2}
+"""What every decoder has."""
 RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
 ON_CPU = {"device": "cpu"}
 OFFLOADS: dict[str, dict[str, Any]] = {
@@ -64,6 +66,9 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             words = f"{recomputed['activation_checkpointing']} recomputed"
             yield _case(num_ranks, "encdec", how, 4, 0.05, words, recomputed)
     yield from _muon(num_ranks)
+    for stage, precision in itertools.product((1, 2, 3), ("fp32", "bf16")):
+        how = {"zero_stage": stage, "precision": precision, "multi_token_weight": 0.5}
+        yield _case(num_ranks, "prefix" if stage == 2 else "causal", how, 4, 0.05, "two tokens on", FURTHER)
     for shape in SHAPES:
         how = {"zero_stage": 3, "precision": "fp32"}
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today", BLOCKS)
@@ -71,6 +76,8 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
+        for shape, axis in itertools.product(("causal", "prefix", "encdec"), ("tensor", "context")):
+            yield _sharing(num_ranks, shape, 3, f"two tokens on, 2 to a {axis} rank", {axis: SHARING}, FURTHER)
         for shape, axis in itertools.product(SHAPES, ("tensor", "context")):
             yield _sharing(num_ranks, shape, 2, f"blocks of today, 2 to a {axis} rank", {axis: SHARING}, BLOCKS)
 

@@ -118,7 +118,8 @@ def train_plainly(
     if config.training.precision == "bf16":
         transformer.bfloat16()
     transformer.to(device)
-    model, weights = LossModel(transformer, config.training.z_loss), dict(transformer.named_parameters())
+    model = LossModel(transformer, config.training.z_loss, config.training.further_weight)
+    weights = dict(transformer.named_parameters())
     optimizer = _optimizer(config, transformer, masters, lr, direction or Direction())
     losses, norms, states = [], [], {}
     loaders = [loader_of(config, manifest, rank, num_ranks) for rank in range(num_ranks)]
@@ -131,9 +132,9 @@ def train_plainly(
         total = 0.0
         for rank, batches in enumerate(ranks):
             for batch in batches:
-                loss, entropy = model(batch.to(device), Patterns.of(batch).to(device))
+                loss, entropies = model(batch.to(device), Patterns.of(batch).to(device))
                 (loss * (num_ranks / num_targets)).backward()
-                total += float(entropy) / num_targets
+                total += float(entropies[0]) / num_targets
                 for name, weight in weights.items():
                     gradients[name][rank].append(torch.zeros_like(weight) if weight.grad is None else weight.grad)
                     weight.grad = None

@@ -64,6 +64,7 @@ def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
         narrow["sliding_window"] = min(model.sliding_window, WINDOW)
         narrow["layer_types"] = kinds if len(kinds) <= layers else [SLIDING]
     narrow["no_rope_layer_interval"] = 2 if model.no_rope_layer_interval is not None and layers > 1 else None
+    narrow["multi_token_depths"] = min(model.multi_token_depths, 2)
     narrow["max_positions"] = None if model.max_positions is None else 4 * SEQUENCE_LENGTH
     per_pass = training.micro_batch_size * training.num_processes // config.parallel.num_sharing
     per_rank = training.global_batch_size // max(per_pass, 1)

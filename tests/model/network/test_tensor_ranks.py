@@ -33,6 +33,8 @@ MODELS = {
     "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
     "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},
+    "prefix, further depths": {"shape": "prefix", "multi_token_depths": 2, "tie_embeddings": True},
+    "encdec, further depths": {"shape": "encdec", "multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, windows, gate": {
         "shape": "encdec",
         "positions": "t5_bias",

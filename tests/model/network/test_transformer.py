@@ -87,7 +87,7 @@ VARIANTS = {
     "half rotated": {"rope_fraction": 0.5, "activation": "relu", "qkv_bias": True},
     "encdec": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "norm": "layernorm"},
     "of today": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_gate": True}
-    | {"shape": "prefix", "no_rope_layer_interval": 2},
+    | {"shape": "prefix", "no_rope_layer_interval": 2, "multi_token_depths": 1},
     "encdec with rope": {"shape": "encdec", "bias": True, "qk_norm": True, "num_encoder_layers": 1},
 }
 

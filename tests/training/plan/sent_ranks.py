@@ -37,6 +37,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "every second recomputed": {"activation_checkpointing": "full", "activation_checkpointing_interval": 2},
     "attention recomputed": {"activation_checkpointing": "attention"},
     "encdec, recomputed": ENCDEC | {"activation_checkpointing": "full"},
+    "gated": {"attention_gate": True},
+    "further depths": {"multi_token_depths": 2},
+    "further depths, recomputed": {"multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, attention recomputed": ENCDEC | {"activation_checkpointing": "attention"},
 }
 WAYS: dict[str, dict[str, Any]] = {

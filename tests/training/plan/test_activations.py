@@ -24,6 +24,10 @@ CASES: dict[str, dict[str, Any]] = {
     "parallel": {"parallel_block": True},
     "learned": {"positions": "learned", "max_positions": 512},
     "gated attention": {"attention_gate": True},
+    "further depths": {"multi_token_depths": 2},
+    "further depths, every second recomputed": {"multi_token_depths": 2, "activation_checkpointing": "full"}
+    | {"activation_checkpointing_interval": 2},
+    "encdec, a further depth": {"shape": "encdec", "multi_token_depths": 1},
     "gated attention, qk norm": {"attention_gate": True, "qk_norm": True, "no_rope_layer_interval": 2},
     "encdec, gated attention": {"shape": "encdec", "attention_gate": True},
     "rope in every second layer": {"no_rope_layer_interval": 2},
@@ -124,7 +128,7 @@ def said(config: ModelConfig, parallel: ParallelConfig) -> int:
     rows = Rows(length, sum(READ) if config.shape == "encdec" else 0, 128)
     left = activations(config, VOCAB, parallel, rows, 4, on_gpu=False)
     gradients = length // parallel.context * config.d_model + VOCAB // parallel.tensor * config.d_model
-    return left.blocks + left.ends - 4 * gradients
+    return left.blocks + left.ends - 4 * gradients * (1 + config.multi_token_depths)
 
 
 def config_of(name: str) -> ModelConfig:
@@ -143,7 +147,7 @@ def test_what_is_kept_is_what_the_plan_says(name):
 
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize(
-    "name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec, gated attention"]
+    "name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec, gated attention", "further depths"]
 )
 def test_ranks_that_share_layers_keep_what_the_plan_says(name, sequence):
     config, parallel = config_of(name), ParallelConfig(tensor=4, sequence_parallel=sequence)
