@@ -165,4 +165,4 @@ def test_padding_counts_neither_as_tokens_nor_as_pairs(dataset):
     within = sum(min(place + 1, 4) for length in lengths for place in range(length))
     assert (near.pairs, near.work.num_window_pairs) == (counts.pairs, within)
     assert near.work.num_further_pairs == counts.pairs + within, "the first depth sees all, the second slides"
-    assert near.further_targets == sum(max(length - 1 - depth, 0) for length in lengths for depth in (1, 2))
+    assert near.further_targets == sum(max(length - depth, 0) for length in lengths for depth in (1, 2))

@@ -151,8 +151,8 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
     tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
     depths = model.multi_token_depths
     units = 2.0 * (2 * (1 + depths) * tokens + read)  # embeddings, and the states that the loss reads
-    # What a further depth merges is gathered, two tensors wide, and scattered, or summed; where it is computed again that
-    # is sent once more, and its block's last sum, which a norm reads.
+    # What a further depth merges is gathered, two tensors wide, and scattered, or summed; where it is computed again
+    # that is sent once more, and its block's last sum, which a norm reads.
     again = sum(model.recomputes(model.num_layers + depth) for depth in range(depths))
     units += (6 * depths + 4 * again) * tokens
     for layers, length, other in ((model.num_layers + depths, tokens, read), (model.encoder_layers, read, 0)):

@@ -78,6 +78,16 @@ def test_transformers_gives_our_logits_document_by_document_and_our_greedy_token
     assert torch.equal(generated[0], text)
 
 
+def test_what_predicts_further_tokens_stays_behind(tmp_path, tokenizer_model):
+    model = randomised(ModelConfig(**BASE, multi_token_depths=2))
+    folder = export(model, tmp_path / "out", tokenizer_model)
+    weights = load_file(folder / "model.safetensors")
+    assert any(name.startswith("multi_token.1.block.") for name in model.state_dict())
+    assert not any(name.startswith("multi_token") or ".layers.2." in name for name in weights)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True)
+    assert torch.equal(theirs.model.norm.weight, model.norm.weight)
+
+
 def test_a_model_that_wants_to_end_at_once_can_be_exported(model, tmp_path, tokenizer_model):
     """Its likeliest token after the prompt of the check is the end token, which transformers' generate may bar."""
     num_tokens = min(parity.NUM_CHECKED, 128 // 2)
