@@ -33,6 +33,8 @@ def places_on(
 class Merge(Layer):
     """x [T, 2M] -> [T, M] by a matrix, whose columns tensor ranks share; each may have some rows of x."""
 
+    is_hidden = True
+
     def __init__(self, width: int, std: float, init: Initializer):
         super().__init__(init.ranks)
         self.weight = self.own("weight", init.normal(width, 2 * width, std=std), Division(1, (2 * width,)))

@@ -15,6 +15,9 @@ PATTERNS = {
     "whole": pattern_of([100, 17, 1, 64], [100, 17, 1, 64]),
     "mixed": pattern_of([100, 17, 0, 1, 64, 300], [40, 17, 0, 1, 0, 299]),
     "one token after each prefix": pattern_of([5, 6, 7], [4, 6, 6]),
+    "causal, window": pattern_of([100, 17, 1, 300], [0, 0, 0, 0]).within(33),
+    "whole, window": pattern_of([100, 17, 1, 300], [100, 17, 1, 300]).within(33),
+    "mixed, window": pattern_of([100, 17, 0, 1, 64, 300], [40, 17, 0, 1, 0, 299]).within(16),
     "cross": crossing_of([100, 0, 17, 3, 200], [33, 40, 0, 1, 300]),
     "cross of single queries": crossing_of([1, 0, 1], [33, 40, 2]),
 }
