@@ -1,8 +1,15 @@
-"""Further depths against a reference of plain tensors, and what none of them may know."""
+"""Further depths against a reference of plain tensors and megatron-core's layers, and what none of them may know."""
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from megatron.core.transformer import multi_token_prediction as megatron
+from torch import nn
 
 from model.config import MULTI_TOKEN_WEIGHT, ModelConfig
 from model.network.multi_token import places_on
@@ -122,3 +129,46 @@ def test_prefixes_are_shorter_for_what_reads_ahead():
     moved = pattern.prepare().to("meta")
     assert moved.ahead(2).documents == ahead.documents and moved.ahead(2).__dict__["num_pairs"] == ahead.num_pairs
     assert moved.ahead(2).split.square_queries.device.type == "meta"
+
+
+class Gives(nn.Module):
+    """A function as a layer of megatron-core's, which gives a bias beside its output."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor | None = None, hidden_states: torch.Tensor | None = None, **_: Any) -> tuple:
+        given = x if x is not None else hidden_states
+        assert given is not None
+        return self.function(given), None
+
+
+def test_losses_of_further_depths_are_those_of_megatron_cores_layers_around_our_blocks(monkeypatch):
+    """What is moved where, merged, normed and handed on is theirs; norms, matrices and blocks are ours."""
+    monkeypatch.setattr(megatron, "gather_from_tensor_model_parallel_region", lambda x: x)
+    model, inputs = tiny_model("causal", multi_token_depths=DEPTHS, tie_embeddings=True), pack_of("causal")
+    packed = SimpleNamespace(cu_seqlens_q=inputs["pattern"].cu_seqlens_q)
+    found: list[torch.Tensor] = []
+
+    def embedding(input_ids: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+        return model.embedding(input_ids)
+
+    model.norm.register_forward_hook(lambda module, args, out: found.append(out))
+    with torch.no_grad():
+        ours = model(**inputs).further_sums
+        states, ids, places, labels = found[0], inputs["tokens"], inputs["positions"], inputs["labels"]
+        is_target, labels = labels != -100, labels.clamp(min=0)
+        around = model._surroundings(states, inputs["positions"], inputs["pattern"], None)
+        for depth, module in enumerate(model.multi_token):
+            layer = megatron.MultiTokenPredictionLayer.__new__(megatron.MultiTokenPredictionLayer)
+            nn.Module.__init__(layer)
+            layer.config, layer.cp_group = SimpleNamespace(sequence_parallel=False, fp8=None), None
+            layer.sequence_parallel = False
+            layer.enorm, layer.hnorm, layer.final_layernorm = module.embedding_norm, module.state_norm, module.norm
+            layer.eh_proj, layer.transformer_layer = Gives(module.merge), Gives(partial(module.block, around=around))
+            ids, places, told, states = layer._get_embeddings(ids, places, embedding, states, packed)
+            states = layer._proj_and_transformer_layer(states, told)
+            labels, is_target = (megatron.roll_tensor(x, packed_seq_params=packed)[0] for x in (labels, is_target))
+            losses = F.cross_entropy(states @ model.head.weight.T, labels, reduction="none")
+            torch.testing.assert_close(ours[depth], losses[is_target].sum(), rtol=1e-10, atol=0)
