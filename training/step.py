@@ -121,9 +121,9 @@ class LossModel(nn.Module):
         tokens, positions, pattern, encoder = model_inputs(batch, patterns)
         output = self.model(tokens, positions, pattern, batch.labels, self.z_loss, encoder, self.further_weight)
         entropies = output.cross_entropy_sum[None]
-        return output.loss_sum, entropies if output.further_sums is None else torch.cat(
-            (entropies, output.further_sums)
-        )
+        if output.further_sums is not None:
+            entropies = torch.cat((entropies, output.further_sums))
+        return output.loss_sum, entropies
 
 
 @dataclasses.dataclass(frozen=True)

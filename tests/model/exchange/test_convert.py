@@ -35,7 +35,6 @@ CASES = {
     "qwen3": {"qk_norm": True, "head_dim": 14, "num_kv_heads": 1},
     "mistral": {"sliding_window": 8, "head_dim": 12},
     "qwen3_slides": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"], "qk_norm": True},
-    "smollm3_slides": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "head_dim": 12},
     "smollm3_biases": {"sliding_window": 8, "bias": True},
     "smollm3": {
         "no_rope_layer_interval": 2,
@@ -46,7 +45,7 @@ CASES = {
 SMALL = {"vocab_size": 60, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
 SEED_OSS = ("biased_queries", "unbiased_queries", "heads_that_do_not_divide")
 CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen3_slides": "Qwen3ForCausalLM", "mistral": "MistralForCausalLM"}
-CLASSES |= dict.fromkeys(("smollm3_slides", "smollm3_biases", "smollm3"), "SmolLM3ForCausalLM")
+CLASSES |= dict.fromkeys(("smollm3_biases", "smollm3"), "SmolLM3ForCausalLM")
 CLASSES |= {**dict.fromkeys(SEED_OSS, "SeedOssForCausalLM")}
 
 

@@ -122,7 +122,6 @@ def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
 EXPORTED = {
     "causal tied": {"tie_embeddings": True, "rope_scaling": {"kind": "linear", "factor": 2.0}},
     "causal with biased queries": {"qkv_bias": True},
-    "mistral": {"sliding_window": 8},
     "qwen3, every second slides": {"sliding_window": 8, "layer_types": ["full_attention", "sliding_attention"]}
     | {"num_layers": 4, "qk_norm": True},
     "smollm3": {"no_rope_layer_interval": 2, "num_layers": 4, "sliding_window": 8, "bias": True},

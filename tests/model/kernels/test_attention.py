@@ -68,9 +68,9 @@ def test_sdpa_gives_the_reference_where_documents_of_one_kind_share_calls(length
     assert_reference(pattern, random_qkv(pattern.num_queries, *heads, 16, torch.float32))
 
 
-@pytest.mark.parametrize("bias", [None, "alibi", "two directions"])
+@pytest.mark.parametrize("bias", [None, "two directions"])
 @pytest.mark.parametrize("prefix", [0, 130, 450])
-@pytest.mark.parametrize("window", [2, 63, 64, 65, 130, 300, 449])
+@pytest.mark.parametrize("window", [2, 64, 129, 300, 449])
 def test_windows_of_every_size_beside_blocks_give_the_reference(window, prefix, bias):
     pattern = pattern_of([450, 450, 9], [prefix, prefix, 0]).within(window)
     tensors = random_qkv(pattern.num_queries, 2, 1, 4, torch.float64)

@@ -87,10 +87,10 @@ def test_a_prediction_knows_no_token_beyond_the_one_before_it(variant):
     model, inputs = tiny_model(**keys, multi_token_depths=DEPTHS), pack_of(keys["shape"])
     tokens, labels, positions = inputs["tokens"], inputs["labels"], inputs["positions"]
     document = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
-    for place in (9, 12, 14, 17):
+    for place in (12, 17):
         alone = torch.where(torch.arange(len(tokens)) == place, labels, -100)
         losses = model(**inputs | {"labels": alone}).further_sums
-        for changed in range(len(tokens)):
+        for changed in (0, 7, *range(place, len(tokens))):
             others = tokens.clone()
             others[changed] = (others[changed] + 1) % VOCAB
             moved = model(**inputs | {"labels": alone, "tokens": others}).further_sums != losses
