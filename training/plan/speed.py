@@ -120,7 +120,8 @@ def _again(model: ModelConfig, rows: Rows) -> float:
     if model.activation_checkpointing == "full":
         return blocks / model.activation_checkpointing_interval
     without = model.model_copy(update={"d_ff": 0})
-    return train_flops(without, 0, work) / 3
+    merges = 2 * 2 * model.d_model**2 * model.multi_token_depths * rows.tokens
+    return train_flops(without, 0, work) / 3 - merges
 
 
 def _between_replicas(run: RunConfig, weights: int, replicas: int, passes: int) -> float:

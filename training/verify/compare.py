@@ -127,8 +127,8 @@ def compare_kernels(config: RunConfig, manifest: Manifest, device: torch.device 
     batch, pattern = batch.to(device), Patterns.of(batch).to(device)
     losses, gradients = [], []
     for network in (model, exact.to(device=device, dtype=torch.float64)):
-        of_loss = LossModel(network, config.training.z_loss, config.training.further_weight)
-        loss, entropies = of_loss(batch, pattern)
+        with_loss = LossModel(network, config.training.z_loss, config.training.further_weight)
+        loss, entropies = with_loss(batch, pattern)
         weights = dict(network.named_parameters())
         found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, materialize_grads=True)
         losses.append(float(entropies[0]) / batch.num_targets)
