@@ -22,7 +22,7 @@ from training.state.loading import load
 from training.state.saving import save
 from training.step import train_step
 
-FIRST, LAST, LR = 2, 3, 1e-3
+FIRST, LAST, LR = 1, 2, 1e-3
 DISK = {"device": "nvme", "nvme_path": "DISK"}
 GROUPS = {"sub_group_size": 300_000}
 """Several groups of weights a rank, of which some are large enough to be swapped (1 MiB) and some are not."""
@@ -33,27 +33,27 @@ WAYS = {
         {"offload_optimizer": DISK, "offload_param": DISK | {"max_in_cpu": 0}, **GROUPS},
         {},
     ),
-    "parameters": ("bf16", {"offload_param": DISK | {"max_in_cpu": 0, "buffer_size": 2_000_000}}, {}),
+    "parameters": ("fp32", {"offload_param": DISK | {"max_in_cpu": 0, "buffer_size": 2_000_000}}, {}),
     "pipeline": (
         "bf16",
         {"offload_optimizer": DISK | {"pipeline_read": True, "pipeline_write": True, "buffer_count": 12}, **GROUPS},
         {"block_size": 262_144, "queue_depth": 2, "intra_op_parallelism": 2, "single_submit": True},
     ),
-    "memory": ("fp32", {}, {}),
 }
 """By name: precision, keys of zero_optimization, and of aio."""
-CROSSINGS = (("optimizer", "memory"), ("memory", "both"), ("pipeline", "parameters"))
+IN_MEMORY = ("fp32", {}, {})
+CROSSINGS = (("optimizer", "memory"), ("memory", "both"), ("both", "parameters"))
 """From which way to which a checkpoint goes; each goes on with its own too."""
 
 
 def config_of(data: Path, way: str, disk: Path) -> RunConfig:
     """A run whose widest weight is swapped by itself."""
-    precision, zero, aio = WAYS[way]
+    precision, zero, aio = WAYS.get(way, IN_MEMORY)
     keys = json.loads(
         json.dumps({"zero_optimization": zero} | ({"aio": aio} if aio else {})).replace("DISK", str(disk))
     )
     training = {"zero_stage": 3, "precision": precision, "sequence_length": 16, "global_batch_size": 8}
-    model = {"num_layers": 1, "d_model": 256, "d_ff": 2048}
+    model = {"num_layers": 1, "d_model": 256, "d_ff": 1024}
     return tiny_config(
         data, model=model, training=training | {"deepspeed": keys}, optimizer={"gradient_clipping": 0.05}
     )
@@ -84,13 +84,10 @@ class Ranks:
                 result = train_step(engine, next(loader), LR, self.world)
                 lines.append((result.loss, result.grad_norm))
                 self.save(engine, f"{way} {step}", step)
-        files = sorted(path.name for path in self.own_files())
+        folders = [folder.path for folder in engine._swapped.values()]
+        files = sorted(path.name for folder in folders for path in folder.rglob("*.swp"))
         engine.close()
-        return {"lines": lines, "files": files, "left": len(self.own_files())}
-
-    def own_files(self) -> list[Path]:
-        """What this rank has swapped."""
-        return list((self.folder / "disk").rglob(f"rank{self.world.rank}/*.swp"))
+        return {"lines": lines, "files": files, "left": sum(folder.exists() for folder in folders)}
 
     def go_on(self, old: str, new: str) -> float:
         """From the first checkpoint of a way: saves it as it came, then trains to the end and saves; the last loss."""
@@ -113,7 +110,7 @@ def main() -> None:
         disk_io.use()
     world = connect(timedelta(minutes=3))
     ranks = Ranks(data, folder, world)
-    begun = {way: ranks.begin(way) for way in WAYS}
+    begun = {way: ranks.begin(way) for way in (*WAYS, "memory")}
     for old, new in (*((way, way) for way in WAYS), *CROSSINGS):
         begun[old].setdefault("last", {})[new] = ranks.go_on(old, new)
     if world.is_main:
