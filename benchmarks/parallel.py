@@ -5,7 +5,7 @@
 All train the same model in fp32 on the same global batches through the real engine at ZeRO 1, one layout after another
 in the same processes, in turns; a figure is the median over rounds. Losses must agree, or there is no result. Bytes are
 those that a rank gives to torch's collectives in one step, as a ring sends them, less the gradients between replicas;
-they must be those of the plan's formula (training/plan/speed.py), but for the few of the norm. On one machine of few
+they must be those of the plan's formula (training/plan/sent.py), but for the few of the norm. On one machine of few
 cores ranks that share layers gain nothing, for they talk where data ranks need not: they are for models too large else.
 """
 
@@ -60,7 +60,7 @@ def rank(data: Path, rounds: int) -> dict[str, Any]:
     from training.distributed import connect, disconnect, share_cores
     from training.engine import private_extensions
     from training.plan.plan import rows_of
-    from training.plan.speed import between_layers, between_rows
+    from training.plan.sent import between_layers, between_rows
     from training.setup import build_engine, vocabulary_size
     from training.step import train_step
     from training.verify.plain import loader_of

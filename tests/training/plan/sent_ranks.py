@@ -19,7 +19,7 @@ from training.context import HeadExchange
 from training.distributed import connect, disconnect
 from training.megatron import MegatronRanks
 from training.plan.activations import Rows
-from training.plan.speed import between_layers, between_rows
+from training.plan.sent import between_layers, between_rows
 from training.worker import leave
 
 VOCAB = 64

@@ -1,0 +1,75 @@
+"""FLOPs of the plan against torch's own counter, with what masks leave out taken off."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from model.config import ModelConfig
+from model.flops import Work, train_flops
+from model.kernels.attention import AttentionPattern
+from model.network.transformer import EncoderInput, Transformer
+from tests.model.packs import crossing_of, pattern_of, positions_of
+from training.plan.activations import Rows
+from training.plan.arithmetic import recomputed_flops, work_of
+
+VOCAB = 50
+LENGTHS, READ = [7, 12, 5], [9, 4, 11]
+SIZES = {"num_layers": 3, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24}
+SHAPES = {
+    "causal": [0, 0, 0],
+    "prefix": [3, 12, 0],
+    "encoder": LENGTHS,
+    "encdec": [0, 0, 0],
+}
+WAYS = {
+    "nothing": {},
+    "blocks": {"activation_checkpointing": "full"},
+    "every second block": {"activation_checkpointing": "full", "activation_checkpointing_interval": 2},
+    "attention": {"activation_checkpointing": "attention"},
+}
+
+
+def added(into: tuple[int, int], a: tuple[int, int], b: tuple[int, int], **_: object) -> int:
+    """Operations of `addmm_`, by its shapes."""
+    return 2 * a[0] * a[1] * b[1]
+
+
+def hidden(pattern: AttentionPattern) -> int:
+    """Pairs that the dense mask leaves out."""
+    return pattern.num_queries * pattern.num_keys - pattern.num_pairs
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_operations_are_those_that_torch_counts_but_for_hidden_pairs(shape, way):
+    """The counter knows no product of oneDNN, so float64, and `addmm_` when told; some labels are no targets."""
+    encoders = {"num_encoder_layers": 5} if shape == "encdec" else {}
+    keys = {"shape": shape, "attention_backend": "reference"} | encoders | WAYS[way]
+    config = ModelConfig(**SIZES, **keys)
+    model = Transformer(config, VOCAB).double()
+    own, read, cross = (pattern_of(LENGTHS, SHAPES[shape]), pattern_of(READ, READ), crossing_of(LENGTHS, READ))
+    tokens, other = torch.arange(sum(LENGTHS)), torch.arange(sum(READ))
+    labels = tokens.masked_fill(tokens % 3 == 0, -100)
+    encoder = EncoderInput(other, positions_of(READ), read, cross) if shape == "encdec" else None
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
+        model(tokens, positions_of(LENGTHS), own, labels, 1e-4, encoder).loss_sum.backward()
+    parts = (len(other), read.num_pairs, cross.num_pairs) if encoder else (0, 0, 0)
+    masked = (hidden(own), 0, hidden(read), hidden(cross)) if encoder else (hidden(own), 0, 0, 0)
+    work = Work(len(tokens), own.num_pairs, *parts, num_targets=int((labels >= 0).sum()))
+    left_out = Work(0, masked[0], 0, masked[2], masked[3])
+    expected = train_flops(config, VOCAB, work) + recomputed_flops(config, work)
+    expected += train_flops(config, 0, left_out) + recomputed_flops(config, left_out)
+    assert counter.get_total_flops() == expected
+    assert (recomputed_flops(config, work) > 0) == (way != "nothing")
+
+
+@pytest.mark.parametrize("shape", ["causal", "encoder", "encdec"])
+def test_rows_full_of_documents_are_counted_as_their_patterns(shape):
+    config = ModelConfig(**SIZES, shape=shape)
+    lengths, read = [6] * 4, [6] * 4
+    own = pattern_of(lengths, lengths if shape == "encoder" else [0] * 4)
+    found = work_of(config, Rows(24, 24 if shape == "encdec" else 0, 6))
+    assert found.num_pairs == own.num_pairs
+    if shape == "encdec":
+        assert found.num_encoder_pairs == pattern_of(read, read).num_pairs
+        assert found.num_cross_pairs == crossing_of(lengths, read).num_pairs

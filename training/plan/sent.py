@@ -1,0 +1,81 @@
+"""Bytes that a GPU sends: between replicas, between ranks that share layers, between ranks that share rows.
+
+Rings send (n - 1) / n of what they carry, once to gather or to scatter, twice to sum.
+"""
+
+from typing import NamedTuple
+
+from training.config import RunConfig
+from training.plan.activations import BF16, FP32, Rows, width_of
+from training.plan.arithmetic import recomputed_layers
+from training.plan.memory import count, rows_of_vocabulary
+
+
+class Sent(NamedTuple):
+    """Bytes that one GPU sends in a step."""
+
+    gradients: float
+    """Between replicas: gradients, and weights where ZeRO has cut them."""
+    layers: float
+    """Between the ranks that share layers."""
+    rows: float
+    """Between the ranks that share rows."""
+
+
+def between_replicas(run: RunConfig, weights: int, replicas: int, passes: int) -> float:
+    """Gradients in their sum's precision, and weights gathered: once a step, at stage 3 twice a micro-batch."""
+    if replicas == 1:
+        return 0.0
+    ring, stage = (replicas - 1) / replicas, run.training.zero_stage
+    gradient = weights * (BF16 if run.training.gradient_communication == "bf16" else FP32)
+    width = weights * width_of(run.training)
+    if stage == 0:
+        return 2 * ring * gradient
+    if stage == 1:
+        return ring * (2 * gradient + width)
+    if stage == 2:
+        return ring * (passes * gradient + width)
+    return ring * passes * (gradient + 2 * width)
+
+
+def between_layers(run: RunConfig, rows: Rows) -> float:
+    """Of a micro-batch, between the ranks that share layers (arXiv 2205.05198, section 4.2).
+
+    In units of one tensor [T, M] gathered or scattered, which is half of one that is summed.
+    """
+    tensor, model = run.parallel.tensor, run.model
+    if tensor == 1:
+        return 0.0
+    sequence, width = run.parallel.cuts_rows, width_of(run.training)
+    tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
+    units = 2.0 * (2 * tokens + read)  # embeddings, and the states that the loss reads
+    for layers, length, other in ((model.num_layers, tokens, read), (model.encoder_layers, read, 0)):
+        parts, again = 3 if other else 2, recomputed_layers(model, layers)
+        # An attention or a feed-forward gathers rows and scatters sums, or sums; backward the same, and with cut rows
+        # once more for the gradient of a weight, whose input was not kept whole.
+        units += length * layers * parts * (5 if sequence else 4)
+        # What is computed again ends with the last tensor that is needed: the sum behind it is not.
+        if model.activation_checkpointing == "full":
+            units += length * again * (2 * parts - 1 if sequence else 2 * (parts - 1))
+        elif sequence:
+            units += length * again * (parts - 1)
+        if other:  # keys and values of what is read: gathered, or summed backward
+            units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
+    weights = count(model, rows_of_vocabulary(run), run.parallel)
+    # weights on every rank are used on its own rows or heads, so their gradients are summed; then the loss's numbers
+    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + 3 * FP32 * tokens)
+    return (tensor - 1) / tensor * (units * model.d_model * width + sums)
+
+
+def between_rows(run: RunConfig, rows: Rows) -> float:
+    """Of a micro-batch: queries, keys, values and what attention gives, there and back in both directions."""
+    context, model = run.parallel.context, run.model
+    if context == 1:
+        return 0.0
+    width = width_of(run.training)
+    share = (context - 1) / context / context / run.parallel.tensor * model.head_size * width
+    tokens, read, both = rows.tokens, rows.encoder_tokens, 2 * model.num_heads + 2 * model.kv_heads
+    own = tokens * both + (2 * model.num_heads * tokens + 2 * model.kv_heads * read if read else 0)
+    total = own * (2 * model.num_layers + recomputed_layers(model, model.num_layers))
+    total += read * both * (2 * model.encoder_layers + recomputed_layers(model, model.encoder_layers))
+    return total * share
