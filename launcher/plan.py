@@ -46,28 +46,11 @@ def make(
 
 def parts(found: Plan) -> dict[str, int]:
     """Bytes of a GPU at the moment when it holds most, by part; what is not there then is left out."""
-    memory, moments = found.memory, found.memory.moments_of_a_step
-    left = {
-        "activations of blocks": memory.activations.blocks,
-        "embeddings, last norms, loss": memory.activations.ends,
-    }
-    last = {
-        "loss": {"gathered weights": memory.gathered, **left, "a chunk of logits": memory.activations.logits},
-        "backward": {
-            "gathered weights": memory.gathered,
-            **left,
-            "a block computed again": memory.activations.recomputed,
-            "gradients on their way": memory.buffers,
-        },
-        "optimizer": {"gradients made flat": memory.flattened},
-    }
-    held = {
-        "weights": memory.weights,
-        "gradients": memory.gradients,
-        "master weights": memory.master_weights,
-        "moments": memory.moments,
-    }
-    return {name: size for name, size in (held | last[max(moments, key=moments.__getitem__)]).items() if size}
+    memory = found.memory
+    moments = memory.moments_of_a_step
+    held = {"weights": memory.weights, "master weights": memory.master_weights, "moments": memory.moments}
+    at_most = memory.parts_of_moments[max(moments, key=moments.__getitem__)]
+    return {name: size for name, size in (held | at_most).items() if size}
 
 
 def as_json(ours: Plan, better: list[Plan]) -> str:
@@ -87,6 +70,7 @@ def _facts(found: Plan) -> dict[str, Any]:
         "bytes_sent_of_a_step": speed.sent._asdict(),
         "seconds_of_a_step": {
             "arithmetic": speed.compute_seconds,
+            "memory": speed.memory_seconds,
             "waiting": speed.exposed_seconds,
             "all": speed.seconds,
         },
@@ -145,9 +129,13 @@ def _time(found: Plan) -> Table:
     rows = {
         "arithmetic of the model, PFLOP": f"{rounded(speed.model_flops / 1e15):g}",
         "with what is computed again, PFLOP": f"{rounded(speed.hardware_flops / 1e15):g}",
-        "sent by a GPU: gradients and weights, GB": f"{rounded(speed.sent.gradients / 1e9):g}",
+        "sent by a GPU: gradients, weights, GB": (
+            f"{rounded(speed.sent.gradients / 1e9):g}, {rounded(speed.sent.weights / 1e9):g}"
+        ),
         "sent by a GPU: layers, rows, GB": f"{rounded(speed.sent.layers / 1e9):g}, {rounded(speed.sent.rows / 1e9):g}",
-        "seconds: arithmetic, waiting": f"{speed.compute_seconds:.3g}, {speed.exposed_seconds:.3g}",
+        "seconds: arithmetic, memory, waiting": (
+            f"{speed.compute_seconds:.3g}, {speed.memory_seconds:.3g}, {speed.exposed_seconds:.3g}"
+        ),
         "tokens a second": f"{found.tokens_per_second:,.0f}",
         "MFU": f"{found.mfu:.0%}",
         f"days for {steps:,} steps": f"{rounded(found.days):g}",

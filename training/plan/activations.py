@@ -7,17 +7,16 @@
 
 Rows are a rank's: T / context. Heads and F are those of its tensor rank; what lies between layers is cut by rows with
 sequence parallelism. A recomputed block leaves its input alone; one at a time is whole while it is computed again.
+What a device's kernels keep beyond that is in kernels.py.
 """
 
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.network.loss import CHUNK_ELEMENTS, SLAB_ELEMENTS
 from training.config import ParallelConfig, TrainingConfig
+from training.plan.kernels import FP32, kernels
 
-BF16, FP32, INT64 = 2, 4, 8
-BIASED = ("t5_bias",)
-"""Positions that add a matrix to the scores of each document; kernels on GPUs know ALiBi's slopes."""
+BF16, INT64 = 2, 8
 
 
 def width_of(training: TrainingConfig) -> int:
@@ -34,6 +33,8 @@ class Rows(NamedTuple):
     """Of the encoder beside it, S."""
     document: int = 0
     """Of a document; biases of scores are matrices over all pairs of one."""
+    targets: float = 1.0
+    """Share of the tokens that the loss is taken on."""
 
 
 class Activations(NamedTuple):
@@ -47,6 +48,10 @@ class Activations(NamedTuple):
     """Of what is computed again at once, while it is; 0 where nothing is."""
     logits: int
     """Of one chunk of logits while its loss is computed, and of the states that it is computed from."""
+    matrix: int
+    """Of the output matrix's gradient, which is among the ends."""
+    on_the_way: int
+    """Of gradients that are alive at once in the last block's backward pass, less what was given back before."""
 
 
 class _Stack(NamedTuple):
@@ -60,7 +65,7 @@ def activations(
     model: ModelConfig, vocab_size: int, parallel: ParallelConfig, rows: Rows, width: int, on_gpu: bool = True
 ) -> Activations:
     """What a rank keeps, where a number that the model computes with has `width` bytes."""
-    size = _Sizes(model, parallel, rows.document, width)
+    size = _Sizes(model, parallel, rows.document, width, on_gpu)
     tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
     depths = model.multi_token_depths
     stacks = [_Stack(model.num_layers + depths, tokens, read)]
@@ -70,20 +75,17 @@ def activations(
     recomputed = max(size.recomputed(stack) for stack in stacks)
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
-    chunk = min(tokens, max(CHUNK_ELEMENTS[on_gpu] // columns, 256))
-    in_chunks = chunk < tokens  # then their sum has the digits of fp32, and what a slab adds to it is beside it
-    of_one = tokens * model.d_model * width + columns * model.d_model * (FP32 if in_chunks else width)
-    ends += (1 + depths) * of_one + (size.depths(tokens) if depths else 0)
-    logits = chunk * columns * (FP32 + (2 * width if width < FP32 else 0)) + tokens * model.d_model * width
-    logits += min(SLAB_ELEMENTS, columns * model.d_model) * width if in_chunks and width < FP32 else 0
-    return Activations(blocks, ends, recomputed, logits)
+    loss, logits = size.loss(tokens, columns, rows.targets)
+    on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
+    return Activations(blocks, ends + loss, recomputed, logits, columns * model.d_model * FP32, on_the_way)
 
 
 class _Sizes:
     """Bytes of the parts of a stack."""
 
-    def __init__(self, model: ModelConfig, parallel: ParallelConfig, document: int, width: int):
+    def __init__(self, model: ModelConfig, parallel: ParallelConfig, document: int, width: int, on_gpu: bool):
         self.model, self.width, self.document = model, width, document
+        self.kernels = kernels(model, width, document, on_gpu)
         self.heads, self.groups = model.num_heads // parallel.tensor, model.kv_heads // parallel.tensor
         self.inner = model.d_ff // parallel.tensor
         self.row_parts = parallel.tensor if parallel.cuts_rows else 1
@@ -96,20 +98,23 @@ class _Sizes:
     def norm(self, tokens: int) -> int:
         """A norm's input, and its scales, and offsets where it has such."""
         scales = 2 if self.model.norm == "layernorm" else 1
-        return self.between(tokens) + tokens // self.row_parts * scales * FP32
+        rows = tokens // self.row_parts
+        return rows * (self.model.d_model * self.kernels.normed + scales * FP32)
 
     def attention(self, tokens: int, read: int = 0) -> int:
         """What attention leaves of its own; cross-attention where it reads other tokens."""
-        model, keys = self.model, read or tokens
-        # what attention gives is kept twice where ranks share rows: by heads for itself, by rows for the next layer
-        elements = (3 if self.shares_rows else 2) * tokens * self.heads + 2 * keys * self.groups
-        if model.attention_gate:  # its sigmoids, and what it lets through
-            elements += 2 * tokens * self.heads
+        model, keys, kept = self.model, read or tokens, self.kernels
+        # what attention gives is kept once more where ranks share rows: by heads for itself, by rows for the next layer
+        given = kept.attended + self.shares_rows
+        elements = (kept.queries + given) * tokens * self.heads + 2 * kept.queries * keys * self.groups
         scales = tokens * self.heads
         if model.qk_norm and not read:
             elements += tokens * (self.heads + self.groups)
             scales += tokens * (self.heads + self.groups)
-        biased = tokens * self.document * self.heads if model.positions in BIASED and not read else 0
+        elif model.compile and model.positions == "rope" and not read:
+            # compiled, values are a view of the product that they came from, queries and keys of which are new
+            elements += tokens * (self.heads + self.groups)
+        biased = kept.bias_rows * self.biased_keys(tokens) * self.heads if not read else 0
         return (elements * model.head_size + biased) * self.width + scales * FP32
 
     def feed_forward(self, tokens: int) -> int:
@@ -138,6 +143,12 @@ class _Sizes:
         how = {"full": self.block(stack.tokens, stack.read), "attention": self._attentions(stack)}
         return how.get(self.model.activation_checkpointing, 0)
 
+    def biased_keys(self, tokens: int) -> int:
+        """Keys that the rows of a bias are kept for; a matrix of blocks of queries serves all documents."""
+        if self.kernels.bias_rows < self.document:
+            return self.document + self.kernels.bias_rows
+        return tokens
+
     def _attentions(self, stack: _Stack) -> int:
         own = self.attention(stack.tokens)
         return own + (self.attention(stack.tokens, stack.read) if stack.read else 0)
@@ -158,3 +169,28 @@ class _Sizes:
         ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
         ids += tokens * INT64 * model.multi_token_depths
         return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids
+
+    def loss(self, tokens: int, columns: int, targets: float) -> tuple[int, int]:
+        """What the loss leaves, gradients of states and of its part of the output matrix, and what it needs meanwhile.
+
+        A chunk of logits is alive in fp32 and, where the model computes with less, once more; so are the product that
+        is added to the gradient of the matrix, the last states, and those of targets where others are left out.
+        """
+        model, kept, width = self.model, self.kernels, self.width
+        chosen = targets < kept.enough_targets
+        rows = int(tokens * targets) if chosen else tokens
+        states, matrix = rows * model.d_model, columns * model.d_model
+        left = states * width + matrix * FP32
+        chunk = min(rows, max(kept.chunk // columns, 256))
+        meanwhile = chunk * columns * FP32 + (tokens * model.d_model + chosen * states) * width
+        if width < FP32:
+            return left, meanwhile + chunk * columns * width + matrix * (width + kept.added)
+        return left, meanwhile + chunk * model.d_model * width
+
+    def on_the_way(self, tokens: int) -> int:
+        """Gradients inside the last feed-forward layer and of its second matrix, less the last states, which are gone.
+
+        Of all of a backward pass this is the most that is alive beside what is left.
+        """
+        parts, model = 3 if self.model.is_gated else 2, self.model
+        return (tokens * parts + model.d_model) * self.inner * self.width - self.between(tokens)

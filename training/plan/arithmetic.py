@@ -40,3 +40,9 @@ def recomputed_flops(model: ModelConfig, work: Work) -> int:
     if model.activation_checkpointing == "attention":
         changes["d_ff"] = 0
     return train_flops(model.model_copy(update=changes), 0, work) // 3
+
+
+def attention_flops(model: ModelConfig, work: Work) -> int:
+    """Of scores and weighted values alone, and of those that are computed again."""
+    pairs = Work(0, work.num_pairs, 0, work.num_encoder_pairs, work.num_cross_pairs)
+    return train_flops(model, 0, pairs) + recomputed_flops(model, pairs)

@@ -19,6 +19,10 @@ class Machine(BaseModel):
     """Its name among `GPU_TFLOPS`."""
     memory_gb: float = Field(gt=0)
     """Of one GPU, 10^9 bytes."""
+    memory_gb_per_s: float = Field(gt=0)
+    """Of that memory."""
+    attention: float = Field(gt=0, le=1)
+    """Share of the efficiency of matrix products that attention's allowed pairs reach, by flash-attn 2."""
     gpus: int = Field(ge=1)
     """In a node."""
     node_gb_per_s: float = Field(gt=0)
@@ -32,6 +36,15 @@ class Machine(BaseModel):
     def peak_flops(self) -> float:
         """Dense bf16 FLOP/s."""
         return GPU_TFLOPS[self.device] * 1e12
+
+    def bandwidth(self, num_ranks: int, stride: int = 1) -> float:
+        """Bytes a second of a ring over `num_ranks` GPUs, every `stride`-th of a row of them, one direction.
+
+        Collectives lay as many rings as a node has GPUs in the group, each over another adapter.
+        """
+        if num_ranks * stride <= self.gpus:
+            return self.node_gb_per_s * 1e9
+        return min(self.node_gb_per_s, self.network_gb_per_s * max(self.gpus // stride, 1)) * 1e9
 
 
 @functools.cache

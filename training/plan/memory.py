@@ -1,16 +1,19 @@
-"""Bytes of memory of one GPU while a run trains on it, part by part, and at the moments when it holds most.
+"""Bytes of memory of one rank's device while a run trains on it, part by part, at the moments when it holds most.
 
-    from step to step       weights, gradients, master weights, moments: as ZeRO cuts them between R replicas
-    at the loss             + what blocks and ends have left, + a chunk of logits
-    in the backward pass    + the same, + a block that is computed again, its gradients, and buckets on their way
-    in the optimizer        + gradients made flat, at stage 1
+    from step to step       weights, master weights, moments; at stage 3 gradients: as ZeRO cuts them between R replicas
+    at the loss             + gradients of the micro-batches before, what blocks and ends have left, a chunk of logits
+    in the backward pass    + the same without logits, a block that is computed again, gradients on their way, buckets
+    at its first reduction  + the part of gradients that a replica sums, where it is made then
+    when it is over         + all gradients and none of what was left
+    in the optimizer        + gradients made flat, and one of them in fp64 for the norm
 
-ZeRO as in arXiv 1910.02054, section 5, with the 4 bytes of gradient that the sum over micro-batches takes here.
+ZeRO as in arXiv 1910.02054, section 5, with the 4 bytes of gradient that the sum over micro-batches takes here. What
+DeepSpeed's keys say is taken from the run (zero_keys.py).
 """
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -18,17 +21,18 @@ from model.config import ModelConfig
 from model.network.layers import divisions
 from model.network.transformer import Transformer
 from training.config import ParallelConfig, RunConfig
-from training.deepspeed_config import deepspeed_config
-from training.plan.activations import FP32, Activations, Rows, activations, width_of
+from training.deepspeed_config import accumulation_steps
+from training.plan.activations import Activations, Rows, activations, width_of
+from training.plan.gradients import Gradients, gradients
+from training.plan.kernels import FP32
+from training.plan.zero_keys import zero_keys
 
-MOST_LIVE = 1_000_000_000
-"""Weights that ZeRO 3 keeps gathered when DeepSpeed's keys do not say otherwise."""
-KEPT_WHOLE = 100_000
-"""Elements of the largest weight that it never cuts, likewise."""
 OVERHEAD_GB = 2.0
 """Of CUDA's context, kernels and nccl: what torch does not count."""
 FRAGMENTS = 1.04
 """What an allocator takes beyond what is asked for."""
+FP64 = 8
+"""Bytes of a number that norms are summed in."""
 
 
 class Counts(NamedTuple):
@@ -38,6 +42,8 @@ class Counts(NamedTuple):
     """Every weight that it holds."""
     block: int
     """Of one block, the largest."""
+    largest: int
+    """Of one weight, the largest."""
     small: int
     """In weights so small that ZeRO 3 never cuts them."""
     copied: int
@@ -47,36 +53,58 @@ class Counts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of one GPU."""
+    """Bytes of one rank's device."""
 
     weights: int
-    gradients: int
+    gradients: Gradients
     master_weights: int
     moments: int
     gathered: int
     """Weights that ZeRO 3 has gathered at once."""
     activations: Activations
-    buffers: int
-    """Gradients of a block and buckets of the backward pass."""
-    flattened: int
-    """Gradients that stage 1 makes flat, a replica's part of them, when its optimizer steps."""
+    block: int
+    """Gradients of the weights of a block."""
+    width: int
+    """Of a number that the model computes with."""
+    norm: int
+    """A gradient while its norm is taken."""
     host: int
     """Offloaded to the host instead; what goes to NVMe is in neither."""
 
     @property
     def held(self) -> int:
-        """From step to step."""
-        return self.weights + self.gradients + self.master_weights + self.moments
+        """From step to step, and the gradients that a step sums."""
+        return self.state + self.gradients.summed
+
+    @property
+    def state(self) -> int:
+        """From step to step, gradients left out."""
+        return self.weights + self.master_weights + self.moments
+
+    @property
+    def parts_of_moments(self) -> dict[str, dict[str, int]]:
+        """By moment, what is there beside the state."""
+        left, sums = self.activations, self.gradients
+        kept = {"activations of blocks": left.blocks, "embeddings, last norms, loss": left.ends}
+        gathered, buckets = {"gathered weights": self.gathered}, {"buckets of gradients": sums.buckets}
+        later = {name: round(size * (1 - sums.first_reduction)) for name, size in kept.items()}
+        # the output matrix's gradient is the first to be added to the sum, and gone where that is not its own memory
+        again = left.recomputed + left.on_the_way - (left.matrix if sums.adds_up else 0)
+        first = max(again, left.matrix * self.width // FP32 * (self.width < FP32), 0)
+        return {
+            "loss": {"gradients": sums.before, **gathered, **kept, "a chunk of logits": left.logits},
+            "backward": {"gradients": sums.before, **gathered, **kept, **buckets, "a block on its way": first},
+            "first reduction": {"gradients": sums.at_first_reduction, **gathered, **later, **buckets}
+            | {"a block on its way": left.recomputed + self.block, "gradients that are sent": sums.sent},
+            "reduced": {"gradients": sums.reduced, **gathered, **buckets, "gradients that are sent": sums.sent},
+            "norm": {"gradients": sums.at_norm, "a gradient in fp64": self.norm},
+            "optimizer": {"gradients": sums.in_optimizer},
+        }
 
     @property
     def moments_of_a_step(self) -> dict[str, int]:
         """What is held at the moments that may be the highest."""
-        left = self.activations.blocks + self.activations.ends
-        return {
-            "loss": self.held + self.gathered + left + self.activations.logits,
-            "backward": self.held + self.gathered + left + self.activations.recomputed + self.buffers,
-            "optimizer": self.held + self.flattened,
-        }
+        return {moment: self.state + sum(parts.values()) for moment, parts in self.parts_of_moments.items()}
 
     @property
     def peak(self) -> int:
@@ -89,43 +117,35 @@ class Memory(NamedTuple):
         return self.peak * FRAGMENTS + OVERHEAD_GB * 1e9
 
 
-def memory(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows) -> Memory:
-    """Of one of `num_gpus` GPUs, for micro-batches of these rows. ValueError when the ranks cannot be grouped so."""
+def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: str = "cuda") -> Memory:
+    """Of one of `num_ranks` devices, for micro-batches of these rows. ValueError when ranks cannot be grouped so."""
     training, parallel = run.training, run.parallel
-    counts = count(run.model, vocab_size, parallel)
-    replicas, stage = num_gpus // parallel.tensor, training.zero_stage
-    zero = deepspeed_config(run, num_gpus // parallel.num_sharing, "cuda")["zero_optimization"]
-    width = width_of(training)
+    data_ranks = num_ranks // parallel.num_sharing
+    keys, width = zero_keys(run, data_ranks, device), width_of(training)
+    counts = count(run.model, vocab_size, parallel, keys.kept_whole)
+    replicas, stage = num_ranks // parallel.tensor, training.zero_stage
     share = -(-counts.all // replicas)
     weights = width * counts.all
     gathered = 0
     if stage == 3:
         weights = width * (share + counts.small)
-        gathered = width * min(counts.all, int(zero.get("stage3_max_live_parameters", MOST_LIVE)))
-    gradients = FP32 * (share if stage > 1 else counts.all)
+        gathered = width * min(counts.all - counts.small, keys.most_live)
+    sums = gradients(
+        keys, stage, counts.all, share, counts.largest, width, accumulation_steps(run, data_ranks), replicas
+    )
     master_weights = FP32 * share if stage else 0
     moments = 2 * FP32 * (share if stage else counts.all)
-    bucket = min(int(zero.get("reduce_bucket_size", 0)), counts.all) if stage and replicas > 1 else 0
-    streams = 2 if zero.get("overlap_comm") else 1
-    buffers = width * counts.block + bucket * (streams * width + (FP32 if width < FP32 else 0))
     host = 0
-    if device := _place(zero, "offload_optimizer"):
-        moved = master_weights + moments + (gradients if stage > 1 else 0)
-        host += moved if device == "cpu" else 0
-        gradients = gradients if stage < 2 else 0
+    if keys.offloads_optimizer:
+        # with the part of the gradients that is updated with, that of the weights that goes back, and one on its way
+        host += master_weights + moments + (FP32 + width) * share + width * counts.largest
+        host += FP32 * share if accumulation_steps(run, data_ranks) > 1 else 0
         master_weights = moments = 0
-    if device := _place(zero, "offload_param"):
-        host += weights if device == "cpu" else 0
-        weights = 0
-    left = activations(run.model, vocab_size, parallel, rows, width)
-    flattened = FP32 * share if stage == 1 else 0
-    return Memory(weights, gradients, master_weights, moments, gathered, left, buffers, flattened, host)
-
-
-def _place(zero: dict[str, Any], key: str) -> str:
-    """Where something is offloaded to; empty where it stays."""
-    device: str = zero.get(key, {}).get("device", "none")
-    return "" if device == "none" else device
+    if keys.offloads_weights:
+        host, weights = host + weights, 0
+    left = activations(run.model, vocab_size, parallel, rows, width, device == "cuda")
+    norm = FP64 * min(counts.largest, share) if stage else 0
+    return Memory(weights, sums, master_weights, moments, gathered, left, width * counts.block, width, norm, host)
 
 
 def rows_of_vocabulary(run: RunConfig) -> int:
@@ -134,13 +154,16 @@ def rows_of_vocabulary(run: RunConfig) -> int:
     return -(-size // tensor) * tensor
 
 
-def count(model: ModelConfig, vocab_size: int, parallel: ParallelConfig) -> Counts:
-    """Weights of one tensor rank, counted on the model itself, without memory for it."""
-    return _count(model.model_dump_json(), vocab_size, parallel.tensor)
+def count(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, kept_whole: int = 0) -> Counts:
+    """Weights of one tensor rank, counted on the model itself, without memory for it.
+
+    `kept_whole` are elements of the largest weight that ZeRO 3 never cuts.
+    """
+    return _count(model.model_dump_json(), vocab_size, parallel.tensor, kept_whole)
 
 
 @functools.lru_cache(maxsize=256)
-def _count(model: str, vocab_size: int, tensor: int) -> Counts:
+def _count(model: str, vocab_size: int, tensor: int, kept_whole: int) -> Counts:
     config = ModelConfig.model_validate_json(model)
     shallow = config.model_copy(update={"num_layers": 1, "num_encoder_layers": 1 if config.encoder_layers else None})
     with torch.device("meta"):
@@ -157,7 +180,8 @@ def _count(model: str, vocab_size: int, tensor: int) -> Counts:
     return Counts(
         all=total(lambda name: True),
         block=max(blocks),
-        small=total(lambda name: sizes[name] <= KEPT_WHOLE),
+        largest=max(sizes.values()),
+        small=total(lambda name: sizes[name] <= kept_whole),
         copied=total(lambda name: name not in cut),
         of_heads=total(lambda name: name.endswith(("q_norm.weight", "k_norm.weight"))),
     )

@@ -15,27 +15,28 @@ class Sent(NamedTuple):
     """Bytes that one GPU sends in a step."""
 
     gradients: float
-    """Between replicas: gradients, and weights where ZeRO has cut them."""
+    """Between replicas."""
+    weights: float
+    """Between replicas, where ZeRO has cut them."""
     layers: float
     """Between the ranks that share layers."""
     rows: float
     """Between the ranks that share rows."""
 
 
-def between_replicas(run: RunConfig, weights: int, replicas: int, passes: int) -> float:
-    """Gradients in their sum's precision, and weights gathered: once a step, at stage 3 twice a micro-batch."""
-    if replicas == 1:
-        return 0.0
-    ring, stage = (replicas - 1) / replicas, run.training.zero_stage
-    gradient = weights * (BF16 if run.training.gradient_communication == "bf16" else FP32)
-    width = weights * width_of(run.training)
-    if stage == 0:
-        return 2 * ring * gradient
-    if stage == 1:
-        return ring * (2 * gradient + width)
-    if stage == 2:
-        return ring * (passes * gradient + width)
-    return ring * passes * (gradient + 2 * width)
+def gradients(run: RunConfig, weights: int, replicas: int, passes: int) -> float:
+    """Of a step, in their sum's precision: summed once, at stage 2 with every micro-batch, at 3 only scattered.
+
+    DeepSpeed's stage 2 sums whole buckets and keeps its part of them (`use_multi_rank_bucket_allreduce`).
+    """
+    each = weights * (BF16 if run.training.gradient_communication == "bf16" else FP32) * (replicas - 1) / replicas
+    return each * {0: 2, 1: 2, 2: 2 * passes, 3: passes}[run.training.zero_stage]
+
+
+def gathered_weights(run: RunConfig, weights: int, replicas: int, passes: int) -> float:
+    """Of a step, of weights that are cut: after the optimizer's, at stage 3 before every pass forward and backward."""
+    times = {0: 0, 1: 1, 2: 1, 3: 2 * passes}[run.training.zero_stage]
+    return times * weights * width_of(run.training) * (replicas - 1) / replicas
 
 
 def between_layers(run: RunConfig, rows: Rows) -> float:

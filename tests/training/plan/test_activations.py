@@ -99,7 +99,7 @@ class KeepsItsRows(torch.autograd.Function):
         return F.linear(ranks.whole(x), weight, bias)
 
 
-def kept(model: Transformer) -> int:
+def kept(model: Transformer, lengths: list[int] | None = None) -> int:
     """Bytes that autograd keeps of a forward pass, weights and their likes left out, each memory once."""
     weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
     found: dict[int, torch.Tensor] = {}
@@ -111,7 +111,7 @@ def kept(model: Transformer) -> int:
         return tensor
 
     draw = torch.Generator().manual_seed(0)
-    lengths = lengths_of(model.config)
+    lengths = lengths or lengths_of(model.config)
     tokens, read = (torch.randint(VOCAB, (sum(each),), generator=draw) for each in (lengths, READ))
     pattern = pattern_of(lengths, lengths if model.config.shape == "encoder" else [0] * len(lengths))
     encoder = None
@@ -122,13 +122,17 @@ def kept(model: Transformer) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-def said(config: ModelConfig, parallel: ParallelConfig) -> int:
-    """What the plan says, less the gradients that the loss makes on the way and keeps for itself."""
+def said(
+    config: ModelConfig, parallel: ParallelConfig, width: int = 4, document: int = 128, on_gpu: bool = True
+) -> int:
+    """What the plan says, less the gradients that the loss makes on the way and keeps for itself.
+
+    Of documents alike torch's kernel keeps on CPUs what those of GPUs do.
+    """
     length = sum(lengths_of(config))
-    rows = Rows(length, sum(READ) if config.shape == "encdec" else 0, 128)
-    left = activations(config, VOCAB, parallel, rows, 4, on_gpu=False)
-    gradients = length // parallel.context * config.d_model + VOCAB // parallel.tensor * config.d_model
-    return left.blocks + left.ends - 4 * gradients * (1 + config.multi_token_depths)
+    rows = Rows(length, sum(READ) if config.shape == "encdec" else 0, document)
+    left = activations(config, VOCAB, parallel, rows, width, on_gpu)
+    return left.blocks + left.ends - width * length // parallel.context * config.d_model - left.matrix
 
 
 def config_of(name: str) -> ModelConfig:
@@ -162,3 +166,12 @@ def test_ranks_that_share_rows_keep_what_the_plan_says(name):
     config, parallel = config_of(name), ParallelConfig(context=4)
     model = Transformer(config, VOCAB, context=AloneInRows(4))
     assert said(config, parallel) == pytest.approx(kept(model), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["causal", "grouped heads", "layernorm, gelu, biases", "parallel"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_of_cpus_keep_what_the_plan_says_of_them(name, dtype):
+    """A long document beside a short one: ours has the one in fp32, torch's the other, and what they give is joined."""
+    config, lengths = config_of(name), [500, 12]
+    planned = said(config, ParallelConfig(), dtype.itemsize, 500, on_gpu=False)
+    assert planned == pytest.approx(kept(Transformer(config, VOCAB).to(dtype), lengths), rel=0.01)

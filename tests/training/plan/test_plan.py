@@ -50,14 +50,18 @@ def run_of(model: dict | None = None, training: dict | None = None, **sections) 
 def test_a_peak_on_a_gpu_was_what_the_plan_says(name):
     model, training, gigabytes = MEASURED[name]
     found = plan(run_of(model, training), 1, machine("h200"), None, EFFICIENCY)
-    assert found.memory.peak / 1e9 == pytest.approx(gigabytes, rel=0.06)
+    assert found.memory.peak / 1e9 == pytest.approx(gigabytes, rel=0.04)
     assert f"| {gigabytes} |" in (RUNS[0].parents[2] / "docs" / "gpu.md").read_text()
 
 
-def test_a_step_on_a_gpu_took_about_what_the_plan_says():
-    """0.737 s: forward, backward and optimizer of docs/gpu.md, 354 TFLOP/s of 989."""
-    found = plan(run_of(), 1, machine("h200"), 620, 354 / 989)
-    assert found.speed.seconds == pytest.approx(0.737, rel=0.03)
+@pytest.mark.parametrize(
+    ("model", "training", "seconds"),
+    [({}, {}, 0.736), ({}, {"zero_stage": 3}, 0.777), ({"activation_checkpointing": "full"}, {}, 0.957)],
+)
+def test_a_step_on_a_gpu_took_about_what_the_plan_says(model, training, seconds):
+    """Forward, backward and optimizer of docs/gpu.md, which gave the efficiency."""
+    found = plan(run_of(model, training), 1, machine("h200"), 620, EFFICIENCY)
+    assert found.speed.seconds == pytest.approx(seconds, rel=0.07)
 
 
 def test_zero_s_own_table_is_ours_but_for_gradients_of_four_bytes():

@@ -1,0 +1,180 @@
+"""The plan against what others have published: bytes, operations and speeds of runs on hundreds of GPUs.
+
+    python -m benchmarks.plan_world [--rows] [--write] [--check]
+
+Speeds are those of benchmarks/published.yaml, each table with its source. Of each table one row gives the efficiency of
+matrix products; all other rows are predicted with it, and the error is that of seconds. It needs no GPU and starts no
+rank. `--write` puts the tables into docs/plan.md, where a test finds them again.
+"""
+
+import argparse
+import dataclasses
+import functools
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from model.flops import Work, train_flops
+from training.config import RunConfig
+from training.plan.arithmetic import recomputed_flops, recomputed_layers
+from training.plan.machines import Machine, machine
+from training.plan.plan import Plan, plan
+from training.plan.speed import BANDWIDTH
+
+PUBLISHED = Path(__file__).with_name("published.yaml")
+GOALS = {"median": 0.08, "worst": 0.30}
+"""Of the errors of all rows that are predicted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A row of a table: seconds of a step, published and planned."""
+
+    table: str
+    what: str
+    published: float
+    planned: float
+    is_calibration: bool
+
+    @property
+    def error(self) -> float:
+        """Planned too long is above 0."""
+        return self.planned / self.published - 1
+
+
+def tables() -> list[dict[str, Any]]:
+    """The published tables."""
+    return yaml.safe_load(PUBLISHED.read_text(encoding="utf-8"))["tables"]
+
+
+def compare(table: dict[str, Any]) -> tuple[float, list[Comparison]]:
+    """The efficiency that one row of a table gives, and all its rows."""
+    kind = machine(table["gpu"])
+    kind = kind.model_copy(update=table.get("machine", {}))
+    rows = [_values(table, row) for row in table["rows"]]
+    efficiency = calibrate(table, rows[table["calibrated_on"]], kind)
+    found = []
+    for number, values in enumerate(rows):
+        planned = plan_of(table, values, kind, efficiency)
+        what = " ".join(map(str, table["rows"][number][:-1]))
+        is_calibration = number == table["calibrated_on"]
+        seconds = seconds_of(table, values, planned)
+        found.append(
+            Comparison(table["name"], what, seconds, planned_seconds(table, planned, efficiency), is_calibration)
+        )
+    return efficiency, found
+
+
+def _values(table: dict[str, Any], row: list[Any]) -> dict[str, Any]:
+    return table["defaults"] | dict(zip(table["columns"], row, strict=True))
+
+
+def calibrate(table: dict[str, Any], values: dict[str, Any], kind: Machine) -> float:
+    """The efficiency at which a row takes as long as was published, by halving."""
+    low, high = 0.05, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        planned = plan_of(table, values, kind, middle)
+        low, high = (
+            (middle, high)
+            if planned_seconds(table, planned, middle) > seconds_of(table, values, planned)
+            else (low, middle)
+        )
+    return low
+
+
+def plan_of(table: dict[str, Any], values: dict[str, Any], kind: Machine, efficiency: float) -> Plan:
+    """The plan of a row."""
+    tree: dict[str, Any] = {"model": dict(table["models"][values["model"]]), "training": {"steps": 1}, "parallel": {}}
+    for key, value in values.items():
+        section, _, name = key.partition(".")
+        if name:
+            tree[section][name] = value
+    gpus, training = values["gpus"], tree["training"]
+    if "passes" in values:
+        ranks = gpus // tree["parallel"].get("tensor", 1)
+        training["global_batch_size"] = values["passes"] * training["micro_batch_size"] * ranks
+    if tree["parallel"].get("tensor", 1) == 1:
+        tree["parallel"].pop("sequence_parallel", None)
+    run = RunConfig.model_validate(tree | {"name": "run", "tokenizer": {"path": "none"}, "data": {"path": "none"}})
+    return plan(run, gpus, kind, None, efficiency)
+
+
+def planned_seconds(table: dict[str, Any], planned: Plan, efficiency: float) -> float:
+    """Seconds of a planned step, with what the table's trainers do otherwise than ours.
+
+    Where torch's checkpoints stop early, the last product of a block is not computed again. Where attention is not
+    fused, its scores pass through memory: 13 bytes a pair and head forward, 19 backward.
+    """
+    run, kind = planned.run, planned.machine
+    model, seconds = run.model, planned.speed.seconds
+    tokens = run.training.global_batch_size * run.training.sequence_length / planned.num_gpus
+    again = recomputed_layers(model, model.num_layers)
+    if table.get("stops_early") and model.activation_checkpointing == "full":
+        seconds -= tokens * again * 2 * model.d_ff * model.d_model / (kind.peak_flops * efficiency)
+    if table.get("unfused"):
+        passed = tokens * run.training.sequence_length * model.num_heads * (32 * model.num_layers + 13 * again)
+        seconds += passed / (kind.memory_gb_per_s * 1e9 * BANDWIDTH)
+    return seconds
+
+
+def seconds_of(table: dict[str, Any], values: dict[str, Any], planned: Plan) -> float:
+    """Seconds of a step that a row's figure stands for."""
+    training = planned.run.training
+    if "tokens_per_gpu" in values:
+        return training.global_batch_size * training.sequence_length / (values["tokens_per_gpu"] * planned.num_gpus)
+    if "tflops" in values:
+        return operations(planned, table["counted"] == "all") / (values["tflops"] * 1e12 * planned.num_gpus)
+    return values["seconds"]
+
+
+def operations(planned: Plan, with_recomputed: bool) -> float:
+    """Of a step, with all pairs of a row, those that a causal mask hides too, as many count them."""
+    run, length = planned.run, planned.run.training.sequence_length
+    samples = run.training.global_batch_size
+    work = Work(length, length * length)
+    again = recomputed_flops(run.model, work) if with_recomputed else 0
+    return samples * (train_flops(run.model, planned.vocab_size, work) + again)
+
+
+@functools.cache
+def speeds() -> list[tuple[dict[str, Any], float, list[Comparison]]]:
+    """All tables with their efficiencies and rows."""
+    return [(table, *compare(table)) for table in tables()]
+
+
+def main() -> int:
+    """Shows what is asked for."""
+    options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    options.add_argument("--rows", action="store_true", help="show every row")
+    options.add_argument("--check", action="store_true", help="exit 1 when a goal is missed")
+    args = options.parse_args()
+    console = Console(width=140)
+    shown = Table()
+    for name in ("table", "rows", "efficiency", "median error", "worst", "its row"):
+        shown.add_column(name)
+    errors = []
+    for table, efficiency, rows in speeds():
+        predicted = [row for row in rows if not row.is_calibration]
+        errors += [abs(row.error) for row in predicted]
+        worst = max(predicted, key=lambda row: abs(row.error))
+        median = statistics.median(abs(row.error) for row in predicted)
+        shown.add_row(
+            table["name"], str(len(rows)), f"{efficiency:.2f}", f"{median:.1%}", f"{worst.error:+.1%}", worst.what
+        )
+        if args.rows:
+            for row in rows:
+                mark = " (calibrated)" if row.is_calibration else ""
+                console.print(f"  {row.what}: {row.published:.3f} s, planned {row.planned:.3f}, {row.error:+.1%}{mark}")
+    console.print(shown)
+    print(statistics.median(errors), max(errors), len(errors))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

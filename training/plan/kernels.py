@@ -1,0 +1,50 @@
+"""What kernels of a device keep for the backward pass, and what they need while they run, where devices differ.
+
+GPU    flash-attn keeps queries, keys, values, what it gives and a logarithm of each row; norms keep their input
+CPU    our attention keeps them in its own order, beside those that torch's kernel keeps of short documents, and
+       what documents of different kinds give is joined anew; RMSNorm in bf16 keeps its input twice in fp32
+"""
+
+from typing import NamedTuple
+
+from model.config import ModelConfig
+from model.kernels.cpu_attention import BLOCK, MIN_LENGTH
+from model.network.loss import CHUNK_ELEMENTS, ENOUGH_TARGETS
+
+FP32 = 4
+"""Bytes."""
+
+
+class Kernels(NamedTuple):
+    """Of one device, for documents of one length."""
+
+    normed: int
+    """Bytes of an element of a norm's input."""
+    queries: int
+    """How often attention keeps queries, keys and values."""
+    attended: int
+    """How often what attention gives."""
+    bias_rows: int
+    """Rows of the matrix [rows, keys] that a bias of scores is kept as, for each head and layer."""
+    chunk: int
+    """Logits alive at once."""
+    added: int
+    """Bytes of an element of a product that is added to a sum of another precision, beside the product."""
+    enough_targets: float
+    """Share of positions that are targets from which on all go through the output projection."""
+
+
+def kernels(model: ModelConfig, width: int, document: int, on_gpu: bool) -> Kernels:
+    """What a device keeps of a model that computes with numbers of `width` bytes."""
+    biased = model.positions == "t5_bias"
+    if on_gpu:
+        return Kernels(width, 1, 1, document if biased else 0, CHUNK_ELEMENTS[True], 0, 0.0)
+    own = width >= FP32 and (biased or model.positions == "alibi" or _is_long(model, document))
+    normed = 2 * FP32 if model.norm == "rmsnorm" and width < FP32 else width
+    rows = min(BLOCK, document) if biased and width >= FP32 else document if biased else 0
+    added = FP32 if width < FP32 else 0
+    return Kernels(normed, 2 if own and not biased else 1, 2, rows, CHUNK_ELEMENTS[False], added, ENOUGH_TARGETS)
+
+
+def _is_long(model: ModelConfig, document: int) -> bool:
+    return document >= MIN_LENGTH and model.shape != "encoder"

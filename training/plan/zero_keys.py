@@ -1,0 +1,49 @@
+"""What a run's DeepSpeed keys say of ZeRO's memory, with DeepSpeed's own value where neither it nor we set one."""
+
+from typing import Any, NamedTuple
+
+from training.config import RunConfig
+from training.deepspeed_config import deepspeed_config
+
+MOST_LIVE = 1_000_000_000
+KEPT_WHOLE = 100_000
+BUCKET = 500_000_000
+"""DeepSpeed's own stage3_max_live_parameters, stage3_param_persistence_threshold and reduce_bucket_size."""
+
+
+class ZeroKeys(NamedTuple):
+    """Keys of `zero_optimization`."""
+
+    bucket: int
+    """Elements of gradients that are reduced together."""
+    overlaps: bool
+    """Whether gradients are reduced while others are computed, from two buckets."""
+    stages: bool
+    """Whether gradients are copied into buckets, one behind another."""
+    most_live: int
+    """Elements of weights that stage 3 keeps gathered."""
+    kept_whole: int
+    """Elements of the largest weight that stage 3 never cuts."""
+    offloads_optimizer: bool
+    """Whether master weights and moments are in the host's memory."""
+    offloads_weights: bool
+    """Whether stage 3 has its part of the weights there."""
+
+
+def zero_keys(run: RunConfig, data_ranks: int, device: str) -> ZeroKeys:
+    """Those of a run on so many data ranks of a kind of device, cuda or cpu."""
+    zero = deepspeed_config(run, data_ranks, device)["zero_optimization"]
+    offloads = _is_offloaded(zero, "offload_optimizer")
+    return ZeroKeys(
+        bucket=int(zero.get("reduce_bucket_size", BUCKET)),
+        overlaps=bool(zero.get("overlap_comm")),
+        stages=bool(zero.get("contiguous_gradients", True)) or offloads,
+        most_live=int(zero.get("stage3_max_live_parameters", MOST_LIVE)),
+        kept_whole=int(zero.get("stage3_param_persistence_threshold", KEPT_WHOLE)),
+        offloads_optimizer=offloads,
+        offloads_weights=_is_offloaded(zero, "offload_param"),
+    )
+
+
+def _is_offloaded(zero: dict[str, Any], key: str) -> bool:
+    return zero.get(key, {}).get("device", "none") != "none"
