@@ -51,9 +51,12 @@ TRAINING = {
 }
 TINY = {"num_layers": 1, "d_model": 64, "num_heads": 4, "d_ff": 64}
 MAPPED = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
+PATIENCE = 3600.0
 ROOM = 5e9
 """Bytes that the largest run takes with its imports."""
-BF16 = {"precision": "bf16", "micro_batch_size": 1}
+BF16 = {"precision": "bf16", "micro_batch_size": 1, "sequence_length": 512}
+"""Few tokens and layers: a CPU without units for bf16 is slow at it."""
+SHALLOW = {"num_layers": 2}
 OFFLOAD = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
 CUT_ALL = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
 PREFIX, MASKED = {"name": "prefix_lm"}, {"name": "masked_lm"}
@@ -76,9 +79,17 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "attention recomputed": {"model": {"activation_checkpointing": "attention"}},
     "vocabulary of 65,536": {"model": {"vocab_size": 65536, "num_layers": 2, "tie_embeddings": True}},
-    "bf16, ZeRO 1": {"training": BF16 | {"global_batch_size": 1}},
-    "bf16, ZeRO 2, two ranks": {"ranks": 2, "training": BF16 | {"zero_stage": 2, "global_batch_size": 4}},
-    "bf16, ZeRO 3, two ranks": {"ranks": 2, "training": BF16 | {"zero_stage": 3, "global_batch_size": 2}},
+    "bf16, ZeRO 1": {"model": SHALLOW, "training": BF16 | {"global_batch_size": 1}},
+    "bf16, ZeRO 2, two ranks": {
+        "ranks": 2,
+        "model": SHALLOW,
+        "training": BF16 | {"zero_stage": 2, "global_batch_size": 4},
+    },
+    "bf16, ZeRO 3, two ranks": {
+        "ranks": 2,
+        "model": SHALLOW,
+        "training": BF16 | {"zero_stage": 3, "global_batch_size": 2},
+    },
     "prefix": {"model": {"shape": "prefix"}, "objective": PREFIX},
     "encoder, masked": {"model": {"shape": "encoder"}, "objective": MASKED},
     "encoder and decoder": {"model": {"shape": "encdec", "num_layers": 3}, "objective": PREFIX},
@@ -179,7 +190,8 @@ def planned(name: str, found: dict[str, Any]) -> tuple[int, str]:
     from training.plan.memory import memory
 
     run = RunConfig.model_validate(config_of(name, "none"))
-    rows = Rows(found["tokens"], found["read"], (SHORTEST + LONGEST) // 2, found["targets"])
+    document = (SHORTEST + LONGEST) // (4 if found["read"] else 2)  # the encoder reads half of each
+    rows = Rows(found["tokens"], found["read"], document, found["targets"])
     said = memory(run, run.model.vocab_size or VOCAB_SIZE, CASES[name].get("ranks", 1), rows, "cpu")
     moments = said.moments_of_a_step
     return said.peak + said.host, max(moments, key=moments.__getitem__)
@@ -196,7 +208,8 @@ def measure(names: list[str], keeps: bool) -> list[dict[str, Any]]:
             mine = [name for name in names if CASES[name].get("ranks", 1) == ranks]
             if mine:
                 wait_for_memory(ROOM)
-                outputs = start(ranks, "benchmarks.plan_memory", "--rank", data, json.dumps(mine), str(int(keeps)))
+                command = ["benchmarks.plan_memory", "--rank", data, json.dumps(mine), str(int(keeps))]
+                outputs = start(ranks, *command, patience=PATIENCE)
                 rows += json.loads(outputs[0].splitlines()[-1])
     return rows
 

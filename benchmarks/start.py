@@ -106,8 +106,8 @@ def write_run(folder: Path, data: Path, model: dict[str, Any], steps: int, **tra
     return folder
 
 
-def start(num_ranks: int, *command: str, traces: list[Path] | None = None) -> list[str]:
-    """Output of each rank of `python -m command`; an error when one of them fails."""
+def start(num_ranks: int, *command: str, traces: list[Path] | None = None, patience: float = PATIENCE) -> list[str]:
+    """Output of each rank of `python -m command`; an error when one fails, or takes more than `patience` seconds."""
     place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(num_ranks):
@@ -117,7 +117,7 @@ def start(num_ranks: int, *command: str, traces: list[Path] | None = None) -> li
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         ranks.append(subprocess.Popen([*strace, sys.executable, "-m", *command], **how, **pipes))  # type: ignore[call-overload]
     try:
-        outputs = [rank.communicate(timeout=PATIENCE) for rank in ranks]
+        outputs = [rank.communicate(timeout=patience) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -59,6 +59,8 @@ class _Stack(NamedTuple):
     tokens: int
     read: int
     """Tokens that its cross-attention reads; 0 without."""
+    is_square: bool
+    """Whether all of a document see each other."""
 
 
 def activations(
@@ -67,10 +69,9 @@ def activations(
     """What a rank keeps, where a number that the model computes with has `width` bytes."""
     size = _Sizes(model, parallel, rows.document, width, on_gpu)
     tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
-    depths = model.multi_token_depths
-    stacks = [_Stack(model.num_layers + depths, tokens, read)]
+    stacks = [_Stack(model.num_layers, tokens, read, model.shape == "encoder")]
     if model.shape == "encdec":
-        stacks.append(_Stack(model.encoder_layers, read, 0))
+        stacks.append(_Stack(model.encoder_layers, read, 0, True))
     blocks = sum(size.of_stack(stack) for stack in stacks)
     recomputed = max(size.recomputed(stack) for stack in stacks)
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
@@ -101,12 +102,13 @@ class _Sizes:
         rows = tokens // self.row_parts
         return rows * (self.model.d_model * self.kernels.normed + scales * FP32)
 
-    def attention(self, tokens: int, read: int = 0) -> int:
+    def attention(self, tokens: int, is_square: bool, read: int = 0) -> int:
         """What attention leaves of its own; cross-attention where it reads other tokens."""
         model, keys, kept = self.model, read or tokens, self.kernels
         # what attention gives is kept once more where ranks share rows: by heads for itself, by rows for the next layer
         given = kept.attended + self.shares_rows
-        elements = (kept.queries + given) * tokens * self.heads + 2 * kept.queries * keys * self.groups
+        queries = 1 if is_square else kept.queries
+        elements = (queries + given) * tokens * self.heads + 2 * queries * keys * self.groups
         scales = tokens * self.heads
         if model.qk_norm and not read:
             elements += tokens * (self.heads + self.groups)
@@ -122,25 +124,25 @@ class _Sizes:
         parts = 3 if self.model.is_gated else 1 if self.model.activation == "relu" else 2
         return tokens * parts * self.inner * self.width
 
-    def block(self, tokens: int, read: int) -> int:
+    def block(self, stack: _Stack) -> int:
         """All that a block leaves."""
+        _, tokens, read, _ = stack
         norms = (1 if self.model.parallel_block else 2) + (1 if read else 0)
-        left = norms * (self.norm(tokens) + self.between(tokens)) + self.feed_forward(tokens) + self.attention(tokens)
-        return left + (self.attention(tokens, read) if read else 0)
+        return norms * (self.norm(tokens) + self.between(tokens)) + self.feed_forward(tokens) + self.attentions(stack)
 
     def of_stack(self, stack: _Stack) -> int:
         """All blocks of a stack."""
-        num_layers, tokens, read = stack
-        whole = self.block(tokens, read)
+        num_layers, tokens = stack.num_layers, stack.tokens
+        whole = self.block(stack)
         how = self.model.activation_checkpointing
         if how == "full":
             skipped = -(-num_layers // self.model.activation_checkpointing_interval)
             return skipped * self.between(tokens) + (num_layers - skipped) * whole
-        return num_layers * (whole - (self._attentions(stack) if how == "attention" else 0))
+        return num_layers * (whole - (self.attentions(stack) if how == "attention" else 0))
 
     def recomputed(self, stack: _Stack) -> int:
         """What is computed again at once."""
-        how = {"full": self.block(stack.tokens, stack.read), "attention": self._attentions(stack)}
+        how = {"full": self.block(stack), "attention": self.attentions(stack)}
         return how.get(self.model.activation_checkpointing, 0)
 
     def biased_keys(self, tokens: int) -> int:
@@ -149,9 +151,10 @@ class _Sizes:
             return self.document + self.kernels.bias_rows
         return tokens
 
-    def _attentions(self, stack: _Stack) -> int:
-        own = self.attention(stack.tokens)
-        return own + (self.attention(stack.tokens, stack.read) if stack.read else 0)
+    def attentions(self, stack: _Stack) -> int:
+        """What the attentions of a block leave."""
+        own = self.attention(stack.tokens, stack.is_square)
+        return own + (self.attention(stack.tokens, True, stack.read) if stack.read else 0)
 
     def depths(self, tokens: int) -> int:
         """What further depths leave outside of their blocks: inputs of three norms and of a matrix, and rotations."""

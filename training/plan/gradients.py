@@ -21,48 +21,69 @@ class Gradients(NamedTuple):
     """Of the sum over the micro-batches of a step."""
     before: int
     """At the beginning of the last forward pass."""
-    first_reduction: float
-    """Share of the backward pass that is over when gradients are first reduced."""
     at_first_reduction: int
     reduced: int
     """When the last backward pass is over."""
     at_norm: int
     in_optimizer: int
-    buckets: int
-    """That gradients are copied into in a backward pass."""
-    sent: int
-    """A bucket put together, and once more in what ranks sum where that is another precision."""
-    adds_up: bool
+    first_reduction: float = 1.0
+    """Share of the backward pass that is over when gradients are first reduced."""
+    adds_up: bool = False
     """Whether a gradient is added to a sum that is there, so that its own memory is free again."""
+    buckets: int = 0
+    """That gradients are copied into in a backward pass."""
+    sent: int = 0
+    """A bucket put together, and once more in what ranks sum where that is another precision."""
 
 
-def gradients(
-    keys: ZeroKeys, stage: int, weights: int, share: int, largest: int, width: int, passes: int, replicas: int
-) -> Gradients:
-    """Of a rank with so many weights, of which it updates a share, in steps of so many passes."""
+class Shares(NamedTuple):
+    """Weights of a rank."""
+
+    all: int
+    """That it computes with."""
+    own: int
+    """That it updates."""
+    largest: int
+    """Of one of them, the largest."""
+
+
+def gradients(keys: ZeroKeys, stage: int, weights: Shares, width: int, passes: int, replicas: int) -> Gradients:
+    """Of a rank that computes with numbers of `width` bytes, in steps of so many passes."""
     mixed, again = width < FP32, passes > 1
+    whole, part = FP32 * weights.all, 0 if keys.offloads_optimizer else FP32 * weights.own
     if stage == 0:
-        whole = FP32 * weights
-        return Gradients(whole, whole * again, 1.0, whole, whole, whole, whole, 0, 0, again)
+        return Gradients(whole, whole * again, whole, whole, whole, whole, adds_up=again)
     staging = FP32 if mixed and stage == 1 else width
-    copies = (2 if keys.overlaps and stage < 3 else 1) * keys.bucket if keys.stages else 0
-    together = min(max(keys.bucket, largest), weights) if keys.stages or replicas > 1 else 0
-    sent = together * (staging + (FP32 if staging < FP32 else 0))
-    begins = min(together / weights, 1.0) if stage > 1 or keys.overlaps else 1.0
-    part = 0 if keys.offloads_optimizer else FP32 * share
+    together = min(max(keys.bucket, weights.largest), weights.all) if keys.stages or replicas > 1 else 0
+    begins = min(together / weights.all, 1.0) if stage > 1 or keys.overlaps else 1.0
     if stage == 1:
-        whole = FP32 * weights
-        before, flat = whole * again, part * mixed
-        first = max(before, round(whole * begins)) + flat
-        at_norm = whole + flat if mixed else part
-        in_optimizer = at_norm if mixed else 2 * part
-        return Gradients(
-            whole, before, begins, first, whole + flat, at_norm, in_optimizer, copies * staging, sent, again
+        flat = part * mixed
+        sums = Gradients(
+            summed=whole,
+            before=whole * again,
+            at_first_reduction=max(whole * again, round(whole * begins)) + flat,
+            reduced=whole + flat,
+            at_norm=whole + flat if mixed else part,
+            in_optimizer=whole + flat if mixed else 2 * part,
+            adds_up=again,
         )
-    if stage == 2:
-        first = part if mixed or again else round(part * begins)
-        in_optimizer = part if mixed else 2 * part
-        return Gradients(
-            part, part * again, begins, first, part, part, in_optimizer, copies * staging, sent, mixed or again
+    else:
+        kept = stage == 3 or again
+        once_more = min(part, FP32 * keys.sub_group) if stage == 3 else part * (not mixed)
+        sums = Gradients(
+            summed=part,
+            before=part * kept,
+            at_first_reduction=part if mixed or kept else round(part * begins),
+            reduced=part,
+            at_norm=part,
+            in_optimizer=part + once_more,
+            adds_up=mixed or kept,
         )
-    return Gradients(part, part, begins, part, part, part, 2 * part, copies * FP32, sent, True)
+    return sums._replace(first_reduction=begins, **_on_their_way(keys, stage, together, staging))
+
+
+def _on_their_way(keys: ZeroKeys, stage: int, together: int, staging: int) -> dict[str, int]:
+    """Buckets of numbers of `staging` bytes, of which ranks sum so many elements together."""
+    copies = (2 if keys.overlaps and stage < 3 else 1) * keys.bucket if keys.stages else 0
+    sent = together * (staging + (FP32 if staging < FP32 else 0))
+    return {"buckets": copies * (FP32 if stage == 3 else staging), "sent": sent}

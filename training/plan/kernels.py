@@ -21,7 +21,7 @@ class Kernels(NamedTuple):
     normed: int
     """Bytes of an element of a norm's input."""
     queries: int
-    """How often attention keeps queries, keys and values."""
+    """How often attention keeps queries, keys and values where not all queries see all keys; else once."""
     attended: int
     """How often what attention gives."""
     bias_rows: int
@@ -36,15 +36,13 @@ class Kernels(NamedTuple):
 
 def kernels(model: ModelConfig, width: int, document: int, on_gpu: bool) -> Kernels:
     """What a device keeps of a model that computes with numbers of `width` bytes."""
-    biased = model.positions == "t5_bias"
     if on_gpu:
-        return Kernels(width, 1, 1, document if biased else 0, CHUNK_ELEMENTS[True], 0, 0.0)
-    own = width >= FP32 and (biased or model.positions == "alibi" or _is_long(model, document))
+        rows = document if model.positions == "t5_bias" else 0
+        return Kernels(width, 1, 1, rows, CHUNK_ELEMENTS[True], 0, 0.0)
+    # with a bias every document is our kernel's, without one the long ones are
+    biased = model.positions in ("t5_bias", "alibi")
+    rows = (min(BLOCK, document) if width >= FP32 else document) if biased else 0
+    own = width >= FP32 and document >= MIN_LENGTH
     normed = 2 * FP32 if model.norm == "rmsnorm" and width < FP32 else width
-    rows = min(BLOCK, document) if biased and width >= FP32 else document if biased else 0
     added = FP32 if width < FP32 else 0
     return Kernels(normed, 2 if own and not biased else 1, 2, rows, CHUNK_ELEMENTS[False], added, ENOUGH_TARGETS)
-
-
-def _is_long(model: ModelConfig, document: int) -> bool:
-    return document >= MIN_LENGTH and model.shape != "encoder"

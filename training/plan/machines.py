@@ -22,7 +22,7 @@ class Machine(BaseModel):
     memory_gb_per_s: float = Field(gt=0)
     """Of that memory."""
     attention: float = Field(gt=0, le=1)
-    """Share of the efficiency of matrix products that attention's allowed pairs reach, by flash-attn 2."""
+    """Share of the arithmetic peak that attention's allowed pairs reach, forward and backward, by flash-attn 2."""
     gpus: int = Field(ge=1)
     """In a node."""
     node_gb_per_s: float = Field(gt=0)

@@ -23,7 +23,7 @@ from model.network.transformer import Transformer
 from training.config import ParallelConfig, RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.plan.activations import Activations, Rows, activations, width_of
-from training.plan.gradients import Gradients, gradients
+from training.plan.gradients import Gradients, Shares, gradients
 from training.plan.kernels import FP32
 from training.plan.zero_keys import zero_keys
 
@@ -128,18 +128,18 @@ def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: 
     weights = width * counts.all
     gathered = 0
     if stage == 3:
-        weights = width * (share + counts.small)
-        gathered = width * min(counts.all - counts.small, keys.most_live)
-    sums = gradients(
-        keys, stage, counts.all, share, counts.largest, width, accumulation_steps(run, data_ranks), replicas
-    )
+        whole = min(counts.small, keys.most_kept)
+        weights = width * (share + whole)
+        gathered = width * min(counts.all - whole, keys.most_live)
+    passes = accumulation_steps(run, data_ranks)
+    sums = gradients(keys, stage, Shares(counts.all, share, counts.largest), width, passes, replicas)
     master_weights = FP32 * share if stage else 0
     moments = 2 * FP32 * (share if stage else counts.all)
     host = 0
     if keys.offloads_optimizer:
         # with the part of the gradients that is updated with, that of the weights that goes back, and one on its way
         host += master_weights + moments + (FP32 + width) * share + width * counts.largest
-        host += FP32 * share if accumulation_steps(run, data_ranks) > 1 else 0
+        host += FP32 * share if passes > 1 else 0
         master_weights = moments = 0
     if keys.offloads_weights:
         host, weights = host + weights, 0

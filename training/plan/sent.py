@@ -8,7 +8,8 @@ from typing import NamedTuple
 from training.config import RunConfig
 from training.plan.activations import BF16, FP32, Rows, width_of
 from training.plan.arithmetic import recomputed_layers
-from training.plan.memory import count, rows_of_vocabulary
+from training.plan.memory import Counts, count, rows_of_vocabulary
+from training.plan.zero_keys import ZeroKeys
 
 
 class Sent(NamedTuple):
@@ -33,10 +34,16 @@ def gradients(run: RunConfig, weights: int, replicas: int, passes: int) -> float
     return each * {0: 2, 1: 2, 2: 2 * passes, 3: passes}[run.training.zero_stage]
 
 
-def gathered_weights(run: RunConfig, weights: int, replicas: int, passes: int) -> float:
-    """Of a step, of weights that are cut: after the optimizer's, at stage 3 before every pass forward and backward."""
-    times = {0: 0, 1: 1, 2: 1, 3: 2 * passes}[run.training.zero_stage]
-    return times * weights * width_of(run.training) * (replicas - 1) / replicas
+def gathered_weights(run: RunConfig, weights: Counts, keys: ZeroKeys, replicas: int, passes: int) -> float:
+    """Of a step: all that are cut, after the optimizer's.
+
+    At stage 3 for every micro-batch, once more for its backward pass where not all may stay gathered until then; small
+    weights are whole, and gathered when they have changed.
+    """
+    cut = weights.all - weights.small
+    in_a_pass = cut * (2 if cut > keys.most_live else 1)
+    times = {0: 0, 1: weights.all, 2: weights.all, 3: passes * in_a_pass + weights.small}[run.training.zero_stage]
+    return times * width_of(run.training) * (replicas - 1) / replicas
 
 
 def between_layers(run: RunConfig, rows: Rows) -> float:

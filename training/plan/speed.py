@@ -1,7 +1,7 @@
 """Seconds of a step.
 
     products        FLOPs / (peak x efficiency)
-    attention       the same at a share of that efficiency, which the machine has
+    attention       FLOPs / (peak x the share of it that the machine's kernels reach)
     memory          bytes of norms, activations, loss and optimizer / the memory's bandwidth (traffic.py)
     waiting         bytes sent (sent.py) / the bandwidth of the links, less what hides them
 
@@ -62,16 +62,17 @@ def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: M
     counts, replicas = count(model, vocab_size, parallel, keys.kept_whole), num_gpus // parallel.tensor
     work, weights = work_of(model, rows), counts.all
     needed, again = train_flops(model, vocab_size, work), recomputed_flops(model, work)
-    slower = attention_flops(model, work) * (1 / machine.attention - 1)
-    # what ranks that share layers or rows do of one micro-batch, each its part
-    compute = passes * (needed + again + slower) / (parallel.num_sharing * machine.peak_flops * efficiency)
+    attention = attention_flops(model, work)
+    # ranks that share layers or rows do a part of a micro-batch each
+    busy = (needed + again - attention) / efficiency + attention / machine.attention
+    compute = passes * busy / (parallel.num_sharing * machine.peak_flops)
     width = width_of(training)
     bytes_moved = passes * traffic.of_micro_batch(model, vocab_size, parallel, rows, weights, width)
     bytes_moved += traffic.of_step(weights / (replicas if training.zero_stage else 1))
     memory = bytes_moved / (machine.memory_gb_per_s * 1e9 * BANDWIDTH)
     sent = Sent(
         gradients(run, weights, replicas, passes),
-        gathered_weights(run, weights - (counts.small if training.zero_stage == 3 else 0), replicas, passes),
+        gathered_weights(run, counts, keys, replicas, passes),
         passes * between_layers(run, rows),
         passes * between_rows(run, rows),
     )

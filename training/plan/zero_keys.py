@@ -7,8 +7,11 @@ from training.deepspeed_config import deepspeed_config
 
 MOST_LIVE = 1_000_000_000
 KEPT_WHOLE = 100_000
+MOST_KEPT = 2**63 - 1
 BUCKET = 500_000_000
-"""DeepSpeed's own stage3_max_live_parameters, stage3_param_persistence_threshold and reduce_bucket_size."""
+SUB_GROUP = 1_000_000_000
+"""DeepSpeed's own stage3_max_live_parameters, stage3_param_persistence_threshold, stage3_model_persistence_threshold,
+reduce_bucket_size and sub_group_size."""
 
 
 class ZeroKeys(NamedTuple):
@@ -24,6 +27,10 @@ class ZeroKeys(NamedTuple):
     """Elements of weights that stage 3 keeps gathered."""
     kept_whole: int
     """Elements of the largest weight that stage 3 never cuts."""
+    most_kept: int
+    """Elements of all of those."""
+    sub_group: int
+    """Elements of weights that stage 3 updates at once."""
     offloads_optimizer: bool
     """Whether master weights and moments are in the host's memory."""
     offloads_weights: bool
@@ -40,6 +47,8 @@ def zero_keys(run: RunConfig, data_ranks: int, device: str) -> ZeroKeys:
         stages=bool(zero.get("contiguous_gradients", True)) or offloads,
         most_live=int(zero.get("stage3_max_live_parameters", MOST_LIVE)),
         kept_whole=int(zero.get("stage3_param_persistence_threshold", KEPT_WHOLE)),
+        most_kept=int(zero.get("stage3_model_persistence_threshold", MOST_KEPT)),
+        sub_group=int(zero.get("sub_group_size", SUB_GROUP)),
         offloads_optimizer=offloads,
         offloads_weights=_is_offloaded(zero, "offload_param"),
     )

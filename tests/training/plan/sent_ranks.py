@@ -1,8 +1,9 @@
 """Run by test_sent.py on two ranks: what they send of one micro-batch, counted, beside what the plan says.
 
-usage: torchrun --nproc-per-node=2 -m tests.training.plan.sent_ranks FILE
+usage: torchrun --nproc-per-node=2 -m tests.training.plan.sent_ranks FILE DATA
 """
 
+import itertools
 import json
 import sys
 from datetime import timedelta
@@ -12,14 +13,17 @@ from typing import Any
 import torch
 
 from benchmarks.sent import SentBytes
+from data_pipeline.manifest import Manifest
 from model.network.transformer import EncoderInput, Transformer
 from tests.model.packs import crossing_of, pattern_of, positions_of
 from tests.training.runs import tiny_config
 from training.context import HeadExchange
-from training.distributed import connect, disconnect
+from training.distributed import World, connect, disconnect
 from training.megatron import MegatronRanks
 from training.plan.activations import Rows
-from training.plan.sent import between_layers, between_rows
+from training.plan.memory import count
+from training.plan.sent import between_layers, between_rows, gathered_weights, gradients
+from training.plan.zero_keys import zero_keys
 from training.worker import leave
 
 VOCAB = 64
@@ -49,7 +53,34 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def main(file: str) -> int:
+def between_replicas(world: World, data: Path) -> dict[str, list[float]]:
+    """The same of whole steps, of one and of two micro-batches, at every ZeRO stage."""
+    from training.engine import private_extensions
+    from training.setup import build_engine
+    from training.step import train_step
+    from training.verify.plain import loader_of
+
+    found, manifest = {}, Manifest.load(data)
+    for stage, passes in itertools.product(range(4), (1, 2)):
+        sizes = {"num_layers": 3, "d_model": 32, "num_heads": 4, "d_ff": 48}
+        keys = {"zero_stage": stage, "micro_batch_size": 1, "global_batch_size": 2 * passes, "sequence_length": 16}
+        cut = {"zero_optimization": {"stage3_param_persistence_threshold": 2000} if stage == 3 else {}}
+        run = tiny_config(data, model=sizes, training=keys | {"deepspeed": cut})
+        with private_extensions():
+            engine = build_engine(run, manifest.vocab_size, world)
+            batches = next(loader_of(run, manifest, world.rank, world.size))
+            train_step(engine, batches, 1e-3, world)
+            with SentBytes() as sent:
+                train_step(engine, batches, 1e-3, world)
+            engine.close()
+        read = zero_keys(run, 2, "cpu")
+        weights = count(run.model, manifest.vocab_size, run.parallel, read.kept_whole)
+        planned = gradients(run, weights.all, 2, passes) + gathered_weights(run, weights, read, 2, passes)
+        found[f"stage {stage}, {passes} micro-batches"] = [sum(sent.by_members.values()), planned]
+    return found
+
+
+def main(file: str, data: str) -> int:
     """Counts all of them."""
     world = connect(timedelta(minutes=2))
     torch.set_num_threads(1)
@@ -76,6 +107,7 @@ def main(file: str) -> int:
                 sum(sent.by_members.values()),
                 between_layers(run, rows) + between_rows(run, rows),
             ]
+    found |= between_replicas(world, Path(data))
     if world.is_main:
         Path(file).write_text(json.dumps(found))
     disconnect(world)
