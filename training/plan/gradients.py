@@ -79,11 +79,9 @@ def gradients(keys: ZeroKeys, stage: int, weights: Shares, width: int, passes: i
             in_optimizer=part + once_more,
             adds_up=mixed or kept,
         )
-    return sums._replace(first_reduction=begins, **_on_their_way(keys, stage, together, staging))
-
-
-def _on_their_way(keys: ZeroKeys, stage: int, together: int, staging: int) -> dict[str, int]:
-    """Buckets of numbers of `staging` bytes, of which ranks sum so many elements together."""
     copies = (2 if keys.overlaps and stage < 3 else 1) * keys.bucket if keys.stages else 0
-    sent = together * (staging + (FP32 if staging < FP32 else 0))
-    return {"buckets": copies * (FP32 if stage == 3 else staging), "sent": sent}
+    return sums._replace(
+        first_reduction=begins,
+        buckets=copies * (FP32 if stage == 3 else staging),
+        sent=together * (staging + (FP32 if staging < FP32 else 0)),
+    )

@@ -7,7 +7,7 @@
 
 Gradients hide behind the backward pass, at stages 0 and 1 that of the last micro-batch; at stage 3 weights hide behind
 the passes that they are gathered for. What the optimizer's step gathers, and what layers and rows exchange, nothing
-hides.
+hides. The shares below were chosen with published rows in view (docs/plan.md says which).
 """
 
 from typing import NamedTuple
@@ -56,48 +56,49 @@ class Speed(NamedTuple):
 
 def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: Machine, efficiency: float) -> Speed:
     """A step of the run; `rows` are those of one micro-batch."""
-    model, training, parallel = run.model, run.training, run.parallel
-    passes = accumulation_steps(run, num_gpus // parallel.num_sharing)
-    keys = zero_keys(run, num_gpus // parallel.num_sharing, "cuda")
-    counts, replicas = count(model, vocab_size, parallel, keys.kept_whole), num_gpus // parallel.tensor
-    work, weights = work_of(model, rows), counts.all
+    model, parallel, stage = run.model, run.parallel, run.training.zero_stage
+    data_ranks, replicas = num_gpus // parallel.num_sharing, num_gpus // parallel.tensor
+    passes, keys = accumulation_steps(run, data_ranks), zero_keys(run, data_ranks, "cuda")
+    weights = count(model, vocab_size, parallel, keys.kept_whole)
+    work = work_of(model, rows)
     needed, again = train_flops(model, vocab_size, work), recomputed_flops(model, work)
     attention = attention_flops(model, work)
     # ranks that share layers or rows do a part of a micro-batch each
     busy = (needed + again - attention) / efficiency + attention / machine.attention
     compute = passes * busy / (parallel.num_sharing * machine.peak_flops)
-    width = width_of(training)
-    bytes_moved = passes * traffic.of_micro_batch(model, vocab_size, parallel, rows, weights, width)
-    bytes_moved += traffic.of_step(weights / (replicas if training.zero_stage else 1))
-    memory = bytes_moved / (machine.memory_gb_per_s * 1e9 * BANDWIDTH)
+    passed = passes * traffic.of_micro_batch(model, vocab_size, parallel, rows, weights.all, width_of(run.training))
+    passed += traffic.of_step(weights.all / (replicas if stage else 1))
+    memory = passed / (machine.memory_gb_per_s * 1e9 * BANDWIDTH)
     sent = Sent(
-        gradients(run, weights, replicas, passes),
-        gathered_weights(run, counts, keys, replicas, passes),
+        gradients(run, weights.all, replicas, passes),
+        gathered_weights(run, weights, keys, replicas, passes),
         passes * between_layers(run, rows),
         passes * between_rows(run, rows),
     )
-    forward = needed / 3 / (needed + again) * (compute + memory)
-    exposed = _exposed(
-        training.zero_stage,
-        sent,
-        machine.bandwidth(replicas, parallel.tensor) * LINKS,
-        forward,
-        compute + memory,
-        passes,
-    )
+    computing = _Computing(compute + memory, needed / 3 / (needed + again), passes)
+    exposed = _between_replicas(stage, sent, machine.bandwidth(replicas, parallel.tensor) * LINKS, computing)
     exposed += sent.layers / machine.bandwidth(parallel.tensor) / LINKS
     exposed += sent.rows / machine.bandwidth(parallel.context, parallel.tensor) / LINKS
-    samples = training.global_batch_size // training.micro_batch_size
-    return Speed(float(samples * needed), float(samples * (needed + again)), sent, compute, memory, exposed)
+    everywhere = float(passes * data_ranks)
+    return Speed(everywhere * needed, everywhere * (needed + again), sent, compute, memory, exposed)
 
 
-def _exposed(stage: int, sent: Sent, bandwidth: float, forward: float, both: float, passes: int) -> float:
-    """Seconds that replicas wait for each other; `forward` and `both` are seconds of all passes of a step."""
+class _Computing(NamedTuple):
+    seconds: float
+    """Of a step."""
+    forward: float
+    """Share of it in forward passes."""
+    passes: int
+
+
+def _between_replicas(stage: int, sent: Sent, bandwidth: float, computing: _Computing) -> float:
+    """Seconds that replicas wait for each other."""
     scattered, gathered = sent.gradients / bandwidth, sent.weights / bandwidth
+    forward = computing.seconds * computing.forward
+    backward = computing.seconds - forward
     if stage == 3:
-        return _behind(gathered / 2, forward) + _behind(gathered / 2 + scattered, both - forward)
-    hiding = both - forward
-    return _behind(scattered, hiding if stage == 2 else hiding / passes) + gathered
+        return _behind(gathered / 2, forward) + _behind(gathered / 2 + scattered, backward)
+    return _behind(scattered, backward if stage == 2 else backward / computing.passes) + gathered
 
 
 def _behind(seconds: float, computing: float) -> float:

@@ -14,7 +14,7 @@ from training.plan.arithmetic import recomputed_flops, work_of
 
 VOCAB = 50
 LENGTHS, READ = [7, 12, 5], [9, 4, 11]
-SIZES = {"num_layers": 3, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24}
+SIZES = {"num_layers": 2, "d_model": 16, "num_heads": 4, "num_kv_heads": 2, "d_ff": 24}
 SHAPES = {
     "causal": [0, 0, 0],
     "prefix": [3, 12, 0],
@@ -43,7 +43,7 @@ def hidden(pattern: AttentionPattern) -> int:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_operations_are_those_that_torch_counts_but_for_hidden_pairs(shape, way):
     """The counter knows no product of oneDNN, so float64, and `addmm_` when told; some labels are no targets."""
-    encoders = {"num_encoder_layers": 5} if shape == "encdec" else {}
+    encoders = {"num_encoder_layers": 3} if shape == "encdec" else {}
     keys = {"shape": shape, "attention_backend": "reference"} | encoders | WAYS[way]
     config = ModelConfig(**SIZES, **keys)
     model = Transformer(config, VOCAB).double()
