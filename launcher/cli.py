@@ -257,7 +257,7 @@ def plan(
     document_length: Annotated[
         int | None, typer.Option(min=1, help="Tokens of a document on average; without it documents fill their rows.")
     ] = None,
-    efficiency: Annotated[float, typer.Option(help="Share of the peak that matrix products reach.")] = 0.44,
+    efficiency: Annotated[float, typer.Option(help="Share of the peak that matrix products reach.")] = 0.43,
     search: Annotated[bool, typer.Option("--search", help="Show the layouts that fit, the fastest first.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -13,6 +13,7 @@ What a device's kernels keep beyond that is in kernels.py.
 from typing import NamedTuple
 
 from model.config import ModelConfig
+from model.network.loss import SLAB_ELEMENTS
 from training.config import ParallelConfig, TrainingConfig
 from training.plan.kernels import FP32, kernels
 
@@ -50,6 +51,8 @@ class Activations(NamedTuple):
     """Of one chunk of logits while its loss is computed, and of the states that it is computed from."""
     matrix: int
     """Of the output matrix's gradient, which is among the ends."""
+    turned: int
+    """Of it once more, when it is turned into what the model computes with."""
     on_the_way: int
     """Of gradients that are alive at once in the last block's backward pass, less what was given back before."""
 
@@ -76,9 +79,21 @@ def activations(
     recomputed = max(size.recomputed(stack) for stack in stacks)
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
-    loss, logits = size.loss(tokens, columns, rows.targets)
+    states, matrix, logits, turned = size.loss(tokens, columns, rows.targets)
     on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
-    return Activations(blocks, ends + loss, recomputed, logits, columns * model.d_model * FP32, on_the_way)
+    return Activations(blocks, ends + states + matrix, recomputed, logits, matrix, turned, on_the_way)
+
+
+class _Loss(NamedTuple):
+    states: int
+    """Gradients of the states."""
+    matrix: int
+    """The gradient of the output matrix: in fp32 where several chunks of logits add to it."""
+    logits: int
+    """A chunk of them, in fp32 and, where the model computes with less, once more; the last states, and those of
+    targets where others are left out; the product that is added to the matrix's gradient, or a slab of it."""
+    turned: int
+    """The matrix's gradient, or a slab of it, once more when the backward pass begins."""
 
 
 class _Sizes:
@@ -173,22 +188,20 @@ class _Sizes:
         ids += tokens * INT64 * model.multi_token_depths
         return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids
 
-    def loss(self, tokens: int, columns: int, targets: float) -> tuple[int, int]:
-        """What the loss leaves, gradients of states and of its part of the output matrix, and what it needs meanwhile.
-
-        A chunk of logits is alive in fp32 and, where the model computes with less, once more; so are the product that
-        is added to the gradient of the matrix, the last states, and those of targets where others are left out.
-        """
+    def loss(self, tokens: int, columns: int, targets: float) -> "_Loss":
+        """What the loss leaves and what it needs meanwhile."""
         model, kept, width = self.model, self.kernels, self.width
         chosen = targets < kept.enough_targets
         rows = int(tokens * targets) if chosen else tokens
         states, matrix = rows * model.d_model, columns * model.d_model
-        left = states * width + matrix * FP32
-        chunk = min(rows, max(kept.chunk // columns, 256))
-        meanwhile = chunk * columns * FP32 + (tokens * model.d_model + chosen * states) * width
-        if width < FP32:
-            return left, meanwhile + chunk * columns * width + matrix * (width + kept.added)
-        return left, meanwhile + chunk * model.d_model * width
+        chunk, mixed = min(rows, max(kept.chunk // columns, 256)), width < FP32
+        logits = chunk * columns * (FP32 + width * mixed) + (tokens * model.d_model + chosen * states) * width
+        slab = min(SLAB_ELEMENTS, matrix)
+        if not mixed:
+            return _Loss(states * width, matrix * width, logits + chunk * model.d_model * width, 0)
+        if chunk == rows:
+            return _Loss(states * width, matrix * width, logits, slab * FP32)
+        return _Loss(states * width, matrix * FP32, logits + slab * (width + kept.added), matrix * width)
 
     def on_the_way(self, tokens: int) -> int:
         """Gradients inside the last feed-forward layer and of its second matrix, less the last states, which are gone.

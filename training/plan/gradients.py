@@ -10,8 +10,8 @@ A sum in fp32 of a model that computes in bf16 is made flat when it is reduced, 
 
 from typing import NamedTuple
 
+from training.plan.deepspeed_keys import ZeroKeys
 from training.plan.kernels import FP32
-from training.plan.zero_keys import ZeroKeys
 
 
 class Gradients(NamedTuple):

@@ -8,7 +8,7 @@
     in the optimizer        + gradients made flat, and one of them in fp64 for the norm
 
 ZeRO as in arXiv 1910.02054, section 5, with the 4 bytes of gradient that the sum over micro-batches takes here. What
-DeepSpeed's keys say is taken from the run (zero_keys.py).
+DeepSpeed's keys say is taken from the run (deepspeed_keys.py).
 """
 
 import functools
@@ -18,14 +18,14 @@ from typing import NamedTuple
 import torch
 
 from model.config import ModelConfig
-from model.network.layers import divisions
+from model.network.layers import divisions, hidden_matrices
 from model.network.transformer import Transformer
 from training.config import ParallelConfig, RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.plan.activations import Activations, Rows, activations, width_of
+from training.plan.deepspeed_keys import keys_of
 from training.plan.gradients import Gradients, Shares, gradients
 from training.plan.kernels import FP32
-from training.plan.zero_keys import zero_keys
 
 OVERHEAD_GB = 2.0
 """Of CUDA's context, kernels and nccl: what torch does not count."""
@@ -42,6 +42,8 @@ class Counts(NamedTuple):
     """Every weight that it holds."""
     block: int
     """Of one block, the largest."""
+    hidden: int
+    """In matrices of blocks."""
     largest: int
     """Of one weight, the largest."""
     small: int
@@ -64,8 +66,6 @@ class Memory(NamedTuple):
     activations: Activations
     block: int
     """Gradients of the weights of a block."""
-    width: int
-    """Of a number that the model computes with."""
     norm: int
     """A gradient while its norm is taken."""
     host: int
@@ -90,7 +90,7 @@ class Memory(NamedTuple):
         later = {name: round(size * (1 - sums.first_reduction)) for name, size in kept.items()}
         # the output matrix's gradient is the first to be added to the sum, and gone where that is not its own memory
         again = left.recomputed + left.on_the_way - (left.matrix if sums.adds_up else 0)
-        first = max(again, left.matrix * self.width // FP32 * (self.width < FP32), 0)
+        first = max(again, left.turned, 0)
         return {
             "loss": {"gradients": sums.before, **gathered, **kept, "a chunk of logits": left.logits},
             "backward": {"gradients": sums.before, **gathered, **kept, **buckets, "a block on its way": first},
@@ -121,7 +121,7 @@ def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: 
     """Of one of `num_ranks` devices, for micro-batches of these rows. ValueError when ranks cannot be grouped so."""
     training, parallel = run.training, run.parallel
     data_ranks = num_ranks // parallel.num_sharing
-    keys, width = zero_keys(run, data_ranks, device), width_of(training)
+    keys, width = keys_of(run, data_ranks, device), width_of(training)
     counts = count(run.model, vocab_size, parallel, keys.kept_whole)
     replicas, stage = num_ranks // parallel.tensor, training.zero_stage
     share = -(-counts.all // replicas)
@@ -129,23 +129,28 @@ def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: 
     gathered = 0
     if stage == 3:
         whole = min(counts.small, keys.most_kept)
-        weights = width * (share + whole)
+        near = counts.all // keys.copies_near if keys.copies_near > 1 else 0
+        weights = width * (share + whole + near)
         gathered = width * min(counts.all - whole, keys.most_live)
     passes = accumulation_steps(run, data_ranks)
     sums = gradients(keys, stage, Shares(counts.all, share, counts.largest), width, passes, replicas)
     master_weights = FP32 * share if stage else 0
-    moments = 2 * FP32 * (share if stage else counts.all)
+    # Muon keeps one moment of a hidden matrix, AdamW two of a weight
+    kept = 2 * counts.all - (counts.hidden if run.optimizer.name == "muon" else 0)
+    moments = FP32 * (-(-kept // replicas) if stage else kept)
     host = 0
     if keys.offloads_optimizer:
         # with the part of the gradients that is updated with, that of the weights that goes back, and one on its way
-        host += master_weights + moments + (FP32 + width) * share + width * counts.largest
-        host += FP32 * share if passes > 1 else 0
+        moved = master_weights + moments + (FP32 + width) * share + width * counts.largest
+        moved += FP32 * share if passes > 1 else 0
+        host += moved if keys.optimizer_on == "cpu" else 0
         master_weights = moments = 0
-    if keys.offloads_weights:
-        host, weights = host + weights, 0
+    if keys.weights_on != "device":
+        host += weights if keys.weights_on == "cpu" else 0
+        weights = 0
     left = activations(run.model, vocab_size, parallel, rows, width, device == "cuda")
     norm = FP64 * min(counts.largest, share) if stage else 0
-    return Memory(weights, sums, master_weights, moments, gathered, left, width * counts.block, width, norm, host)
+    return Memory(weights, sums, master_weights, moments, gathered, left, width * counts.block, norm, host)
 
 
 def rows_of_vocabulary(run: RunConfig) -> int:
@@ -168,7 +173,7 @@ def _count(model: str, vocab_size: int, tensor: int, kept_whole: int) -> Counts:
     shallow = config.model_copy(update={"num_layers": 1, "num_encoder_layers": 1 if config.encoder_layers else None})
     with torch.device("meta"):
         whole = Transformer(shallow, vocab_size)
-    cut = divisions(whole)
+    cut, hidden = divisions(whole), hidden_matrices(whole)
     sizes = {name: weight.numel() // (tensor if name in cut else 1) for name, weight in whole.named_parameters()}
     times = {"blocks": config.num_layers, "encoder.blocks": config.encoder_layers}
     number = {name: next((n for stack, n in times.items() if name.startswith(f"{stack}.")), 1) for name in sizes}
@@ -180,6 +185,7 @@ def _count(model: str, vocab_size: int, tensor: int, kept_whole: int) -> Counts:
     return Counts(
         all=total(lambda name: True),
         block=max(blocks),
+        hidden=total(lambda name: name in hidden),
         largest=max(sizes.values()),
         small=total(lambda name: sizes[name] <= kept_whole),
         copied=total(lambda name: name not in cut),

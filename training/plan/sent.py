@@ -8,8 +8,8 @@ from typing import NamedTuple
 from training.config import RunConfig
 from training.plan.activations import BF16, FP32, Rows, width_of
 from training.plan.arithmetic import recomputed_layers
+from training.plan.deepspeed_keys import ZeroKeys
 from training.plan.memory import Counts, count, rows_of_vocabulary
-from training.plan.zero_keys import ZeroKeys
 
 
 class Sent(NamedTuple):

@@ -18,12 +18,12 @@ from training.deepspeed_config import accumulation_steps
 from training.plan import traffic
 from training.plan.activations import Rows, width_of
 from training.plan.arithmetic import attention_flops, recomputed_flops, work_of
+from training.plan.deepspeed_keys import keys_of
 from training.plan.machines import Machine
 from training.plan.memory import count
 from training.plan.sent import Sent, between_layers, between_rows, gathered_weights, gradients
-from training.plan.zero_keys import zero_keys
 
-EFFICIENCY = 0.44
+EFFICIENCY = 0.43
 """Share of the peak that matrix products reach: of our own steps on one H200 (docs/gpu.md)."""
 BANDWIDTH = 0.85
 """Share of a memory's bandwidth that passes over it reach."""
@@ -58,7 +58,7 @@ def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: M
     """A step of the run; `rows` are those of one micro-batch."""
     model, parallel, stage = run.model, run.parallel, run.training.zero_stage
     data_ranks, replicas = num_gpus // parallel.num_sharing, num_gpus // parallel.tensor
-    passes, keys = accumulation_steps(run, data_ranks), zero_keys(run, data_ranks, "cuda")
+    passes, keys = accumulation_steps(run, data_ranks), keys_of(run, data_ranks, "cuda")
     weights = count(model, vocab_size, parallel, keys.kept_whole)
     work = work_of(model, rows)
     needed, again = train_flops(model, vocab_size, work), recomputed_flops(model, work)

@@ -21,9 +21,9 @@ from training.context import HeadExchange
 from training.distributed import World, connect, disconnect
 from training.megatron import MegatronRanks
 from training.plan.activations import Rows
+from training.plan.deepspeed_keys import keys_of
 from training.plan.memory import count
 from training.plan.sent import between_layers, between_rows, gathered_weights, gradients
-from training.plan.zero_keys import zero_keys
 from training.worker import leave
 
 VOCAB = 64
@@ -73,7 +73,7 @@ def between_replicas(world: World, data: Path) -> dict[str, list[float]]:
             with SentBytes() as sent:
                 train_step(engine, batches, 1e-3, world)
             engine.close()
-        read = zero_keys(run, 2, "cpu")
+        read = keys_of(run, 2, "cpu")
         weights = count(run.model, manifest.vocab_size, run.parallel, read.kept_whole)
         planned = gradients(run, weights.all, 2, passes) + gathered_weights(run, weights, read, 2, passes)
         found[f"stage {stage}, {passes} micro-batches"] = [sum(sent.by_members.values()), planned]

@@ -102,6 +102,19 @@ def test_what_the_run_tells_deepspeed_of_zero_is_in_the_plan():
     assert of(2, reduce_bucket_size=10**7, overlap_comm=False).gradients.buckets == 10**7 * 2
     assert of(1, reduce_bucket_size=10**7).gradients.buckets == 2 * 10**7 * 4, "at stage 1 of the sum, which is in fp32"
     assert of(2, reduce_bucket_size=10**7, contiguous_gradients=False).gradients.buckets == 0
+    assert of(zero_hpz_partition_size=2).weights == usual.weights + 2 * weights // 2
+    offloaded = of(2, offload_optimizer={"device": "cpu"})
+    assert offloaded.moments == offloaded.master_weights == 0 and offloaded.host > 12 * weights / 8
+
+
+def test_muon_keeps_one_moment_of_a_hidden_matrix():
+    kind, training = machine("h100-80gb"), {"global_batch_size": 16, "micro_batch_size": 1}
+    adamw, muon = (
+        plan(run_of(training=training, optimizer={"name": name}), 8, kind, None, 0.4).memory
+        for name in ("adamw", "muon")
+    )
+    hidden = 24 * (4 * 2048 * 2048 + 3 * 2048 * 5504)
+    assert adamw.moments - muon.moments == 4 * hidden / 8
 
 
 def test_each_way_to_save_memory_saves_some():

@@ -31,28 +31,37 @@ class ZeroKeys(NamedTuple):
     """Elements of all of those."""
     sub_group: int
     """Elements of weights that stage 3 updates at once."""
-    offloads_optimizer: bool
-    """Whether master weights and moments are in the host's memory."""
-    offloads_weights: bool
-    """Whether stage 3 has its part of the weights there."""
+    copies_near: int
+    """Neighbours that keep a copy of the weights between them at stage 3; 1 where nobody does."""
+    optimizer_on: str
+    """Where master weights and moments are: device, cpu or nvme."""
+    weights_on: str
+    """Where stage 3 has its part of the weights, likewise."""
+
+    @property
+    def offloads_optimizer(self) -> bool:
+        """Whether they are not on the device."""
+        return self.optimizer_on != "device"
 
 
-def zero_keys(run: RunConfig, data_ranks: int, device: str) -> ZeroKeys:
+def keys_of(run: RunConfig, data_ranks: int, device: str) -> ZeroKeys:
     """Those of a run on so many data ranks of a kind of device, cuda or cpu."""
     zero = deepspeed_config(run, data_ranks, device)["zero_optimization"]
-    offloads = _is_offloaded(zero, "offload_optimizer")
+    optimizer_on = _place(zero, "offload_optimizer")
     return ZeroKeys(
         bucket=int(zero.get("reduce_bucket_size", BUCKET)),
         overlaps=bool(zero.get("overlap_comm")),
-        stages=bool(zero.get("contiguous_gradients", True)) or offloads,
+        stages=bool(zero.get("contiguous_gradients", True)) or optimizer_on != "device",
         most_live=int(zero.get("stage3_max_live_parameters", MOST_LIVE)),
         kept_whole=int(zero.get("stage3_param_persistence_threshold", KEPT_WHOLE)),
         most_kept=int(zero.get("stage3_model_persistence_threshold", MOST_KEPT)),
         sub_group=int(zero.get("sub_group_size", SUB_GROUP)),
-        offloads_optimizer=offloads,
-        offloads_weights=_is_offloaded(zero, "offload_param"),
+        copies_near=int(zero.get("zero_hpz_partition_size", 1)),
+        optimizer_on=optimizer_on,
+        weights_on=_place(zero, "offload_param"),
     )
 
 
-def _is_offloaded(zero: dict[str, Any], key: str) -> bool:
-    return zero.get(key, {}).get("device", "none") != "none"
+def _place(zero: dict[str, Any], key: str) -> str:
+    found: str = zero.get(key, {}).get("device", "none")
+    return "device" if found == "none" else found
