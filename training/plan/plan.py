@@ -1,5 +1,6 @@
 """The plan of a run on a number of GPUs: does it fit, how long does it take, and what else would be better."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator
@@ -120,7 +121,10 @@ def search(run: RunConfig, num_gpus: int, machine: Machine, document: int | None
         changed = sum(value != now[key] for key, value in each.layout.items())
         return rounded(each.speed.seconds), changed, each.run.training.zero_stage, each.memory.peak
 
-    found = (plan(each, num_gpus, machine, document, efficiency) for each in _layouts(run, num_gpus, machine))
+    found = []
+    for each in _layouts(run, num_gpus, machine):
+        with contextlib.suppress(Mistake):  # what training.deepspeed says does not go with every stage
+            found.append(plan(each, num_gpus, machine, document, efficiency))
     return sorted((each for each in found if each.fits), key=order)
 
 

@@ -148,6 +148,12 @@ def test_every_layout_that_is_searched_can_train():
         RunConfig.model_validate(each.run.model_dump(mode="json"))
 
 
+def test_layouts_that_the_run_s_own_keys_do_not_go_with_are_passed_over():
+    keys = {"zero_stage": 3, "deepspeed": {"zero_optimization": {"stage3_max_live_parameters": 10**8}}}
+    found = search(run_of(training={"global_batch_size": 64} | keys), 8, machine("h200"), None, 0.4)
+    assert {each.run.training.zero_stage for each in found} == {3}
+
+
 def shardline(*words: str):
     return CliRunner().invoke(app, ["plan", *words])
 
