@@ -50,7 +50,7 @@ class Activations(NamedTuple):
     logits: int
     """Of one chunk of logits while its loss is computed, and of the states that it is computed from."""
     matrix: int
-    """Of the output matrix's gradient, which is among the ends."""
+    """Of the output matrix's gradient, which is among the ends, once for each depth of prediction."""
     turned: int
     """Of it once more, when it is turned into what the model computes with."""
     on_the_way: int
@@ -72,7 +72,8 @@ def activations(
     """What a rank keeps, where a number that the model computes with has `width` bytes."""
     size = _Sizes(model, parallel, rows.document, width, on_gpu)
     tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
-    stacks = [_Stack(model.num_layers, tokens, read, model.shape == "encoder")]
+    depths = model.multi_token_depths
+    stacks = [_Stack(model.num_layers + depths, tokens, read, model.shape == "encoder")]
     if model.shape == "encdec":
         stacks.append(_Stack(model.encoder_layers, read, 0, True))
     blocks = sum(size.of_stack(stack) for stack in stacks)
@@ -80,8 +81,9 @@ def activations(
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
     states, matrix, logits, turned = size.loss(tokens, columns, rows.targets)
+    ends += (1 + depths) * (states + matrix) + (size.depths(tokens) if depths else 0)
     on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
-    return Activations(blocks, ends + states + matrix, recomputed, logits, matrix, turned, on_the_way)
+    return Activations(blocks, ends, recomputed, logits, matrix, turned, on_the_way)
 
 
 class _Loss(NamedTuple):
@@ -124,6 +126,8 @@ class _Sizes:
         given = kept.attended + self.shares_rows
         queries = 1 if is_square else kept.queries
         elements = (queries + given) * tokens * self.heads + 2 * queries * keys * self.groups
+        if model.attention_gate:  # its sigmoids, and what it lets through
+            elements += 2 * tokens * self.heads
         scales = tokens * self.heads
         if model.qk_norm and not read:
             elements += tokens * (self.heads + self.groups)

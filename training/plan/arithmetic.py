@@ -5,6 +5,7 @@ Documents are all of one length and fill their rows, so the pairs that attention
 
 from model.config import ModelConfig
 from model.flops import Work, train_flops
+from model.kernels.pattern import Document
 from training.plan.activations import Rows
 
 
@@ -21,7 +22,26 @@ def work_of(model: ModelConfig, rows: Rows) -> Work:
         read,
         round(read * square * share),
         round(rows.tokens * square * share) if read else 0,
+        _window_pairs(model.sliding_window, rows.tokens, length, model.shape == "encoder"),
+        _window_pairs(model.sliding_window, read, length * share, True) or 0,
+        _further_pairs(model, rows.tokens, length),
     )
+
+
+def _further_pairs(model: ModelConfig, tokens: int, length: float) -> int | None:
+    """Pairs of all further depths; None without any."""
+    layers = range(model.num_layers, model.num_layers + model.multi_token_depths)
+    windows = [model.sliding_window if model.slides(index) else round(length) for index in layers]
+    return sum(_window_pairs(window, tokens, length, False) or 0 for window in windows) if windows else None
+
+
+def _window_pairs(window: int | None, tokens: int, length: float, is_square: bool) -> int | None:
+    """Pairs within a window of documents of `length` tokens that fill `tokens`; None without a window."""
+    if window is None:
+        return None
+    size = max(round(length), 1)
+    square = size if is_square else 0
+    return round(tokens / size * Document(size, size, square, square).within(window).num_pairs)
 
 
 def recomputed_layers(model: ModelConfig, layers: int) -> int:
@@ -30,19 +50,44 @@ def recomputed_layers(model: ModelConfig, layers: int) -> int:
     return how[model.activation_checkpointing]
 
 
+def recomputed_depths(model: ModelConfig) -> int:
+    """Further depths that are computed again as a whole."""
+    return sum(model.recomputes(model.num_layers + depth) for depth in range(model.multi_token_depths))
+
+
 def recomputed_flops(model: ModelConfig, work: Work) -> int:
     """Floating-point operations that the backward pass does to have again what was not kept: one forward pass of it."""
-    changes = {"num_layers": recomputed_layers(model, model.num_layers)}
-    if model.shape == "encdec":
-        changes["num_encoder_layers"] = recomputed_layers(model, model.encoder_layers)
     if model.activation_checkpointing == "none":
         return 0
-    if model.activation_checkpointing == "attention":
+    whole, depths = model.activation_checkpointing == "full", model.multi_token_depths
+    plain = {"sliding_window": None, "layer_types": None, "multi_token_depths": 0}
+    changes = plain | {"num_layers": recomputed_layers(model, model.num_layers + depths)}
+    if model.shape == "encdec":
+        changes["num_encoder_layers"] = recomputed_layers(model, model.encoder_layers)
+    if not whole:
         changes["d_ff"] = 0
-    return train_flops(model.model_copy(update=changes), 0, work) // 3
+    tokens = Work(work.num_tokens, 0, work.num_encoder_tokens)
+    matmuls = train_flops(model.model_copy(update=changes), 0, tokens) // 3
+    matmuls += 4 * model.d_model**2 * work.num_tokens * recomputed_depths(model)
+    return matmuls + 4 * model.num_heads * model.head_size * _recomputed_pairs(model, work)
+
+
+def _recomputed_pairs(model: ModelConfig, work: Work) -> int:
+    """Pairs of all layers whose attention is computed again."""
+    whole, depths = model.activation_checkpointing == "full", model.multi_token_depths
+    pairs = work.num_cross_pairs * recomputed_layers(model, model.num_layers + depths)
+    for layers, full, sliding in (
+        (model.num_layers, work.num_pairs, work.num_window_pairs or 0),
+        (model.encoder_layers, work.num_encoder_pairs, work.num_encoder_window_pairs),
+    ):
+        again = [index for index in range(layers) if not whole or model.recomputes(index)]
+        pairs += sum(sliding if model.slides(index) else full for index in again)
+    if depths:
+        pairs += round((work.num_further_pairs or 0) * (recomputed_depths(model) if whole else depths) / depths)
+    return pairs
 
 
 def attention_flops(model: ModelConfig, work: Work) -> int:
     """Of scores and weighted values alone, and of those that are computed again."""
-    pairs = Work(0, work.num_pairs, 0, work.num_encoder_pairs, work.num_cross_pairs)
+    pairs = work._replace(num_tokens=0, num_encoder_tokens=0, num_targets=0, num_further_targets=0)
     return train_flops(model, 0, pairs) + recomputed_flops(model, pairs)

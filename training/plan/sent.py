@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from training.config import RunConfig
 from training.plan.activations import BF16, FP32, Rows, width_of
-from training.plan.arithmetic import recomputed_layers
+from training.plan.arithmetic import recomputed_depths, recomputed_layers
 from training.plan.deepspeed_keys import ZeroKeys
 from training.plan.memory import Counts, count, rows_of_vocabulary
 
@@ -56,8 +56,12 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
         return 0.0
     sequence, width = run.parallel.cuts_rows, width_of(run.training)
     tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
-    units = 2.0 * (2 * tokens + read)  # embeddings, and the states that the loss reads
-    for layers, length, other in ((model.num_layers, tokens, read), (model.encoder_layers, read, 0)):
+    depths = model.multi_token_depths
+    units = 2.0 * (2 * (1 + depths) * tokens + read)  # embeddings, and the states that the loss reads
+    # What a further depth merges is gathered, two tensors wide, and scattered, or summed; where it is computed again
+    # that is sent once more, and its block's last sum, which a norm reads.
+    units += (6 * depths + 4 * recomputed_depths(model)) * tokens
+    for layers, length, other in ((model.num_layers + depths, tokens, read), (model.encoder_layers, read, 0)):
         parts, again = 3 if other else 2, recomputed_layers(model, layers)
         # An attention or a feed-forward gathers rows and scatters sums, or sums; backward the same, and with cut rows
         # once more for the gradient of a weight, whose input was not kept whole.
@@ -71,7 +75,7 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
             units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
     weights = count(model, rows_of_vocabulary(run), run.parallel)
     # weights on every rank are used on its own rows or heads, so their gradients are summed; then the loss's numbers
-    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + 3 * FP32 * tokens)
+    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + (1 + depths) * 3 * FP32 * tokens)
     return (tensor - 1) / tensor * (units * model.d_model * width + sums)
 
 
@@ -84,6 +88,7 @@ def between_rows(run: RunConfig, rows: Rows) -> float:
     share = (context - 1) / context / context / run.parallel.tensor * model.head_size * width
     tokens, read, both = rows.tokens, rows.encoder_tokens, 2 * model.num_heads + 2 * model.kv_heads
     own = tokens * both + (2 * model.num_heads * tokens + 2 * model.kv_heads * read if read else 0)
-    total = own * (2 * model.num_layers + recomputed_layers(model, model.num_layers))
+    layers = model.num_layers + model.multi_token_depths
+    total = own * (2 * layers + recomputed_layers(model, layers))
     total += read * both * (2 * model.encoder_layers + recomputed_layers(model, model.encoder_layers))
     return total * share

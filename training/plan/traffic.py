@@ -28,10 +28,11 @@ def of_micro_batch(
     """Bytes of a forward and backward pass of one GPU that holds `weights` weights, numbers having `width` bytes."""
     tokens, read = rows.tokens // parallel.context, rows.encoder_tokens // parallel.context
     total = 0.0
-    for layers, length, crosses in ((model.num_layers, tokens, bool(read)), (model.encoder_layers, read, False)):
+    decoder = model.num_layers + model.multi_token_depths
+    for layers, length, crosses in ((decoder, tokens, bool(read)), (model.encoder_layers, read, False)):
         forward, backward = _passes(model, parallel, crosses)
         total += length * width * (layers * (forward + backward) + recomputed_layers(model, layers) * forward)
-    logits = tokens * vocab_size // parallel.tensor * PER_LOGIT
+    logits = (1 + model.multi_token_depths) * tokens * vocab_size // parallel.tensor * PER_LOGIT
     return total + logits + weights * (SUMMED + width)
 
 

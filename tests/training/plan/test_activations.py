@@ -132,7 +132,8 @@ def said(
     length = sum(lengths_of(config))
     rows = Rows(length, sum(READ) if config.shape == "encdec" else 0, document)
     left = activations(config, VOCAB, parallel, rows, width, on_gpu)
-    return left.blocks + left.ends - width * length // parallel.context * config.d_model - left.matrix
+    gradients = width * length // parallel.context * config.d_model + left.matrix
+    return left.blocks + left.ends - gradients * (1 + config.multi_token_depths)
 
 
 def config_of(name: str) -> ModelConfig:

@@ -16,6 +16,8 @@ from model.config import ModelConfig
 from model.flops import num_parameters
 from tests.model.packs import pattern_of
 from training.config import ParallelConfig, RunConfig
+from training.plan.activations import Rows
+from training.plan.arithmetic import work_of
 from training.plan.machines import machine, machines
 from training.plan.memory import Memory, count
 from training.plan.plan import plan, search
