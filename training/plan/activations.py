@@ -204,7 +204,7 @@ class _Sizes:
         if not mixed:
             return _Loss(states * width, matrix * width, logits + chunk * model.d_model * width, 0)
         if chunk == rows:
-            return _Loss(states * width, matrix * width, logits, slab * FP32)
+            return _Loss(states * width, matrix * width, logits + matrix * kept.added, slab * FP32)
         return _Loss(states * width, matrix * FP32, logits + slab * (width + kept.added), matrix * width)
 
     def on_the_way(self, tokens: int) -> int:

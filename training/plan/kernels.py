@@ -29,7 +29,7 @@ class Kernels(NamedTuple):
     chunk: int
     """Logits alive at once."""
     added: int
-    """Bytes of an element of a product that is added to a sum of another precision, beside the product."""
+    """Bytes of an element of a product that is added to what is there: CPUs sum what is in bf16 in fp32, beside it."""
     enough_targets: float
     """Share of positions that are targets from which on all go through the output projection."""
 
