@@ -73,3 +73,24 @@ def test_rows_full_of_documents_are_counted_as_their_patterns(shape):
     if shape == "encdec":
         assert found.num_encoder_pairs == pattern_of(read, read).num_pairs
         assert found.num_cross_pairs == crossing_of(lengths, read).num_pairs
+
+
+@pytest.mark.parametrize("way", ["every second block", "attention"])
+def test_windows_and_further_depths_that_are_computed_again_are_counted(way):
+    """All pairs are told as the dense mask has them, whatever a layer lets through."""
+    keys = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"], "multi_token_depths": 2}
+    config = ModelConfig(**SIZES | {"num_layers": 3}, **keys, attention_backend="reference", **WAYS[way])
+    model, pattern = Transformer(config, VOCAB).double(), pattern_of(LENGTHS, [0] * len(LENGTHS))
+    tokens = torch.arange(sum(LENGTHS))
+    with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: added}) as counter:
+        model(tokens, positions_of(LENGTHS), pattern, tokens, 0.0).loss_sum.backward()
+    pairs = len(tokens) ** 2
+    targets = sum(model_targets(LENGTHS, depth) for depth in (1, 2))
+    work = Work(len(tokens), pairs, num_window_pairs=pairs, num_further_pairs=2 * pairs, num_further_targets=targets)
+    assert counter.get_total_flops() == train_flops(config, VOCAB, work) + recomputed_flops(config, work)
+
+
+def model_targets(lengths: list[int], depth: int) -> int:
+    """Positions that go through the output projection at a depth: all, unless many have nothing to be asked for."""
+    asked = sum(max(length - depth, 0) for length in lengths)
+    return asked if asked < 0.8 * sum(lengths) else sum(lengths)
