@@ -1,9 +1,13 @@
+import functools
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import model.network.loss as loss_module
 from model.network.loss import chunked_cross_entropy
 
 
@@ -151,3 +155,35 @@ def test_a_weight_shared_with_the_embedding_gets_both_gradients():
     ours = torch.autograd.grad(chunked_cross_entropy(F.embedding(tokens, weight), weight, labels).loss_sum, weight)[0]
     expected = torch.autograd.grad(plain(F.embedding(tokens, weight), weight, labels, 0.0)[0], weight)[0]
     torch.testing.assert_close(ours, expected)
+
+
+def most_allocated(action) -> int:
+    """Bytes that torch's tensors take at the peak of what an action allocates."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        action()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chunk_size", "expected"), [("float32", 8, 4), ("float32", 4, 4), ("bfloat16", 8, 2), ("bfloat16", 4, 6)]
+)
+def test_bytes_at_the_peak_of_each_element_of_the_matrix(dtype, chunk_size, expected, monkeypatch):
+    """Its gradient alone; with several chunks in bf16 the fp32 sum too, when it is rounded."""
+    monkeypatch.setattr(loss_module, "SLAB_ELEMENTS", 64_000)
+    rows, width = 20_000, 128
+    hidden, weight, labels = problem(8, width=width, vocab_size=rows, dtype=getattr(torch, dtype))
+    loss = functools.partial(chunked_cross_entropy, hidden, weight, labels, chunk_size=chunk_size)
+    assert most_allocated(lambda: loss().loss_sum.backward()) / (rows * width) == pytest.approx(expected, abs=0.45)
+
+
+def test_a_bf16_gradient_is_the_same_to_the_last_bit_in_slabs_of_any_size(monkeypatch):
+    def gradient(slab, chunk_size):
+        monkeypatch.setattr(loss_module, "SLAB_ELEMENTS", slab)
+        hidden, weight, labels = problem(60, width=32, vocab_size=500, dtype=torch.bfloat16)
+        (chunked_cross_entropy(hidden, weight, labels, 0.1, chunk_size).loss_sum / 7).backward()
+        return weight.grad
+
+    for chunk_size in (60, 16):
+        assert torch.equal(gradient(2**24, chunk_size), gradient(100, chunk_size))
