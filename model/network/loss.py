@@ -180,10 +180,13 @@ def _add_gradients(
 ) -> None:
     """Sets hidden's gradient and adds to weight's; mask [C, 1] is 0 on rows without a target."""
     torch.mul(matmul_transposed(grad_logits, weight.t()), mask, out=grad_hidden)
-    if grad_weight.dtype == grad_logits.dtype:
-        grad_weight.addmm_(grad_logits.t(), hidden * mask)
+    masked, exact = hidden * mask, torch.promote_types(grad_logits.dtype, torch.float32)
+    if grad_weight.dtype != exact:  # this is the only chunk
+        torch.mm(grad_logits.t(), masked, out=grad_weight)
         return
-    masked = hidden * mask
+    if grad_logits.dtype == exact:
+        grad_weight.addmm_(grad_logits.t(), masked)
+        return
     for rows, columns in zip(_slabs(grad_weight), grad_logits.t().split(_slab_rows(grad_weight)), strict=True):
         rows.add_(columns @ masked)
 
