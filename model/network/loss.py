@@ -178,7 +178,7 @@ def _add_gradients(
     grad_hidden: torch.Tensor,
     grad_weight: torch.Tensor,
 ) -> None:
-    """Sets hidden's gradient and adds to weight's; mask [C, 1] is 0 on rows without a target."""
+    """Sets hidden's gradient and adds to weight's, or sets it too; mask [C, 1] is 0 on rows without a target."""
     torch.mul(matmul_transposed(grad_logits, weight.t()), mask, out=grad_hidden)
     masked, exact = hidden * mask, torch.promote_types(grad_logits.dtype, torch.float32)
     if grad_weight.dtype != exact:  # this is the only chunk
