@@ -37,12 +37,16 @@ STEPS = 2 * INTERVAL
 PATIENCE = 240.0
 BASE = {"num_layers": 24, "d_model": 2048, "num_heads": 16, "d_ff": 5504, "tie_embeddings": True}
 SMALL = BASE | {"num_layers": 8, "d_model": 1024, "d_ff": 2816}
+WINDOWS = ["sliding_attention"] * 3 + ["full_attention"]
 RUNS: dict[str, dict[str, Any]] = {
     "causal, ZeRO 1": {"training": {"zero_stage": 1}},
     "causal, ZeRO 2": {},
     "causal, ZeRO 3": {"training": {"zero_stage": 3}},
     "causal, ZeRO 2, compiled": {"model": {"compile": True}},
     "causal, ZeRO 2, recomputed": {"model": {"activation_checkpointing": True}},
+    "causal, ZeRO 2, muon": {"optimizer": {"name": "muon"}},
+    "causal, ZeRO 2, windows": {"model": {"sliding_window": 512, "layer_types": WINDOWS}},
+    "causal, ZeRO 2, two tokens": {"model": {"multi_token_depths": 1}},
     "causal, ZeRO 2, sdpa": {"model": {"attention_backend": "sdpa"}},
     "prefix": {"model": {"shape": "prefix"}, "objective": {"name": "prefix_lm"}},
     "encdec": {
@@ -82,6 +86,7 @@ def config_of(name: str, data: Path, small: bool) -> dict[str, Any]:
         "data": {"path": str(data)},
         "model": (SMALL if small else BASE) | keys.get("model", {}),
         "objective": keys.get("objective", {"name": "next_token"}),
+        "optimizer": keys.get("optimizer", {}),
         "training": training | {"log_interval": INTERVAL, "peak_tflops": 1.0} | keys.get("training", {}),
     }
 

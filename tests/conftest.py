@@ -16,6 +16,7 @@ settings.register_profile("shardline", deadline=None, max_examples=40)
 settings.load_profile("shardline")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at them
 def pytest_collection_modifyitems(items):
     """Says which tests stay together where several processes share them: those of a file, and all of one cluster."""
     for item in items:
