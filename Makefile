@@ -10,7 +10,7 @@ quickstart: install
 	@$(BIN)/shardline quickstart
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2
 
 checks: install
 	$(BIN)/ruff format --check .

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from data_pipeline.building.build import build_dataset
 from data_pipeline.building.build import ray_session as start_ray
@@ -16,12 +17,17 @@ settings.register_profile("shardline", deadline=None, max_examples=40)
 settings.load_profile("shardline")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks at them
-def pytest_collection_modifyitems(items):
-    """Says which tests stay together where several processes share them: those of a file, and all of one cluster."""
-    for item in items:
-        folder, file = Path(item.location[0]).parent, item.location[0]
-        item.add_marker(pytest.mark.xdist_group(str(folder) if folder.name == "slurm" else file))
+class _Together(LoadScopeScheduling):
+    """Where several processes share the tests, those of a file stay together, and all of the practice cluster."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = Path(nodeid.partition("::")[0])
+        return str(file.parent if file.parent.name == "slurm" else file)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    """What says which process is given which tests."""
+    return _Together(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,8 @@ def named_run(cost):
 
 def test_packs_have_the_fractions_and_goals_end_where_the_mask_is_half_full():
     packs = list(attention.packs_of([8, 4]))
-    assert [pack.prefixes for pack in packs] == [[0, 0], [2, 1], [4, 2], [8, 4], [0]]
-    assert packs[-1].allowed > attention.HALF_EMPTY
+    assert [pack.prefixes for pack in packs] == [[0, 0], [2, 1], [4, 2], [8, 4], [0], [0], [8]]
+    assert packs[4].allowed > attention.HALF_EMPTY
+    assert [pack.window for pack in packs] == [None] * 5 + [attention.WINDOW] * 2
     assert packs[0].allowed == packs[0].pattern.dense_mask().float().mean()
     assert all(x.dtype == torch.float32 for x in packs[0].qkv)
