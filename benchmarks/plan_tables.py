@@ -32,9 +32,10 @@ DOCUMENT_LENGTH = 620
 def on_gpu() -> list[tuple[str, float, float, Plan]]:
     """Our own rows on one H200: name, GB at most, seconds of a step, and the plan."""
     rows = []
-    for name, model, training, gigabytes, seconds in plan_world.published()["on_gpu"]["rows"]:
+    for name, keys, gigabytes, seconds in plan_world.published()["on_gpu"]["rows"]:
         sizes = {"steps": 10, "sequence_length": 2048, "global_batch_size": 16, "micro_batch_size": 8}
-        tree = {"model": BASE | model, "training": sizes | training, "data": {"path": "none"}}
+        tree = {"model": BASE | keys.get("model", {}), "training": sizes | keys.get("training", {})}
+        tree |= {"optimizer": keys.get("optimizer", {}), "data": {"path": "none"}}
         run = RunConfig.model_validate(tree | {"name": "run", "tokenizer": {"path": "none"}})
         rows.append((name, gigabytes, seconds, plan(run, 1, machine("h200"), DOCUMENT_LENGTH, EFFICIENCY)))
     return rows

@@ -3,9 +3,17 @@
 Documents are all of one length and fill their rows, so the pairs that attention allows are known exactly.
 """
 
+import functools
+from typing import NamedTuple
+
+import torch
+
 from model.config import ModelConfig
 from model.flops import Work, train_flops
 from model.kernels.pattern import Document
+from model.network.layers import hidden_matrices
+from model.network.transformer import Transformer
+from training.muon import ITERATIONS
 from training.plan.activations import Rows
 
 
@@ -91,3 +99,31 @@ def attention_flops(model: ModelConfig, work: Work) -> int:
     """Of scores and weighted values alone, and of those that are computed again."""
     pairs = work._replace(num_tokens=0, num_encoder_tokens=0, num_targets=0, num_further_targets=0)
     return train_flops(model, 0, pairs) + recomputed_flops(model, pairs)
+
+
+class Orthogonalizing(NamedTuple):
+    """Operations of Muon in one step."""
+
+    all: int
+    """Of all matrices."""
+    largest: int
+    """Of the one that takes most: it is done by one rank."""
+
+
+def muon_flops(model: ModelConfig) -> Orthogonalizing:
+    """Of matrices [m, n], m the shorter side: in each iteration X X^T, its square, and their product with X."""
+    return _muon_flops(model.model_dump_json())
+
+
+@functools.lru_cache(maxsize=64)
+def _muon_flops(model: str) -> Orthogonalizing:
+    with torch.device("meta"):
+        whole = Transformer(ModelConfig.model_validate_json(model), 1)
+    shapes = {name: weight.shape for name, weight in whole.named_parameters()}
+    flops = []
+    for name, division in hidden_matrices(whole).items():
+        rest = shapes[name].numel() // shapes[name][division.dim]
+        for section in division.sections:
+            short, long = sorted((section, rest))
+            flops.append(ITERATIONS * (4 * short**2 * long + 2 * short**3))
+    return Orthogonalizing(sum(flops), max(flops))

@@ -1,6 +1,6 @@
 """Seconds of a step.
 
-    products        FLOPs / (peak x efficiency)
+    products        FLOPs / (peak x efficiency); so are Muon's, a matrix on one rank
     attention       FLOPs / (peak x the share of it that the machine's kernels reach)
     memory          bytes of norms, activations, loss and optimizer / the memory's bandwidth (traffic.py)
     waiting         bytes sent (sent.py) / the bandwidth of the links, less what hides them
@@ -17,7 +17,7 @@ from training.config import RunConfig
 from training.deepspeed_config import accumulation_steps
 from training.plan import traffic
 from training.plan.activations import Rows, width_of
-from training.plan.arithmetic import attention_flops, recomputed_flops, work_of
+from training.plan.arithmetic import attention_flops, muon_flops, recomputed_flops, work_of
 from training.plan.deepspeed_keys import keys_of
 from training.plan.machines import Machine
 from training.plan.memory import count
@@ -66,6 +66,9 @@ def speed(run: RunConfig, vocab_size: int, num_gpus: int, rows: Rows, machine: M
     # ranks that share layers or rows do a part of a micro-batch each
     busy = (needed + again - attention) / efficiency + attention / machine.attention
     compute = passes * busy / (parallel.num_sharing * machine.peak_flops)
+    if run.optimizer.name == "muon":
+        found, owners = muon_flops(model), num_gpus if stage else parallel.tensor
+        compute += max(found.all / owners, found.largest) / (machine.peak_flops * efficiency)
     passed = passes * traffic.of_micro_batch(model, vocab_size, parallel, rows, weights.all, width_of(run.training))
     passed += traffic.of_step(weights.all / (replicas if stage else 1))
     memory = passed / (machine.memory_gb_per_s * 1e9 * BANDWIDTH)

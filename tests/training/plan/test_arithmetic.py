@@ -7,10 +7,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.config import ModelConfig
 from model.flops import Work, train_flops
 from model.kernels.attention import AttentionPattern
+from model.network.layers import hidden_matrices
 from model.network.transformer import EncoderInput, Transformer
 from tests.model.packs import crossing_of, pattern_of, positions_of
+from training.muon import orthogonalized
 from training.plan.activations import Rows
-from training.plan.arithmetic import recomputed_flops, work_of
+from training.plan.arithmetic import muon_flops, recomputed_flops, work_of
 
 VOCAB = 50
 LENGTHS, READ = [7, 12, 5], [9, 4, 11]
@@ -94,3 +96,15 @@ def model_targets(lengths: list[int], depth: int) -> int:
     """Positions that go through the output projection at a depth: all, unless many have nothing to be asked for."""
     asked = sum(max(length - depth, 0) for length in lengths)
     return asked if asked < 0.8 * sum(lengths) else sum(lengths)
+
+
+def test_muons_operations_are_those_that_torch_counts():
+    model = ModelConfig(num_layers=2, d_model=16, num_heads=4, num_kv_heads=2, d_ff=40, shape="encdec")
+    whole = Transformer(model, 9)
+    weights, counted = dict(whole.named_parameters()), []
+    for name, division in hidden_matrices(whole).items():
+        for matrix in weights[name].detach().split(list(division.sections), division.dim):
+            with FlopCounterMode(display=False) as counter:
+                orthogonalized(matrix)
+            counted.append(counter.get_total_flops())
+    assert muon_flops(model) == (sum(counted), max(counted))
