@@ -65,8 +65,8 @@ def verify(cases: "Mapping[str, RunConfig]", num_ranks: int) -> "list[Verdict]":
 
     with tempfile.TemporaryDirectory(prefix="shardline-verify-") as place:
         data = Path(place) / "data"
-        manifest = write_documents(data)
         configs = {name: small(config, data, num_ranks) for name, config in cases.items()}
+        manifest = write_documents(data, max(config.training.global_batch_size for config in configs.values()))
         folders = {name: Path(place) / f"case-{number}" for number, name in enumerate(configs)}
         for name, folder in folders.items():
             folder.mkdir()

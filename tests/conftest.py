@@ -25,6 +25,7 @@ class _Together(LoadScopeScheduling):
         return str(file.parent if file.parent.name == "slurm" else file)
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """What says which process is given which tests."""
     return _Together(config, log)

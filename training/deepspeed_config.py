@@ -69,10 +69,7 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
     compute what the config says; what else stands in `zero_optimization` is DeepSpeed's to judge (engine.py asks it).
     """
     training, on_cpu = run.training, device_type == "cpu"
-    _refuse_foreign_keys(training.deepspeed)
-    check_zero_keys(run, world_size * run.parallel.num_sharing)
-    check_offload(run)
-    _refuse_matrices_on_hosts(run)
+    check_deepspeed_keys(run, world_size * run.parallel.num_sharing)
     # Stage 0 reports no gradient norm, so `Engine` clips there and has it.
     clipping = 0.0 if training.zero_stage == 0 else run.optimizer.gradient_clipping
     zero: dict[str, Any] = {"stage": training.zero_stage}
@@ -103,9 +100,17 @@ def deepspeed_config(run: RunConfig, world_size: int, device_type: str) -> dict[
     return config
 
 
+def check_deepspeed_keys(run: RunConfig, num_ranks: int) -> None:
+    """Raises Mistake for keys of `training.deepspeed` that are not taken, or not by such a run on so many ranks."""
+    _refuse_foreign_keys(run.training.deepspeed)
+    check_zero_keys(run, num_ranks)
+    check_offload(run)
+    _refuse_matrices_on_hosts(run)
+
+
 def _refuse_foreign_keys(keys: dict[str, Any], prefix: str = "") -> None:
     for name, value in keys.items():
-        path = prefix + name
+        path = f"{prefix}{name}"
         if path in OWNED:
             raise Mistake(f"training.deepspeed.{path}: it follows from {OWNED[path]}; set that and remove this key")
         if not prefix and name not in OTHERS:

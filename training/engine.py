@@ -33,7 +33,7 @@ from training.hardware import give_back_freed_memory
 from training.matrices import matrices_of
 from training.mesh import Axis, Mesh
 from training.muon import Muon
-from training.offload import nvme_paths
+from training.offload import check_buffer_size, nvme_paths
 from training.optimizer import build_optimizer
 from training.state.boxes import Box
 from training.state.index import Index, written_slices
@@ -176,6 +176,8 @@ class Engine:
         matrices = {name.removeprefix(PREFIX): division for name, division in hidden_matrices(model).items()}
         axes = _Axes(world.mesh) if world.mesh.tensor.size > 1 else None
         if self.stage == 3:
+            largest = max(weight.numel() for weight in model.parameters())
+            check_buffer_size(run, -(-largest // world.mesh.replicas.size))
             group = axes.get_data_parallel_group() if axes else None
             _Partition(module=model, data_parallel_group=group, config_dict_or_path=copy.deepcopy(config), mpu=axes)
         else:

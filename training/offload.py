@@ -41,6 +41,8 @@ AIO: dict[str, type] = {
 STATES = 4
 """Vectors of a part that the optimizer updates: weights, their gradients, and AdamW's two moments."""
 PREFETCH = "stage3_prefetch_bucket_size"
+BUFFER_SIZE = 100_000_000
+"""Elements of a buffer for weights where the run does not say: DeepSpeed's default."""
 SECTOR = 4096
 """Bytes that direct access goes by."""
 
@@ -88,6 +90,9 @@ def _check_section(where: str, name: str, section: Any, stage: int) -> None:
             f"{where}.nvme_path: {shown(section.get('nvme_path'))}; expected the absolute path of a folder on a local "
             "disk of every node"
         )
+    for key in ("buffer_count", "buffer_size"):
+        if section.get(key, 1) < 1:
+            raise Mistake(f"{where}.{key}: {section[key]}; expected 1 or more")
     if name == "offload_optimizer":
         _check_buffers(where, section)
 
@@ -111,6 +116,16 @@ def _check_buffers(where: str, section: dict[str, Any]) -> None:
         raise Mistake(
             f"{where}.buffer_count: {count} buffers are too few for {STATES} vectors of each of the {1 + pipelined} "
             f"parts in work; set it to {needed} or more"
+        )
+
+
+def check_buffer_size(run: RunConfig, largest: int) -> None:
+    """Mistake where weights are on NVMe and a buffer is too small for the `largest` part of one, in elements."""
+    section = run.training.deepspeed.get("zero_optimization", {}).get("offload_param", {})
+    if section.get("device") == "nvme" and section.get("buffer_size", BUFFER_SIZE) < largest:
+        raise Mistake(
+            f"{WHERE}.offload_param.buffer_size: {section.get('buffer_size', BUFFER_SIZE)} elements, and a rank's part "
+            f"of the largest weight has {largest}; set it to that or more"
         )
 
 

@@ -24,7 +24,7 @@ from model.network.tensor_ranks import TensorRanks
 from model.network.transformer import Transformer
 from training.config import RunConfig
 from training.context import HeadExchange
-from training.deepspeed_config import accumulation_steps
+from training.deepspeed_config import accumulation_steps, check_deepspeed_keys
 from training.distributed import World
 from training.engine import Engine
 from training.evaluation import Evaluator
@@ -186,6 +186,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
 
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
+    check_deepspeed_keys(config, world_size)
     manifest = open_dataset(config.data.path, config.tokenizer.path)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)

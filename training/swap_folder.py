@@ -28,7 +28,7 @@ class SwapFolder:
             raise Mistake(f"{key}: {parent} is no folder on this node; name one on a local disk of every node")
         _sweep(parent)
         hidden = Path(tempfile.mkdtemp(prefix=f".{PREFIX}", dir=parent))
-        self._lock = _locked(hidden / _LOCK)
+        self._lock = _locked(hidden / _LOCK, os.O_CREAT)
         assert self._lock is not None, f"{hidden} is another's"
         # under its name it is locked already, so that nobody takes it for one that was left behind
         self.path = hidden.with_name(hidden.name.removeprefix("."))
@@ -47,14 +47,14 @@ class SwapFolder:
     def remove(self) -> None:
         """Removes it with all it holds; a second time nothing happens."""
         if self._lock is not None:
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)  # one that starts may look at the lock just now
             os.close(self._lock)
             self._lock = None
 
 
-def _locked(path: Path) -> int | None:
+def _locked(path: Path, flags: int = 0) -> int | None:
     """A lock that lives as long as this process; None where another process has it."""
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, flags | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -65,7 +65,7 @@ def _locked(path: Path) -> int | None:
 
 def _sweep(parent: Path) -> None:
     """Removes what processes that were killed have left; ranks that start together may meet here."""
-    for folder in parent.glob(f"{PREFIX}*"):
+    for folder in (*parent.glob(f"{PREFIX}*"), *parent.glob(f".{PREFIX}*")):
         if not os.access(folder / _LOCK, os.W_OK):
             continue  # another user's, or gone by now
         try:

@@ -27,7 +27,29 @@ class ZeroKey:
     beside: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Other keys, and the value of each without which this one decides nothing."""
 
+    @property
+    def is_switch(self) -> bool:
+        """Whether it is true or false: then what it decides is whether something is so."""
+        return self.decides.startswith("whether")
 
+    @property
+    def is_section(self) -> bool:
+        """Whether it has keys of its own, which offload.py knows: then what it decides is where something is."""
+        return self.decides.startswith("where")
+
+    def check(self, name: str, value: Any) -> None:
+        """Mistake for a value of another type, or a number that is less than there may be."""
+        least = int(name in COUNTS)
+        fits = isinstance(value, int) and not isinstance(value, bool) and value >= least
+        expected = f"a whole number of {least} or more, such as 2_000_000"
+        if self.is_switch:
+            fits, expected = isinstance(value, bool), "true or false"
+        if not (fits or self.is_section):
+            raise Mistake(f"{WHERE}.{name}: found {shown(value)}; expected {expected}")
+
+
+COUNTS = {"reduce_bucket_size", "sub_group_size", "zero_hpz_partition_size"}
+"""Keys whose numbers begin at 1, those of others at 0."""
 ALL, REPLICATED, CUT = (1, 2, 3), (1, 2), (3,)
 """Stages: those that cut something, those whose weights are whole on every rank, the one that cuts weights."""
 COPIED = {"contiguous_gradients": True}
@@ -36,7 +58,7 @@ TAKEN = {
     "contiguous_gradients": ZeroKey(ALL, "whether gradients are copied into buckets, or sent from where they are"),
     "enable_sanity_checks": ZeroKey(CUT, "whether ranks compare what they gather and reduce"),
     "log_trace_cache_warnings": ZeroKey(CUT, "whether rank 0 says that layers come in another order than before"),
-    "memory_efficient_linear": ZeroKey(CUT, "what a compiled product keeps for the backward pass"),
+    "memory_efficient_linear": ZeroKey(CUT, "whether a compiled product keeps less for the backward pass"),
     "offload_optimizer": ZeroKey(ALL, "where master weights, moments and the sum of gradients are kept"),
     "offload_param": ZeroKey(CUT, "where weights are kept"),
     "overlap_comm": ZeroKey(ALL, "whether gradients are sent while others are made"),
@@ -113,6 +135,7 @@ def check_zero_keys(run: RunConfig, num_ranks: int) -> None:
                 f"{WHERE}.{name}: it decides {key.decides}, and nothing at training.zero_stage {stage}; choose stage "
                 f"{' or '.join(map(str, key.stages))}, or remove this key"
             )
+        key.check(name, zero[name])
         for other, value in key.beside.items():
             if zero.get(other, DEFAULTS[other]) != value:
                 raise Mistake(
@@ -126,16 +149,16 @@ def check_zero_keys(run: RunConfig, num_ranks: int) -> None:
         )
 
 
-def _check_copies_among_neighbours(run: RunConfig, size: Any, num_ranks: int) -> None:
+def _check_copies_among_neighbours(run: RunConfig, size: int, num_ranks: int) -> None:
     """DeepSpeed groups ranks that follow each other, who hold parts of other layers where layers are shared."""
-    if size == 1 or not isinstance(size, int):
-        return  # DeepSpeed says what is wrong with a size that is no number
+    if size == 1:
+        return
     if run.parallel.tensor > 1:
         raise Mistake(
             f"{WHERE}.zero_hpz_partition_size: DeepSpeed would keep copies among neighbours, who share layers under "
             f"parallel.tensor {run.parallel.tensor}; remove one of the two"
         )
-    if size < 1 or num_ranks % size:
+    if num_ranks % size:
         raise Mistake(
             f"{WHERE}.zero_hpz_partition_size: groups of {size} cannot be made of {num_ranks} ranks; use a divisor of "
             "their number, such as that of a node"

@@ -22,7 +22,7 @@ from tests.training.planted import (
 from training.config import RunConfig
 from training.verify.compare import ROUNDED, SAME, compare, compare_kernels, limits_of
 from training.verify.grid import grid
-from training.verify.plain import Rounded, Sum, train_plainly
+from training.verify.plain import Rounded, Sum, loader_of, train_plainly
 from training.verify.small import LR, small, write_documents
 
 STEPS = 2
@@ -129,6 +129,16 @@ def test_every_preset_is_made_small_and_stays_what_it_is(name, tmp_path):
     assert {key: getattr(made.model, key) for key in kept} == {key: getattr(big.model, key) for key in kept}
     assert (made.model.kv_heads == made.model.num_heads) == (big.model.kv_heads == big.model.num_heads)
     assert made.training.global_batch_size == 2 * 2 * 4
+
+
+@pytest.mark.parametrize("shape", ["causal", "prefix", "encdec", "encoder"])
+def test_there_are_documents_for_as_many_ranks_as_a_job_has(tmp_path, shape):
+    name = next(name for name in CASES if name.startswith(f"{shape}, ZeRO 2, fp32, accumulation 4"))
+    for ranks in (1, 64, 1024):
+        config = small(CASES[name], tmp_path / str(ranks), ranks)
+        manifest = write_documents(tmp_path / str(ranks), config.training.global_batch_size)
+        with loader_of(config, manifest, ranks - 1, ranks) as loader:
+            assert len(next(loader)) == 4
 
 
 @pytest.mark.parametrize(("grid", "overrides"), [(False, []), (True, ["training.steps=1"])])

@@ -6,8 +6,10 @@ import pytest
 from deepspeed.runtime.config import _REMOVED_ZERO_CONFIG_KEYS
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+from common.mistakes import Mistake
 from tests.training.runs import tiny_config
 from training.deepspeed_config import deepspeed_config
+from training.offload import check_buffer_size
 from training.verify.small import small
 from training.zero_keys import DEFAULTS, REFUSED, TAKEN
 
@@ -30,7 +32,8 @@ def refusal(stage: int, keys: dict, **how) -> str:
 
 def value_of(name: str):
     offloaded = {"device": "cpu"}
-    return {"offload_optimizer": offloaded, "offload_param": offloaded}.get(name, FIELDS[name].default)
+    given = {"offload_optimizer": offloaded, "offload_param": offloaded, "overlap_comm": True}
+    return given.get(name, FIELDS[name].default)
 
 
 def test_every_key_of_deepspeeds_is_either_taken_or_refused():
@@ -95,9 +98,36 @@ def test_copies_among_neighbours_need_groups_that_share_no_layers():
     keys = {"zero_hpz_partition_size": 2}
     config_of(3, keys, ranks=4)
     assert "who share layers under parallel.tensor 2" in refusal(3, keys, ranks=4, parallel={"tensor": 2})
-    for size in (0, 3):
-        words = refusal(3, {"zero_hpz_partition_size": size}, ranks=4)
-        assert f"groups of {size} cannot be made of 4 ranks; use a divisor" in words
+    words = refusal(3, {"zero_hpz_partition_size": 3}, ranks=4)
+    assert "groups of 3 cannot be made of 4 ranks; use a divisor" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("reduce_bucket_size", "1e9"),
+        ("reduce_bucket_size", 0),
+        ("stage3_max_live_parameters", None),
+        ("stage3_max_live_parameters", -5),
+        ("zero_hpz_partition_size", 2.0),
+        ("zero_hpz_partition_size", True),
+        ("overlap_comm", 1),
+        ("overlap_comm", "yes"),
+    ],
+)
+def test_a_value_of_another_type_or_size_is_refused(name, value):
+    assert f"zero_optimization.{name}: found " in refusal(3, {name: value})
+
+
+def test_a_buffer_that_is_smaller_than_a_weight_is_refused_with_the_size_it_needs():
+    section = {"device": "nvme", "nvme_path": "/local/nvme"}
+    training = {"zero_stage": 3, "deepspeed": {"zero_optimization": {"offload_param": section}}}
+    run = tiny_config("data", training=training)
+    check_buffer_size(run, 100_000_000)
+    with pytest.raises(Mistake, match=r"buffer_size: 100000000 elements, .* has 131334144; set it to that or more"):
+        check_buffer_size(run, 131_334_144)
+    for key in ("buffer_size", "buffer_count"):
+        assert f"offload_param.{key}: 0; expected 1 or more" in refusal(3, {"offload_param": {**section, key: 0}})
 
 
 def test_a_run_made_small_keeps_as_many_neighbours_as_there_may_be(tmp_path):

@@ -63,8 +63,8 @@ def verify(config: RunConfig, folder: Path, world: World, events: EventLog) -> b
 def _prepare(config: RunConfig, place: Path, num_ranks: int) -> RunConfig:
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    write_documents(place / "data")
     made = small(config, place / "data", num_ranks)
+    write_documents(place / "data", made.training.global_batch_size)
     (place / "config.yaml").write_text(yaml.safe_dump(made.model_dump(mode="json")))
     return made
 

@@ -90,7 +90,7 @@ def loader_of(config: RunConfig, manifest: Manifest, rank: int, num_ranks: int) 
         world_size=num_ranks,
         target_length=training.target_length,
     )
-    return Loader(reading, global_batch_size=training.global_batch_size)
+    return Loader(reading, global_batch_size=training.global_batch_size, prefetch=0)
 
 
 def train_plainly(

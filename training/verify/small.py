@@ -31,7 +31,7 @@ SWAPPABLE = 8
 """How many times as wide a model is that is offloaded to NVMe, where DeepSpeed swaps nothing of less than 1 MiB."""
 SPECIAL = {"unk": 0, "pad": 3, "mask": 4, "cls": 5, "sep": 6, "R": 7, "S": 8, "X": 9}
 FIRST_SENTINEL, NUM_SENTINELS = 10, 64
-NUM_DOCUMENTS = 400
+LEAST_DOCUMENTS = 400
 
 
 def small(config: RunConfig, data: Path, num_ranks: int) -> RunConfig:
@@ -106,10 +106,11 @@ def _head_size(model: ModelConfig) -> int:
     return model.head_size
 
 
-def write_documents(folder: Path, seed: int = 0) -> Manifest:
-    """A dataset that the small run trains on."""
-    rng = np.random.default_rng(seed)
-    lengths = rng.integers(8, 100, NUM_DOCUMENTS)
+def write_documents(folder: Path, global_batch: int = 1) -> Manifest:
+    """A dataset that small runs of so many samples a step train on."""
+    rng = np.random.default_rng(0)
+    # half of a row's length each, so four to a sample are enough with room for what objectives leave out
+    lengths = rng.integers(8, 100, max(LEAST_DOCUMENTS, 4 * global_batch))
     tokens = rng.integers(FIRST_SENTINEL + NUM_SENTINELS, VOCAB_SIZE, lengths.sum())
     ends = np.cumsum(lengths)
     tokens[ends - lengths], tokens[ends - 1] = 1, 2
