@@ -45,6 +45,9 @@ from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.tokenizer import Tokenizer
 
+STARTS = 4
+"""How often Ray is started on a machine so busy that it gives itself up: it waits half a minute for its own parts."""
+SLOW_START = "timed out during startup"
 OBJECT_STORE_BYTES = 96 << 20
 """Shared memory of Ray on this machine; only plans and facts of tasks go through it."""
 
@@ -298,19 +301,25 @@ def _connected(config: DataConfig) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    with _temporary_folder(_short_folder()) as folder:
-        ray.init(
-            address="local",
-            num_cpus=config.num_cpus,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=folder,
-            **common,
-        )
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    with contextlib.ExitStack() as stack:
+        for tries_left in reversed(range(STARTS)):
+            folder = stack.enter_context(_temporary_folder(_short_folder()))
+            try:
+                ray.init(
+                    address="local",
+                    num_cpus=config.num_cpus,
+                    include_dashboard=False,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=folder,
+                    **common,
+                )
+                break
+            except Exception as error:  # Ray has no narrower one for this
+                if not tries_left or SLOW_START not in str(error):
+                    raise
+                ray.shutdown()
+        stack.callback(ray.shutdown)
+        yield
 
 
 def _join_cluster(address: str, common: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from torch import nn
 
 from model.config import ModelConfig
 from model.network.transformer import Transformer
-from training.config import OptimizerConfig
+from tests.training.runs import tiny_config
 from training.optimizer import build_optimizer, decay_groups
 
 CONFIG = ModelConfig(num_layers=2, d_model=16, num_heads=2, d_ff=32)
@@ -43,8 +43,8 @@ def test_a_model_of_matrices_alone_has_one_group():
 def test_decay_pulls_a_matrix_and_leaves_a_norm_when_there_is_no_gradient():
     model = Transformer(CONFIG, 50)
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    config = OptimizerConfig(lr=0.1, weight_decay=0.5)
-    optimizer = build_optimizer(model, config, torch.device("cpu"))
+    run = tiny_config("data", optimizer={"lr": 0.1, "weight_decay": 0.5})
+    optimizer = build_optimizer(model, run, torch.device("cpu"))
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight)
     optimizer.step()
