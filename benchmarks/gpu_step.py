@@ -22,10 +22,9 @@ import numpy as np
 import torch
 import yaml
 
+from benchmarks.synthetic import save_documents
 from benchmarks.table import Row, parser, show
 from common.ports import free_port
-from data_pipeline.manifest import Manifest, ShardInfo
-from data_pipeline.shards import ShardWriter
 from model.config import ModelConfig
 from model.flops import num_parameters
 
@@ -64,14 +63,7 @@ def write_dataset(folder: Path, num_documents: int) -> Path:
     tokens = rng.integers(10, VOCAB_SIZE, lengths.sum())
     ends = np.cumsum(lengths)
     tokens[ends - lengths], tokens[ends - 1] = 1, 2
-    with ShardWriter(folder / "train-00000", VOCAB_SIZE) as shard:
-        shard.add(tokens, lengths)
-    counts = {"num_documents": shard.num_documents, "num_tokens": shard.num_tokens, "source_bytes": shard.num_tokens}
-    splits = {"train": [ShardInfo(name="train-00000", checksums=shard.checksums, **counts)]}
-    facts = {"tokenizer_fingerprint": "synthetic", "vocab_size": VOCAB_SIZE, "dtype": "uint16"}
-    facts |= {"bos_id": 1, "eos_id": 2, "special_ids": {"mask": 3}, "config_fingerprint": "synthetic"}
-    Manifest(**facts, splits=splits).save(folder)  # type: ignore[arg-type]
-    return folder
+    return save_documents(folder, tokens, lengths, VOCAB_SIZE)
 
 
 def config_of(name: str, data: Path, small: bool) -> dict[str, Any]:

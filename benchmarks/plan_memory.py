@@ -102,20 +102,12 @@ CASES: dict[str, dict[str, Any]] = {
 
 def write_dataset(folder: Path) -> Path:
     """Documents of 250 to 700 tokens."""
-    from data_pipeline.manifest import Manifest, ShardInfo
-    from data_pipeline.shards import ShardWriter
+    from benchmarks.synthetic import save_documents
 
     rng = np.random.default_rng(0)
     lengths = rng.integers(SHORTEST, LONGEST + 1, 400)
     tokens = rng.integers(10, VOCAB_SIZE, lengths.sum())
-    with ShardWriter(folder / "train-00000", VOCAB_SIZE) as shard:
-        shard.add(tokens, lengths)
-    counts = {"num_documents": shard.num_documents, "num_tokens": shard.num_tokens, "source_bytes": shard.num_tokens}
-    splits = {"train": [ShardInfo(name="train-00000", checksums=shard.checksums, **counts)]}
-    facts = {"tokenizer_fingerprint": "synthetic", "vocab_size": VOCAB_SIZE, "dtype": "uint16"}
-    facts |= {"bos_id": 1, "eos_id": 2, "special_ids": {"mask": 3}, "config_fingerprint": "synthetic"}
-    Manifest(**facts, splits=splits).save(folder)  # type: ignore[arg-type]
-    return folder
+    return save_documents(folder, tokens, lengths, VOCAB_SIZE)
 
 
 def config_of(name: str, data: str) -> dict[str, Any]:

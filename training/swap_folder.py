@@ -1,6 +1,6 @@
 """A folder of one process's own on a local disk, for what is offloaded to NVMe; gone when the process is.
 
-    parent/shardline-swap-XXXXXXXX/   locked while its process lives -> removed by it, or by the next start on the node
+    parent/shardline-swap-TOKEN/   locked while its process lives -> removed by it, or by the next start on the node
 
 Two runs, or two ranks, that name the same disk never touch each other's files.
 """

@@ -7,6 +7,7 @@ that wants them: nothing is mapped, so what was read does not pile up in memory.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import time
@@ -82,6 +83,7 @@ class Parts:
         self.folder, self.index = folder, index
         self._folder = patiently(lambda: os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._places: dict[int, dict[str, tuple[int, int]]] = {}
 
     def __enter__(self) -> "Parts":
         return self
@@ -96,10 +98,9 @@ class Parts:
             patiently(lambda: self._read(part, kind, offset, into))
 
     def _read(self, part: int, kind: str, offset: int, into: torch.Tensor) -> None:
-        sizes = {each: self.index.size(part, each) for each in self.index.kinds}
-        size, before = sizes[kind], list(sizes.values())[: self.index.kinds.index(kind)]
+        begin, size = self._place(part, kind)
         assert offset + into.numel() <= size, f"{offset} + {into.numel()} elements of {size}"
-        at = len(_header(sizes)) + (sum(before) + offset) * _ITEM
+        at = begin + offset * _ITEM
         file = self._file(part)
         if into.device.type == "cpu" and into.dtype == torch.float32 and into.is_contiguous():
             _fill(file, at, _bytes(into))
@@ -109,6 +110,14 @@ class Parts:
             values = torch.empty(target.numel())
             _fill(file, at + first * _ITEM, _bytes(values))
             target.copy_(values)
+
+    def _place(self, part: int, kind: str) -> tuple[int, int]:
+        """First byte of a kind of state in a part's file, and its elements; worked out when a part is first read."""
+        if part not in self._places:
+            sizes = {each: self.index.size(part, each) for each in self.index.kinds}
+            begins = itertools.accumulate((size * _ITEM for size in sizes.values()), initial=len(_header(sizes)))
+            self._places[part] = dict(zip(sizes, zip(begins, sizes.values(), strict=False), strict=True))
+        return self._places[part][kind]
 
     def _file(self, part: int) -> int:
         if part in self._open:
