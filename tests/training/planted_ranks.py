@@ -3,27 +3,24 @@
 usage: torchrun --nproc-per-node=2 -m tests.training.planted_ranks DATASET FOLDER...    (config.yaml names the fault)
 """
 
-import contextlib
-import json
 import sys
-from collections.abc import Callable, Iterator
-from datetime import timedelta
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from deepspeed.runtime.engine import DeepSpeedEngine
 from deepspeed.runtime.zero import stage_1_and_2
 
-from data_pipeline.manifest import Manifest
 from model.network.layers import CutColumns
 from training import engine, muon
-from training.distributed import connect, disconnect
+from training.config import RunConfig
 from training.engine import Engine
-from training.verify.ranks import LINES, train
-from training.worker import leave, read_config
+from training.verify import ranks
+from training.worker import leave
 
-backward, deepspeed_config, orthogonalized = Engine.backward, engine.deepspeed_config, muon.orthogonalized
+backward, deepspeed_config = Engine.backward, engine.deepspeed_config
+orthogonalized, train = muon.orthogonalized, ranks.train
 
 
 def without_the_last(self: Engine, loss: torch.Tensor) -> None:
@@ -74,31 +71,13 @@ FAULTS: dict[str, tuple[str, Any, str, Callable[..., Any]]] = {
 """By name: the way to train, and what is replaced by what."""
 
 
-@contextlib.contextmanager
-def planted(name: str) -> Iterator[None]:
-    """The fault, while the block runs."""
-    _, place, attribute, faulty = FAULTS[name]
-    sound = getattr(place, attribute)
-    setattr(place, attribute, faulty)
-    try:
-        yield
-    finally:
-        setattr(place, attribute, sound)
-
-
-def main(data: str, *folders: str) -> int:
-    """Trains them all."""
-    world, manifest = connect(timedelta(minutes=5)), Manifest.load(data)
-    torch.set_num_threads(1)
-    for folder in map(Path, folders):
-        config = read_config(folder)
-        with planted(config.name):
-            lines = train(config, manifest, folder, world.grouped(**config.parallel.axes))
-        if world.is_main:
-            (folder / LINES).write_text(json.dumps(lines))
-    disconnect(world)
-    return 0
+def train_faultily(config: RunConfig, *how: Any) -> dict[str, Any]:
+    """Trains a run with the fault that it is named after."""
+    _, place, attribute, faulty = FAULTS[config.name]
+    with mock.patch.object(place, attribute, faulty):
+        return train(config, *how)
 
 
 if __name__ == "__main__":
-    leave(main(*sys.argv[1:]))
+    ranks.train = train_faultily
+    leave(ranks.main(*sys.argv[1:]))

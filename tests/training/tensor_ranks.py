@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinea
 from data_pipeline.manifest import Manifest
 from model.network.layers import CutColumns, CutRows, Initializer
 from model.network.loss import chunked_cross_entropy
+from tests.training.planted_ranks import residual_on_each
 from tests.training.runs import VOCAB_SIZE, tiny_config
 from training.config import RunConfig
 from training.distributed import World, connect, disconnect
@@ -139,19 +141,11 @@ def planted(fault: str) -> Iterator[None]:
     if fault == FAULTS[0]:
         place, name, faulty = MegatronRanks, "shared", lambda self, weight: weight
     elif fault == FAULTS[1]:
-
-        def forward(self, x, residual):
-            return self.ranks.summed(torch.nn.functional.linear(x, self.weight) + self.ranks.whole(residual))
-
-        place, name, faulty = CutColumns, "forward", forward
+        place, name, faulty = CutColumns, "forward", residual_on_each
     else:
         place, name, faulty = stage_1_and_2, "is_model_parallel_parameter", lambda _: True
-    sound = getattr(place, name)
-    setattr(place, name, faulty)
-    try:
+    with mock.patch.object(place, name, faulty):
         yield
-    finally:
-        setattr(place, name, sound)
 
 
 def against_megatron(world: World, sequence: bool) -> dict[str, float]:
