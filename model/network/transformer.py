@@ -99,7 +99,7 @@ class Transformer(Stack):
         encoder: EncoderInput | None = None,
         further_weight: float = MULTI_TOKEN_WEIGHT,
     ) -> torch.Tensor | LossOutput:
-        """Logits [T, V], or with labels the loss summed over targets, to which further depths add theirs.
+        """Logits [T, V], or with labels the loss summed over targets, to which in training further depths add theirs.
 
         tokens and positions int64 [T], labels int64 [T] with -100 where there is no target; `encoder` is for an
         encoder-decoder and for no other. `further_weight` is that of the mean of the further depths' losses. Raises
@@ -107,7 +107,7 @@ class Transformer(Stack):
         for cannot run here.
         """
         assert (encoder is None) == (self.encoder is None), "an encoder-decoder reads two streams, others one"
-        depths = range(1, 1 + len(self.multi_token)) if labels is not None else ()
+        depths = range(1, 1 + len(self.multi_token)) if labels is not None and self.training else ()
         further = [places_on(tokens, labels, positions, depth) for depth in depths if labels is not None]
         positions = rows_of(positions, self.context)
         labels = None if labels is None else rows_of(labels, self.context)

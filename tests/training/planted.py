@@ -9,8 +9,8 @@ from training.verify.plain_muon import Direction
 class LastTwice(Sum):
     """The last micro-batch counts twice."""
 
-    def of(self, gradients):
-        return super().of([[*of_rank, of_rank[-1]] for of_rank in gradients])
+    def of_rank(self, gradients, rank):
+        return super().of_rank([*gradients, gradients[-1]], rank)
 
 
 class LastLeaks(Sum):
@@ -19,11 +19,13 @@ class LastLeaks(Sum):
     def __init__(self):
         self.left: dict[torch.Size, torch.Tensor] = {}
 
-    def of(self, gradients):
-        (*_, last), shape = gradients[0], gradients[0][0].shape
-        stale = self.left.get(shape, torch.zeros_like(last))
-        self.left[shape] = last / 100
-        return super().of([[*gradients[0], stale], gradients[1]])
+    def of_rank(self, gradients, rank):
+        if rank:
+            return super().of_rank(gradients, rank)
+        last = gradients[-1]
+        stale = self.left.get(last.shape, torch.zeros_like(last))
+        self.left[last.shape] = last / 100
+        return super().of_rank([*gradients, stale], rank)
 
 
 class NormOfAPart(Sum):
@@ -42,15 +44,15 @@ class Narrow(Sum):
 class LastDropped(Sum):
     """The last micro-batch does not count."""
 
-    def of(self, gradients):
-        return super().of([of_rank[:-1] for of_rank in gradients])
+    def of_rank(self, gradients, rank):
+        return super().of_rank(gradients[:-1], rank)
 
 
 class OneRankAlone(Sum):
-    """Ranks keep their own gradients: nothing crosses between them."""
+    """Ranks keep their own gradients: nothing crosses between the two."""
 
-    def of(self, gradients):
-        return super().of(gradients[:1])
+    def of_rank(self, gradients, rank):
+        return super().of_rank(gradients, rank) * (0 if rank else 2)
 
 
 class NotOrthogonal(Direction):

@@ -45,18 +45,12 @@ class Sum:
 
     dtype = torch.float32
 
-    def of(self, gradients: Sequence[Sequence[torch.Tensor]]) -> torch.Tensor:
-        """Mean over the ranks of the sums over their micro-batches, fp32, from one gradient by rank and micro-batch."""
-        sums = []
-        for of_rank in gradients:
-            total = of_rank[0].to(self.dtype, copy=True)
-            for gradient in of_rank[1:]:
-                total += gradient.to(self.dtype)
-            sums.append(self.sent(total))
-        mean = sums[0].clone()
-        for total in sums[1:]:
-            mean += total
-        return (mean / len(sums)).float()
+    def of_rank(self, gradients: Sequence[torch.Tensor], rank: int) -> torch.Tensor:
+        """Sum over the micro-batches of a rank, as the others get it."""
+        total = gradients[0].to(self.dtype, copy=True)
+        for gradient in gradients[1:]:
+            total += gradient.to(self.dtype)
+        return self.sent(total)
 
     def sent(self, total: torch.Tensor) -> torch.Tensor:
         """A rank's sum as the others get it."""
@@ -128,18 +122,22 @@ def train_plainly(
             _take_over(given[step - 1], masters, weights, optimizer)
         ranks = [next(loader) for loader in loaders]
         num_targets = sum(batch.num_targets for batches in ranks for batch in batches)
-        gradients: dict[str, list[list[torch.Tensor]]] = {name: [[] for _ in ranks] for name in weights}
+        sums: dict[str, torch.Tensor] = {}
         total = 0.0
         for rank, batches in enumerate(ranks):
+            gradients: dict[str, list[torch.Tensor]] = {name: [] for name in weights}
             for batch in batches:
                 loss, entropies = model(batch.to(device), Patterns.of(batch).to(device))
                 (loss * (num_ranks / num_targets)).backward()
                 total += float(entropies[0]) / num_targets
                 for name, weight in weights.items():
-                    gradients[name][rank].append(torch.zeros_like(weight) if weight.grad is None else weight.grad)
+                    gradients[name].append(torch.zeros_like(weight) if weight.grad is None else weight.grad)
                     weight.grad = None
+            for name, mine in gradients.items():
+                of_rank = addition.of_rank(mine, rank)
+                sums[name] = sums[name].add_(of_rank) if rank else of_rank
         for name, master in masters.items():
-            master.grad = addition.of(gradients[name])
+            master.grad = (sums[name] / num_ranks).float()
         norm = float(addition.norm([master.grad for master in masters.values() if master.grad is not None]))
         _clip(masters, norm, config.optimizer.gradient_clipping)
         optimizer.step()

@@ -172,3 +172,15 @@ def test_losses_of_further_depths_are_those_of_megatron_cores_layers_around_our_
             labels, is_target = (megatron.roll_tensor(x, packed_seq_params=packed)[0] for x in (labels, is_target))
             losses = F.cross_entropy(states @ model.head.weight.T, labels, reduction="none")
             torch.testing.assert_close(ours[depth], losses[is_target].sum(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_evaluation_computes_no_further_depths_and_the_same_loss_of_the_next_token(variant):
+    model = tiny_model(**{"shape": "causal", "multi_token_depths": DEPTHS, **VARIANTS[variant]})
+    inputs = pack_of(model.config.shape)
+    trained = model(**inputs).cross_entropy_sum
+    for module in model.multi_token:
+        module.register_forward_pre_hook(lambda *_: pytest.fail("a further depth was computed"))
+    evaluated = model.eval()(**inputs)
+    assert evaluated.further_sums is None
+    assert torch.equal(evaluated.cross_entropy_sum, trained)
