@@ -40,11 +40,11 @@ def ray_session():
 
 @pytest.fixture(scope="session")
 def stdlib_documents() -> list[str]:
-    """Some 300 modules of the standard library, a few megabytes."""
+    """Some 300 modules of the standard library, a few megabytes, each once (Debian's Python has one of them twice)."""
     folder = Path(sysconfig.get_paths()["stdlib"])
     paths = [*folder.glob("*.py"), *folder.glob("asyncio/*.py"), *folder.glob("email/*.py"), *folder.glob("json/*.py")]
     documents = [path.read_bytes().decode() for path in sorted(paths) if path.stat().st_size < 60_000]
-    return [document for document in documents if document]
+    return [document for document in dict.fromkeys(documents) if document]
 
 
 @pytest.fixture(scope="session")
