@@ -226,6 +226,8 @@ class CheckpointConfig(Section):
 
     interval_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Steps between checkpoints; empty saves only after the last step."""
+    in_background: bool = True
+    """Write checkpoints while steps go on, from copies in the host's memory; false has steps wait for the disk."""
     keep: int = Field(default=2, ge=1, le=MOST_STEPS)
     """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
     keep_every_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)

@@ -1,4 +1,4 @@
-"""Writing a checkpoint, in two halves: the step waits for the first only.
+"""Writing a checkpoint, in two halves: steps wait for the first only (behind.py has the second in a thread).
 
 engine.snapshot() -> copies on the host -> commit(): part files, index, state, checksums -> renamed -> `latest`
 
@@ -6,14 +6,11 @@ engine.snapshot() -> copies on the host -> commit(): part files, index, state, c
   -> step-00000020/  by renaming    -> `latest` names it
 """
 
-import dataclasses
 import errno
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import torch
 
 from common.files import sync_folder, write_whole
 from training import fence
@@ -22,25 +19,13 @@ from training.state.choosing import INDEX
 from training.state.folder import REPLACED, checkpoints_dir, discard, point_to, step_name, sweep, without_readers
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import Index, index_of
-from training.state.layout import Layout
 from training.state.parts import part_name, write_part
+from training.state.snapshot import Snapshot
 from training.state.sums import CHECKSUMS, dump_sums
 from training.state.together import everywhere, on_main
 
 if TYPE_CHECKING:
     from training.engine import Engine
-
-
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What a rank will write, in memory of its own: training may go on while it is written."""
-
-    kinds: dict[str, torch.Tensor]
-    """fp32 elements on the host by kind of state, those of padding left out."""
-    layouts: tuple[Layout, ...]
-    """How the ranks of each tensor rank share the state."""
-    updates: int
-    """Steps that the optimizer has done."""
 
 
 def save(engine: "Engine", run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
