@@ -190,6 +190,16 @@ def sweep(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> bool:
+    """Deletes a file or folder as far as it can be; whether nothing is left (open files on NFS stay for a while)."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # said by what is returned
+            path.unlink()
+    return not os.path.lexists(path)
+
+
 def write_whole(path: Path, data: bytes) -> str:
     """Puts `data` at `path` at once, replacing what was there, and returns its xxh3_128."""
     with written_aside(path) as file:

@@ -216,8 +216,10 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("damaged", checkpoint=name, faults=faults, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-            if name != LATEST:
-                mark_damaged(checkpoints_dir(run.folder) / name, faults)
+    passed_over = {
+        checkpoints_dir(run.folder) / name: faults for name, faults in choice.damaged.items() if name != LATEST
+    }
+    on_main(run.world, lambda: [mark_damaged(folder, faults) for folder, faults in passed_over.items()])
     found = choice.checkpoint
     if found is None:
         return RunState()
@@ -226,8 +228,7 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-    if run.world.is_main:
-        unmark_damaged(found.folder)
+    on_main(run.world, lambda: unmark_damaged(found.folder))
     _note_resharding(run, found)
     state = load(engine, found)
     run.events.write("resume", step=state.step, checkpoint=found.folder.name)

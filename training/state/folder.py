@@ -10,11 +10,10 @@ import logging
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import discard, write_whole
 from common.mistakes import Mistake
 from training.lock import WITHOUT_LOCKS
 
@@ -98,16 +97,6 @@ def sweep(run_dir: Path) -> None:
                 continue
             if not discard(leftover):
                 LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
-
-
-def discard(path: Path) -> bool:
-    """Deletes a file or folder as far as it can be; whether nothing is left (open files on NFS stay for a while)."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):  # said by what is returned
-            path.unlink()
-    return not os.path.lexists(path)
 
 
 def mark_damaged(folder: Path, faults: list[str]) -> None:

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.files import sync_folder, write_whole
+from common.files import discard, sync_folder, write_whole
 from training import fence
 from training.distributed import World
 from training.state.choosing import INDEX
-from training.state.folder import REPLACED, checkpoints_dir, discard, point_to, step_name, sweep, without_readers
+from training.state.folder import REPLACED, checkpoints_dir, point_to, step_name, sweep, without_readers
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import Index, index_of
 from training.state.parts import part_name, write_part
@@ -93,10 +93,10 @@ def put_in_place(aside: Path, final: Path, attempt: str) -> None:
     try:
         aside.rename(final)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         replaced = aside.with_name(f"{REPLACED}{aside.name.removeprefix('.tmp-')}")
-        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again
+        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again, or it is a file
         aside.rename(final)
         with without_readers(run_dir) as free:
             if free:
