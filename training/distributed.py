@@ -60,11 +60,13 @@ class World:
     def apart(self, name: str, timeout: timedelta) -> "World":
         """The same ranks with exchanges of their own, which those of this world never wait for; all call it together.
 
-        `name` says whose, and serves once. Whoever asked for it closes its plane.
+        `name` says whose. Whoever asked for them closes the plane.
         """
         if self.size == 1:
             return dataclasses.replace(self, plane=Plane(0, 1))
-        store = dist.PrefixStore(name, self.store)
+        # those who ask again must not find addresses of the time before
+        time = self.store.add(f"{name} of rank {self.rank}", 1)
+        store = dist.PrefixStore(f"{name} {time}", self.store)
         return dataclasses.replace(self, plane=Plane.connect(self.rank, self.size, store, timeout), store=store)
 
     @property
