@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import xxhash
+
 from common.files import discard, sync_folder, write_whole
 from training import fence
 from training.distributed import World
@@ -70,19 +72,35 @@ def make_room(run_dir: Path, step: int, attempt: str) -> Path:
 def _complete(
     aside: Path, digests: dict[str, str], snapshot: Snapshot, state: RunState, identity: RunIdentity, attempt: str
 ) -> Path:
-    first, *others = snapshot.layouts
-    index = index_of(first, list(snapshot.kinds), snapshot.updates, len(digests) // len(snapshot.layouts), *others)
     final = aside.with_name(step_name(state.step))
-    seal(aside, digests, index, dump_state(state, identity))
+    seal(aside, digests, index_for(snapshot, len(digests)), dump_state(state, identity))
     put_in_place(aside, final, attempt)
     point_to(final)
     return final
 
 
+def index_for(snapshot: Snapshot, num_parts: int) -> Index:
+    """What so many parts hold of which a snapshot is one."""
+    first, *others = snapshot.layouts
+    return index_of(first, list(snapshot.kinds), snapshot.updates, num_parts // len(snapshot.layouts), *others)
+
+
 def seal(aside: Path, parts: Mapping[str, str], index: Index, state: bytes) -> None:
-    """Adds the small files to the parts of a checkpoint, given their digests by name, the list of all last."""
-    sums = {**parts, INDEX: write_whole(aside / INDEX, index.dumps()), STATE: write_whole(aside / STATE, state)}
-    write_whole(aside / CHECKSUMS, dump_sums(sums))
+    """Adds the small files to the parts of a checkpoint, given their digests by name."""
+    write_small_files(aside, small_files(parts, index, state))
+
+
+def small_files(parts: Mapping[str, str], index: Index, state: bytes) -> dict[str, bytes]:
+    """Contents of the files beside the parts of a checkpoint, given their digests by name; the list of all is last."""
+    contents = {INDEX: index.dumps(), STATE: state}
+    sums = {**parts, **{name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()}}
+    return contents | {CHECKSUMS: dump_sums(sums)}
+
+
+def write_small_files(aside: Path, contents: Mapping[str, bytes]) -> None:
+    """Adds them in their order."""
+    for name, content in contents.items():
+        write_whole(aside / name, content)
 
 
 def put_in_place(aside: Path, final: Path, attempt: str) -> None:
