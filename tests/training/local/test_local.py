@@ -200,9 +200,7 @@ def test_a_folder_by_a_variable_is_that_of_the_node(monkeypatch):
     monkeypatch.setenv("NODE_DISK", "/nvme")
     assert located("$NODE_DISK/ours") == Path("/nvme/ours")
     monkeypatch.delenv("NODE_DISK")
-    with pytest.raises(
-        Mistake, match=r"checkpoint.local_dir: \$NODE_DISK/ours is .* here; set its variables"
-    ):
+    with pytest.raises(Mistake, match=r"checkpoint.local_dir: \$NODE_DISK/ours is .* here; set its variables"):
         located("$NODE_DISK/ours")
 
 
