@@ -29,7 +29,27 @@ class HostCopies:
 
     def of(self, kind: str, size: int) -> torch.Tensor:
         """Memory for so many fp32 elements of a kind of state; what lies there is of the last snapshot."""
-        if kind not in self._kept or self._kept[kind].numel() != size:
-            self._kept.pop(kind, None)
-            self._kept[kind] = torch.empty(size, dtype=torch.float32, pin_memory=self._pinned)
-        return self._kept[kind]
+        kept = self._kept.get(kind)
+        if kept is None or kept.numel() != size:
+            if kept is not None and self._pinned:
+                _unpin(kept)
+            kept = self._kept[kind] = torch.empty(size, dtype=torch.float32)
+            if self._pinned:
+                _pin(kept)
+        return kept
+
+
+def _pin(memory: torch.Tensor) -> None:
+    """Page-locks memory where it lies; torch's own page-locked memory has sizes of powers of two, up to twice as much.
+
+    Raises RuntimeError where the system does not allow so much.
+    """
+    if memory.numel():
+        portable = 1
+        error = torch.cuda.cudart().cudaHostRegister(memory.data_ptr(), memory.nbytes, portable)
+        torch.cuda.check_error(int(error))
+
+
+def _unpin(memory: torch.Tensor) -> None:
+    if memory.numel():
+        torch.cuda.check_error(int(torch.cuda.cudart().cudaHostUnregister(memory.data_ptr())))
