@@ -73,6 +73,8 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What a disk answers that has no room."""
 SPARE_BYTES = 32 * 2**20
 """Room for small files beside those whose sizes are known."""
+HASHED_BYTES = 2**20
+"""Bytes that are copied and hashed at once: few enough to stay in a core's cache in between."""
 STAGED_BYTES, ALIGNED_BYTES = 16 * 2**20, 4096
 """Bytes that go to the disk in one piece, and what lengths, places and addresses of direct writes are multiples of."""
 
@@ -226,8 +228,10 @@ class HashingWriter:
         """Takes all of `data` (any buffer) and returns its length in bytes."""
         view, done = np.frombuffer(data, np.uint8), 0
         while done < len(view):
-            count = min(len(view) - done, STAGED_BYTES - self._filled)
-            np.copyto(self._memory[self._filled : self._filled + count], view[done : done + count])
+            count = min(len(view) - done, STAGED_BYTES - self._filled, HASHED_BYTES)
+            piece = view[done : done + count]
+            np.copyto(self._memory[self._filled : self._filled + count], piece)
+            self._hash.update(piece)
             done += count
             self._filled += count
             if self._filled == STAGED_BYTES:
@@ -236,7 +240,6 @@ class HashingWriter:
 
     def _put(self) -> None:
         staged = self._memory[: self._filled].data
-        self._hash.update(staged)
         if len(staged) % ALIGNED_BYTES:  # the end of the file
             _through_cache(self._file)
         done = 0
