@@ -231,7 +231,7 @@ class HashingWriter:
             count = min(len(view) - done, STAGED_BYTES - self._filled, HASHED_BYTES)
             piece = view[done : done + count]
             np.copyto(self._memory[self._filled : self._filled + count], piece)
-            self._hash.update(piece)
+            self._hash.update(piece.data)
             done += count
             self._filled += count
             if self._filled == STAGED_BYTES:

@@ -250,10 +250,7 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("damaged", checkpoint=name, faults=faults, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-    passed_over = {
-        checkpoints_dir(run.folder) / name: faults for name, faults in choice.damaged.items() if name != LATEST
-    }
-    on_main(run.world, lambda: [mark_damaged(folder, faults) for folder, faults in passed_over.items()])
+    on_main(run.world, lambda: _mark_damaged(run.folder, choice))
     found = choice.checkpoint
     if found is None:
         return RunState()

@@ -69,9 +69,9 @@ class Partners:
     def _send(self, name: str, pieces: Iterable[bytes | memoryview], digest: str) -> None:
         self._keeper.send("copy", (name, digest))
         try:
-            for piece in map(memoryview, pieces):
+            for piece in pieces:
                 for first in range(0, len(piece), AT_ONCE):
-                    self._keeper.connection.send_bytes(piece[first : first + AT_ONCE])
+                    self._keeper.connection.send_bytes(memoryview(piece)[first : first + AT_ONCE])
             self._keeper.connection.send_bytes(b"")
         except OSError as error:
             raise self._keeper.lost("copy", error) from None

@@ -90,19 +90,20 @@ def _write(found: Whole, local: LocalFolder, run_dir: Path, world: World) -> Non
     mine = [part_name(int(part)) for part in np.flatnonzero(found.holders == world.rank)]
     try:
         aside = on_main(world, lambda: make_room(run_dir, found.step, world.attempt))
-        everywhere(world, lambda: [_copy(source / name, aside / name, digests[name]) for name in mine])
+        everywhere(world, lambda: _copy(mine, source, aside, digests))
         on_main(world, lambda: _complete(aside, found, run_dir, world.attempt))
     finally:
         if aside is not None and world.is_main:
             discard(aside)
 
 
-def _copy(source: Path, target: Path, digest: str) -> None:
-    with HashingWriter(target) as file:
-        for piece in pieces_from(source):
-            file.write(piece)
-    if file.digest != digest:
-        raise RuntimeError(f"{source}: it changed while it was copied")
+def _copy(names: list[str], source: Path, aside: Path, digests: dict[str, str]) -> None:
+    for name in names:
+        with HashingWriter(aside / name) as file:
+            for piece in pieces_from(source / name):
+                file.write(piece)
+        if file.digest != digests[name]:
+            raise RuntimeError(f"{source / name}: it changed while it was copied")
 
 
 def _complete(aside: Path, found: Whole, run_dir: Path, attempt: str) -> None:
