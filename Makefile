@@ -25,6 +25,7 @@ bench: install
 	$(BIN)/python -m benchmarks.attention --check
 	$(BIN)/python -m benchmarks.many_ranks --check
 	$(BIN)/python -m benchmarks.checkpoint
+	$(BIN)/python -m benchmarks.save --check
 	$(BIN)/python -m benchmarks.parallel --check
 	$(BIN)/python -m benchmarks.memory --check
 

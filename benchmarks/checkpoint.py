@@ -27,6 +27,7 @@ import torch
 
 from benchmarks.loader import write_documents
 from benchmarks.table import Row, parser, show
+from common.files import checksum
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
@@ -82,6 +83,12 @@ def dd(source: list[Path], target: str, *how: str) -> float:
     return time.perf_counter() - start
 
 
+def warm(paths: list[Path]) -> None:
+    """Brings files into the page cache, which our own writes go past."""
+    for path in paths:
+        checksum(path)
+
+
 def measure(data: Path, folder: Path, millions: float, stage: int, world: World) -> dict[str, Any]:
     """Seconds of each thing on these ranks, and the checkpoint's bytes."""
     from training.setup import build_engine
@@ -113,6 +120,7 @@ def measure(data: Path, folder: Path, millions: float, stage: int, world: World)
         parts = sorted(path.iterdir())
         size = sum(part.stat().st_size for part in parts)
         if world.is_main:
+            warm(parts)
             seconds["dd write"].append(dd(parts, f"{folder}/copy-{{}}", "conv=fsync"))
             seconds["dd read"].append(dd(parts, "/dev/null"))
         took, choice = timed(lambda: choose(folder, world), world)

@@ -10,7 +10,7 @@ share a temporary file: whichever is renamed last, the result is whole.
 import contextlib
 import errno
 import fcntl
-import io
+import mmap
 import os
 import re
 import secrets
@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
+import numpy as np
 import xxhash
 
 from common.mistakes import Mistake
@@ -72,6 +73,10 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 """What a disk answers that has no room."""
 SPARE_BYTES = 32 * 2**20
 """Room for small files beside those whose sizes are known."""
+HASHED_BYTES = 2**20
+"""Bytes that are copied and hashed at once: few enough to stay in a core's cache in between."""
+STAGED_BYTES, ALIGNED_BYTES = 16 * 2**20, 4096
+"""Bytes that go to the disk in one piece, and what lengths, places and addresses of direct writes are multiples of."""
 
 
 def refuse_foreign(out: Path, marker: str, what: str) -> None:
@@ -187,6 +192,16 @@ def sweep(paths: Iterable[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
+def discard(path: Path) -> bool:
+    """Deletes a file or folder as far as it can be; whether nothing is left (open files on NFS stay for a while)."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # said by what is returned
+            path.unlink()
+    return not os.path.lexists(path)
+
+
 def write_whole(path: Path, data: bytes) -> str:
     """Puts `data` at `path` at once, replacing what was there, and returns its xxh3_128."""
     with written_aside(path) as file:
@@ -194,48 +209,77 @@ def write_whole(path: Path, data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-class HashingWriter(io.RawIOBase):
+class HashingWriter:
     """A new binary file; `digest` is the xxh3_128 of what was written once it is closed, synced to the disk.
 
-    The first OSError is kept and raised on leaving, and nothing is written after it: writers in C++ such as
-    torch.save's cannot carry a Python exception through.
+    Bytes go past the page cache where the file system allows that (O_DIRECT): a copy of gigabytes in the cache costs
+    the cores more than the disk, and makes everybody else's files wait for it. Large writes keep no Python thread from
+    running.
     """
 
     def __init__(self, path: Path):
-        self._error: OSError | None = None
+        self._file = open_direct(path)
+        self._memory = np.frombuffer(mmap.mmap(-1, STAGED_BYTES), np.uint8)  # aligned to a page, as the disk wants it
+        self._filled = 0
         self._hash = xxhash.xxh3_128()
         self.digest = ""
-        self._file = path.open("wb", buffering=0)
-
-    def writable(self) -> bool:
-        """True: this is an output file."""
-        return True
 
     def write(self, data) -> int:
-        """Writes all of `data` (any buffer) and returns its length in bytes."""
-        view = memoryview(data).cast("B")
-        self._hash.update(view)
-        try:
-            done = 0
-            while self._error is None and done < len(view):
-                done += self._file.write(view[done:])
-        except OSError as error:
-            self._error = error
+        """Takes all of `data` (any buffer) and returns its length in bytes."""
+        view, done = np.frombuffer(data, np.uint8), 0
+        while done < len(view):
+            count = min(len(view) - done, STAGED_BYTES - self._filled, HASHED_BYTES)
+            piece = view[done : done + count]
+            np.copyto(self._memory[self._filled : self._filled + count], piece)
+            self._hash.update(piece.data)
+            done += count
+            self._filled += count
+            if self._filled == STAGED_BYTES:
+                self._put()
         return len(view)
+
+    def _put(self) -> None:
+        staged = self._memory[: self._filled].data
+        if len(staged) % ALIGNED_BYTES:  # the end of the file
+            _through_cache(self._file)
+        done = 0
+        while done < len(staged):
+            try:
+                done += os.write(self._file, staged[done:])
+            except OSError as error:
+                if error.errno != errno.EINVAL or not _through_cache(self._file):
+                    raise
+        self._filled = 0
 
     def __enter__(self) -> "HashingWriter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
-            if kind is None and self._error is None:
-                os.fsync(self._file.fileno())
-        except OSError as failure:
-            self._error = failure
-        self._file.close()
-        if self._error is not None:
-            raise self._error
-        self.digest = self._hash.hexdigest()
+            if kind is None:
+                self._put()
+                os.fsync(self._file)
+                self.digest = self._hash.hexdigest()
+        finally:
+            os.close(self._file)
+
+
+def open_direct(path: Path) -> int:
+    """A new file to be written past the page cache, in aligned pieces, where its file system allows that."""
+    how = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    try:
+        return os.open(path, how | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return os.open(path, how, 0o666)
+
+
+def _through_cache(file: int) -> bool:
+    """Has what is written from now on go through the page cache; whether it did not before."""
+    how = fcntl.fcntl(file, fcntl.F_GETFL)
+    fcntl.fcntl(file, fcntl.F_SETFL, how & ~os.O_DIRECT)
+    return bool(how & os.O_DIRECT)
 
 
 def checksum(path: Path) -> str:

@@ -65,7 +65,13 @@ def _facts(found: Plan) -> dict[str, Any]:
         "gpus": found.num_gpus,
         "parameters": found.num_weights,
         "fits": found.fits,
-        "memory_bytes": {**parts(found), "peak": memory.peak, "needed": round(memory.needed), "host": memory.host},
+        "memory_bytes": {
+            **parts(found),
+            "peak": memory.peak,
+            "needed": round(memory.needed),
+            "host": memory.host,
+            "snapshot": memory.snapshot,
+        },
         "flops_of_a_step": {"model": speed.model_flops, "hardware": speed.hardware_flops},
         "bytes_sent_of_a_step": speed.sent._asdict(),
         "seconds_of_a_step": {
@@ -118,6 +124,7 @@ def _memory(found: Plan) -> Table:
     table.add_row("at most", f"{found.memory.peak / 1e9:.2f}", f"{found.memory.peak / room:.0%}")
     if found.memory.host:
         table.add_row("in the host's memory instead", f"{found.memory.host / 1e9:.2f}", "")
+    table.add_row("there too: copies for a checkpoint", f"{found.memory.snapshot / 1e9:.2f}", "")
     return table
 
 

@@ -226,10 +226,27 @@ class CheckpointConfig(Section):
 
     interval_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Steps between checkpoints; empty saves only after the last step."""
+    in_background: bool = True
+    """Write checkpoints while steps go on, from copies in the host's memory; false has steps wait for the disk."""
+    local_interval_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
+    """Steps between checkpoints on nodes' own disks, with copies of parts on another node; empty saves none there."""
+    local_dir: str | None = None
+    """Folder on each node's own disk for these; absolute, or begins with a variable of the node such as $SCRATCH."""
     keep: int = Field(default=2, ge=1, le=MOST_STEPS)
     """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
     keep_every_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Checkpoints at multiples of this many steps are never deleted."""
+
+    @model_validator(mode="after")
+    def _local_saves_have_a_place(self):
+        if (self.local_interval_steps is None) != (self.local_dir is None):
+            raise Mistake("local_interval_steps: it goes with local_dir; set both or neither")
+        if self.local_dir is not None and not self.local_dir.startswith(("/", "$")):
+            raise Mistake(
+                f"local_dir: {shown(self.local_dir)} means another folder wherever a job starts; use an absolute path "
+                "on the nodes' own disks, or one that begins with a variable of the node"
+            )
+        return self
 
 
 class RunConfig(Section):

@@ -57,6 +57,18 @@ class World:
         mesh = Mesh.of(self.rank, self.size, tensor=tensor, context=context).with_groups()
         return dataclasses.replace(self, mesh=mesh)
 
+    def apart(self, name: str, timeout: timedelta) -> "World":
+        """The same ranks with exchanges of their own, which those of this world never wait for; all call it together.
+
+        `name` says whose. Whoever asked for them closes the plane.
+        """
+        if self.size == 1:
+            return dataclasses.replace(self, plane=Plane(0, 1))
+        # those who ask again must not find addresses of the time before
+        time = self.store.add(f"{name} of rank {self.rank}", 1)
+        store = dist.PrefixStore(f"{name} {time}", self.store)
+        return dataclasses.replace(self, plane=Plane.connect(self.rank, self.size, store, timeout), store=store)
+
     @property
     def rank(self) -> int:
         """Number of this process among all, 0 .. size - 1: it names files and logs."""

@@ -40,7 +40,7 @@ from training.state.index import Index, written_slices
 from training.state.layout import Share
 from training.state.loading import fill
 from training.state.parts import Parts
-from training.state.saving import Snapshot
+from training.state.snapshot import HostCopies, Snapshot
 from training.state.together import everywhere
 from training.swap_folder import SwapFolder
 from training.zero import PREFIX, Holdings, ZeroState
@@ -170,6 +170,7 @@ class Engine:
         self.clipping = run.optimizer.gradient_clipping
         config = deepspeed_config(run, world.mesh.data.size, world.device.type)
         check_zero_section(config["zero_optimization"])
+        self._copies = HostCopies(pinned=world.device.type == "cuda")
         self._swapped = _swap_folders(run, config["zero_optimization"])
         optimizer = build_optimizer(model, run, world.device)
         holdings = [_held(model, optimizer, rank, world.mesh.tensor.size) for rank in range(world.mesh.tensor.size)]
@@ -277,18 +278,21 @@ class Engine:
         return norm
 
     def snapshot(self) -> Snapshot:
-        """Copies of what this rank will write, on the host."""
+        """Copies of what this rank will write, on the host, in memory that the next snapshot takes again."""
         replicas = self.world.mesh.replicas
         slices = list(written_slices(self._state.layout(), replicas.rank, replicas.size))
         sizes = collections.Counter(dict.fromkeys(self._state.kinds_of(0), 0))
         for piece in slices:
             sizes.update(dict.fromkeys(self._state.kinds_of(piece.vector), piece.length))
-        kinds, at = {kind: torch.empty(size) for kind, size in sizes.items()}, dict.fromkeys(sizes, 0)
+        kinds, at = {kind: self._copies.of(kind, size) for kind, size in sizes.items()}, dict.fromkeys(sizes, 0)
         for number, pieces in itertools.groupby(slices, key=lambda piece: piece.vector):
             with self._state.opened(number, changes=False) as vectors:
                 for piece, (kind, vector) in itertools.product(pieces, vectors.items()):
-                    kinds[kind].narrow(0, at[kind], piece.length).copy_(vector.narrow(0, piece.offset, piece.length))
+                    source = vector.narrow(0, piece.offset, piece.length)
+                    kinds[kind].narrow(0, at[kind], piece.length).copy_(source, non_blocking=True)
                     at[kind] += piece.length
+        if self.world.device.type == "cuda":
+            torch.cuda.current_stream(self.world.device).synchronize()  # the next step changes what was copied
         return Snapshot(kinds, self._state.layouts(), self._state.updates)
 
     def load(self, folder: Path, index: Index) -> None:

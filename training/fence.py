@@ -10,16 +10,19 @@ checkpoint. Whoever finds another name there has been superseded:
 """
 
 import contextlib
+import errno
+import logging
 import os
 import re
-import shutil
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import discard, write_whole
+
+LOG = logging.getLogger("training.fence")
 
 NAME = "attempt"
 VARIABLE = "SHARDLINE_ATTEMPT"
@@ -27,6 +30,8 @@ VARIABLE = "SHARDLINE_ATTEMPT"
 POLL_SECONDS = 2.0
 SUPERSEDED = 76
 """Exit status of a process that another attempt has superseded."""
+IMMOVABLE = {errno.EPERM, errno.EACCES, errno.EBUSY}
+"""What a file system answers about files that nobody may rename, a late writer of them no more than who takes over."""
 _SCHEDULED = re.compile(r"(\d+)\.(\d+)")
 
 
@@ -65,10 +70,21 @@ def take(run_dir: Path, attempt: str) -> None:
         raise Superseded(_sentence(run_dir, attempt))
     write_whole(run_dir / NAME, f"{attempt}\n".encode())
     for leftover in (run_dir / "checkpoints").glob(".tmp-*"):
-        gone = leftover.with_name(f".tmp-gone-{uuid.uuid4().hex}")
-        with contextlib.suppress(FileNotFoundError):  # its writer has just renamed it
-            leftover.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        _clear_away(leftover)
+
+
+def _clear_away(leftover: Path) -> None:
+    gone = leftover.with_name(f".tmp-gone-{uuid.uuid4().hex}")
+    try:
+        leftover.rename(gone)
+    except FileNotFoundError:  # its writer has just renamed it
+        return
+    except OSError as error:
+        if error.errno not in IMMOVABLE:
+            raise
+        LOG.warning(f"{leftover}: what a save has left cannot be moved away ({error.strerror})")
+        return
+    discard(gone)
 
 
 def check(run_dir: Path, attempt: str) -> None:

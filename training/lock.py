@@ -15,15 +15,13 @@ import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.mistakes import Mistake
 from training import fence
+from training.distributed import World
+from training.state.together import on_main
 
 LOG = logging.getLogger("training.lock")
-
-if TYPE_CHECKING:
-    from training.distributed import World
 
 NAME, LAUNCH = "lock", "launch-lock"
 WITHOUT_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
@@ -59,7 +57,7 @@ def sole_launch(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def sole_writer(folder: Path, world: "World") -> Iterator["World"]:
+def sole_writer(folder: Path, world: World) -> Iterator[World]:
     """Holds the run on rank 0 and gives the ranks, with the attempt they now are; all call it together.
 
     The system frees the lock when the process ends. Raises ValueError on every rank when another launch holds it.
@@ -69,8 +67,7 @@ def sole_writer(folder: Path, world: "World") -> Iterator["World"]:
     earlier = fence.is_scheduled(attempt) and re.search(r"attempt \d+\.\d+$", holder)
     _refuse(folder, world.from_main("" if earlier else holder))
     try:
-        if world.is_main:
-            fence.take(folder, attempt)
+        on_main(world, lambda: fence.take(folder, attempt))
         if earlier:
             descriptor = _wait_for(folder / NAME, attempt)
         yield dataclasses.replace(world, attempt=world.from_main(attempt))  # nobody goes on before the run is ours

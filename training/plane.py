@@ -147,7 +147,7 @@ def _united(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
 
 
 @dataclasses.dataclass
-class _Link:
+class Link:
     """A connection to one neighbour."""
 
     rank: int
@@ -163,20 +163,23 @@ class _Link:
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, label: str, value: Any) -> None:
+        """Sends a value under the name of its exchange."""
         try:
             self.connection.send_bytes(pickle.dumps((label, value)))
         except OSError as error:
-            raise self._lost(label, error) from None
+            raise self.lost(label, error) from None
 
     def receive(self, label: str) -> Any:
+        """The value that the neighbour sends in this exchange."""
         try:
             theirs, value = pickle.loads(self.connection.recv_bytes())
         except (OSError, EOFError) as error:
-            raise self._lost(label, error) from None
+            raise self.lost(label, error) from None
         assert theirs == label, f"rank {self.rank} is at exchange {theirs}, this rank at {label}"
         return value
 
-    def _lost(self, label: str, error: Exception) -> PeerLost:
+    def lost(self, label: str, error: Exception) -> PeerLost:
+        """What an error of the connection means."""
         if isinstance(error, BlockingIOError):
             return PeerLost(f"rank {self.rank} did not answer in time ({label})")
         return PeerLost(f"rank {self.rank} has left ({label})")
@@ -185,7 +188,7 @@ class _Link:
 class _Links:
     """The connections of one rank in the tree."""
 
-    def __init__(self, parent: _Link | None, children: list[_Link]):
+    def __init__(self, parent: Link | None, children: list[Link]):
         self.parent, self.children = parent, children
 
     @classmethod
@@ -196,12 +199,13 @@ class _Links:
         key = store.get("key")
         children = children_of(rank, size)
         deadline = time.monotonic() + seconds
-        listener = _listen() if children else None
+        listener = listen() if children else None
         try:
             if listener:
-                store.set(f"address-{rank}", pickle.dumps(list(_addresses(listener))))
-            parent = _call(rank, store, key, deadline)
-            links = cls(parent, _answer(rank, listener, children, key, deadline) if listener else [])
+                publish(rank, listener, store)
+            above = parent_of(rank)
+            parent = None if above is None else call(rank, above, store, key, deadline)
+            links = cls(parent, answer(rank, listener, children, key, deadline) if listener else [])
         finally:
             if listener:
                 listener.close()
@@ -235,14 +239,20 @@ class _Links:
                         raise
             link.connection.close()
 
-    def _all(self) -> list[_Link]:
+    def _all(self) -> list[Link]:
         return [*([self.parent] if self.parent else []), *self.children]
 
 
-def _listen() -> socket.socket:
+def listen() -> socket.socket:
+    """A socket that ranks of other machines may call."""
     if socket.has_dualstack_ipv6():
         return socket.create_server(("", 0), family=socket.AF_INET6, backlog=FAN_OUT, dualstack_ipv6=True)
     return socket.create_server(("", 0), backlog=FAN_OUT)
+
+
+def publish(rank: int, listener: socket.socket, store: Any) -> None:
+    """Says through the store where `rank` can be called."""
+    store.set(f"address-{rank}", pickle.dumps(list(_addresses(listener))))
 
 
 def _addresses(listener: socket.socket) -> Iterator[tuple[str, int]]:
@@ -259,29 +269,26 @@ def _addresses(listener: socket.socket) -> Iterator[tuple[str, int]]:
     yield socket.gethostname(), port
 
 
-def _call(rank: int, store: Any, key: bytes, deadline: float) -> _Link | None:
-    """Connects to the parent, at the first of its addresses where it and nobody else answers."""
-    parent = parent_of(rank)
-    if parent is None:
-        return None
-    addresses = pickle.loads(store.get(f"address-{parent}"))
+def call(rank: int, other: int, store: Any, key: bytes, deadline: float) -> Link:
+    """Connects `rank` to `other`, at the first of its addresses where it and nobody else answers."""
+    addresses = pickle.loads(store.get(f"address-{other}"))
     while time.monotonic() < deadline:
         for address in addresses:
             try:
                 handle = socket.create_connection(address, timeout=HELLO_SECONDS)
             except OSError:  # another machine's address, or one that this machine cannot reach
                 continue
-            link = _Link(parent, Connection(_detached(handle)))
-            if _greet(link, key, rank, calling=True) == parent:
+            link = Link(other, Connection(_detached(handle)))
+            if _greet(link, key, rank, calling=True) == other:
                 return link
             link.connection.close()
         time.sleep(0.2)
-    raise PeerLost(f"rank {parent} cannot be reached at {', '.join(f'{host}:{port}' for host, port in addresses)}")
+    raise PeerLost(f"rank {other} cannot be reached at {', '.join(f'{host}:{port}' for host, port in addresses)}")
 
 
-def _answer(rank: int, listener: socket.socket, children: range, key: bytes, deadline: float) -> list[_Link]:
-    """Waits until every child has called."""
-    links: dict[int, _Link] = {}
+def answer(rank: int, listener: socket.socket, children: Sequence[int], key: bytes, deadline: float) -> list[Link]:
+    """Waits until all of these ranks have called `rank`."""
+    links: dict[int, Link] = {}
     while len(links) < len(children):
         listener.settimeout(max(0.001, deadline - time.monotonic()))
         try:
@@ -289,7 +296,7 @@ def _answer(rank: int, listener: socket.socket, children: range, key: bytes, dea
         except TimeoutError:
             missing = sorted(set(children) - set(links))
             raise PeerLost(f"rank {', '.join(map(str, missing))} did not call rank {rank} in time") from None
-        link = _Link(-1, Connection(_detached(handle)))
+        link = Link(-1, Connection(_detached(handle)))
         child = _greet(link, key, rank, calling=False)
         if child is not None and child in children:
             link.rank = child
@@ -299,7 +306,7 @@ def _answer(rank: int, listener: socket.socket, children: range, key: bytes, dea
     return [links[child] for child in children]
 
 
-def _greet(link: _Link, key: bytes, rank: int, *, calling: bool) -> int | None:
+def _greet(link: Link, key: bytes, rank: int, *, calling: bool) -> int | None:
     """Proves to each other that both are of this run, and returns the other's rank; None for strangers."""
     link.set_timeout(HELLO_SECONDS)
     steps = [answer_challenge, deliver_challenge] if calling else [deliver_challenge, answer_challenge]

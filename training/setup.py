@@ -31,11 +31,21 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
+from training.local.folder import LocalFolder
+from training.local.promoting import promote
 from training.loop import Trainer
 from training.mesh import sharing
 from training.parts.part import Run
-from training.state.choosing import Checkpoint, Choice, choose
-from training.state.folder import LATEST, checkpoints_dir, latest_checkpoint, mark_damaged, step_of, unmark_damaged
+from training.state.choosing import Checkpoint, Choice, NothingSound, choose
+from training.state.folder import (
+    LATEST,
+    checkpoints_dir,
+    latest_checkpoint,
+    mark_damaged,
+    step_of,
+    unmark_damaged,
+    went_back,
+)
 from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
 from training.state.loading import load
 from training.state.together import on_main
@@ -167,8 +177,9 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         identity=identify(config, manifest, world.size),
         vocab_size=vocabulary_size(config, manifest),
         events=events,
+        local=LocalFolder.opened(config.checkpoint, folder, world),
     )
-    choice = choose(folder, world)
+    choice = _chosen(run)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
@@ -182,6 +193,29 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     finally:
         loader.close()
         engine.leave_disk()
+
+
+def _chosen(run: Run) -> Choice:
+    """The checkpoint to go on from, once the nodes' own disks were asked whether they hold a newer one."""
+    folder, world = run.folder, run.world
+    if run.local is None or on_main(world, lambda: went_back(folder)):
+        return choose(folder, world)
+    shared: Choice | NothingSound
+    try:
+        shared = choose(folder, world)
+    except NothingSound as error:
+        shared = error
+    newest = step_of(shared.folder) if isinstance(shared, Choice) and shared.folder else -1
+    promoted = promote(run.local, folder, world, newest)
+    if promoted is None:
+        if isinstance(shared, NothingSound):
+            raise shared
+        return shared
+    step, seconds = promoted
+    run.events.write("promoted", step=step, instead_of=max(newest, 0), seconds=seconds)
+    if world.is_main:
+        LOG.info(f"the nodes' own disks hold a checkpoint of step {step}, which is newer than the shared ones")
+    return choose(folder, world)
 
 
 def check(config: RunConfig, world_size: int) -> None:
@@ -216,8 +250,7 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("damaged", checkpoint=name, faults=faults, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-            if name != LATEST:
-                mark_damaged(checkpoints_dir(run.folder) / name, faults)
+    on_main(run.world, lambda: _mark_damaged(run.folder, choice))
     found = choice.checkpoint
     if found is None:
         return RunState()
@@ -226,12 +259,17 @@ def _resume(run: Run, engine: Engine, choice: Choice) -> RunState:
         run.events.write("unlisted", checkpoint=found.folder.name, files=found.unlisted, reason=words)
         if run.world.is_main:
             LOG.warning(words)
-    if run.world.is_main:
-        unmark_damaged(found.folder)
+    on_main(run.world, lambda: unmark_damaged(found.folder))
     _note_resharding(run, found)
     state = load(engine, found)
     run.events.write("resume", step=state.step, checkpoint=found.folder.name)
     return state
+
+
+def _mark_damaged(folder: Path, choice: Choice) -> None:
+    for name, faults in choice.damaged.items():
+        if name != LATEST:
+            mark_damaged(checkpoints_dir(folder) / name, faults)
 
 
 def _note_resharding(run: Run, found: Checkpoint) -> None:

@@ -2,18 +2,27 @@
 
 import errno
 import fcntl
-import io
 import os
 
 import pytest
-import torch
 import xxhash
 
+from common import files
 from common.files import HashingWriter, checksum, folder_aside, write_whole
 
 
-def test_the_digest_is_that_of_what_lies_on_the_disk(tmp_path):
-    path, data = tmp_path / "file", os.urandom(100_000)
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pieces of three pages."""
+    monkeypatch.setattr(files, "STAGED_BYTES", 3 * 4096)
+
+
+@pytest.mark.parametrize("size", [0, 1, 4096, 3 * 4096, 3 * 4096 + 1, 100_000])
+@pytest.mark.parametrize("direct", [True, False])
+def test_the_digest_is_that_of_what_lies_on_the_disk(tmp_path, small_pieces, monkeypatch, size, direct):
+    path, data = tmp_path / "file", os.urandom(size)
+    if not direct:
+        monkeypatch.setattr(os, "O_DIRECT", 0)
     with HashingWriter(path) as file:
         for start in range(0, len(data), 7777):
             assert file.write(memoryview(data)[start : start + 7777]) == len(data[start : start + 7777])
@@ -21,33 +30,37 @@ def test_the_digest_is_that_of_what_lies_on_the_disk(tmp_path):
     assert file.digest == checksum(path) == xxhash.xxh3_128_hexdigest(data)
 
 
-def test_torch_can_save_through_it(tmp_path):
-    state = {"weights": torch.randn(1000, 7), "step": 3}
+@pytest.mark.parametrize("refuses", ["open", "write"])
+def test_a_file_system_that_knows_no_direct_writes_gets_ordinary_ones(tmp_path, small_pieces, monkeypatch, refuses):
+    real, refused = getattr(os, refuses), []
+
+    def call(what, how, *rest):
+        flags = how if refuses == "open" else fcntl.fcntl(what, fcntl.F_GETFL)
+        if flags & os.O_DIRECT:
+            refused.append(what)
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return real(what, how, *rest)
+
+    monkeypatch.setattr(os, refuses, call)
+    data = os.urandom(50_000)
     with HashingWriter(tmp_path / "file") as file:
-        torch.save(state, file)
-    loaded = torch.load(tmp_path / "file")
-    assert torch.equal(loaded["weights"], state["weights"]) and loaded["step"] == 3
-    assert file.digest == checksum(tmp_path / "file")
+        file.write(data)
+    assert (tmp_path / "file").read_bytes() == data and len(refused) == 1
 
 
-class FullDisk(io.RawIOBase):
-    """Takes some bytes, then has no room."""
+def test_a_disk_that_fills_up_comes_out_as_the_oserror_it_was(tmp_path, small_pieces, monkeypatch):
+    real, room = os.write, [5000]
 
-    def __init__(self, room: int):
-        self.room = room
-
-    def write(self, data):
-        if self.room == 0:
+    def write(file, data):
+        if not room[0]:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        taken = min(self.room, len(data))
-        self.room -= taken
-        return taken
+        count = real(file, data[: room[0]])
+        room[0] -= count
+        return count
 
-
-def test_a_full_disk_under_torch_save_comes_out_as_the_oserror_it_was(tmp_path):
+    monkeypatch.setattr(os, "write", write)
     with pytest.raises(OSError, match="No space left") as caught, HashingWriter(tmp_path / "file") as file:
-        file._file = FullDisk(room=1000)
-        torch.save({"weights": torch.zeros(100_000)}, file)
+        file.write(bytes(100_000))
     assert caught.value.errno == errno.ENOSPC
 
 

@@ -28,6 +28,11 @@ class Cluster:
     folder: Path
     dataset: Path
 
+    @property
+    def disks(self) -> Path:
+        """What plays the nodes' own disks: a folder for each."""
+        return self.folder / "disks"
+
     def profile(self, **keys) -> str:
         """A profile like `practice` with some keys changed; returns its path."""
         tree = yaml.safe_load((REPOSITORY / "configs" / "clusters" / "practice.yaml").read_text())
@@ -41,7 +46,7 @@ class Cluster:
             self.dataset,
             training={"steps": 160, **sections.pop("training", {})},
             evaluation={"interval_steps": None, "num_samples": 8},
-            checkpoint={"interval_steps": 30, "keep": 100},
+            checkpoint={"interval_steps": 30, "keep": 100, **sections.pop("checkpoint", {})},
             **sections,
         ).model_dump(mode="json")
         tree |= {"name": name, "runs_dir": str(self.folder / "runs"), "tokenizer": {"path": str(self.folder / "none")}}
@@ -89,6 +94,8 @@ class Run:
     jobs: list[int]
     lost_at: float = 0.0
     """When a node of it was broken, seconds since the epoch."""
+    reached: int = 0
+    """Steps done by then."""
 
     def state(self, job: int) -> str:
         """What Slurm calls a job: PENDING, RUNNING, COMPLETED ..."""

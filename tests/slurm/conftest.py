@@ -10,7 +10,7 @@ import pytest
 
 from launcher import practice
 from tests.slurm.cluster import Cluster, train_here
-from tests.slurm.losses import WAYS, lose
+from tests.slurm.losses import LOCAL_STEPS, WAYS, lose
 from tests.training.runs import REPOSITORY, write_dataset
 
 NODES = 12
@@ -49,6 +49,12 @@ def losing(cluster):
     By way: the run, and a future of the node and the processes that were left on it.
     """
     profile = cluster.profile(ranks_per_node=1)
-    runs = {way: cluster.submit(f"lost-{way}", profile) for way in WAYS}
+    local = {
+        "interval_steps": 150,
+        "local_interval_steps": LOCAL_STEPS,
+        "local_dir": f"{cluster.disks}/$SLURMD_NODENAME",
+    }
+    configs = {way: cluster.config(f"lost-{way}", checkpoint=local if way == "off" else {}) for way in WAYS}
+    runs = {way: cluster.submit(config.name, profile, config) for way, config in configs.items()}
     with ThreadPoolExecutor() as threads:
         yield {way: (run, threads.submit(lose, run, way, WAYS[way][1])) for way, run in runs.items()}

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.slurm.losses import WAYS
+from tests.slurm.losses import LOCAL_STEPS, WAYS
 from training import fence
 
 
@@ -24,6 +24,14 @@ def test_a_lost_node_costs_at_most_what_was_not_saved(lost, two_ranks_here, way)
     again = run.events("job_start")[1]
     assert again["time"] - run.lost_at < 120, "Slurm takes 8 s here to see it, and up to 50 s to clear the other nodes"
     assert node not in run.cluster.call("scontrol", "show", "hostnames", again["nodes"]).split()
+
+
+def test_a_node_that_goes_with_its_disk_costs_no_more_than_what_the_nodes_had_not_saved_between_them(lost):
+    run, _, _ = lost["off"]
+    (promoted,), (resumed, *_) = run.events("promoted"), run.events("resume")
+    # one save may have been under way, and a second is never begun before it is complete
+    assert promoted["step"] == resumed["step"] >= run.reached - 2 * LOCAL_STEPS
+    assert run.reached >= 35 and not [event for event in run.events("save") if event["step"] < promoted["step"]]
 
 
 def test_a_rank_that_wakes_up_after_its_run_went_on_elsewhere_leaves_it_alone(lost):

@@ -103,13 +103,19 @@ def lone_rank(*command: str, gpu: bool) -> None:
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
-def start_ranks(folder: Path, num_ranks: int, preexec: Callable[[], None] | None = None) -> list[subprocess.Popen]:
-    """Starts workers with nothing but the standard environment, as Slurm does."""
+def start_ranks(
+    folder: Path,
+    num_ranks: int,
+    preexec: Callable[[], None] | None = None,
+    facts: Callable[[int], dict[str, str]] = lambda rank: {},
+) -> list[subprocess.Popen]:
+    """Starts workers with nothing but the standard environment, as Slurm does, and further `facts` for each rank."""
     port = str(free_port())
     ranks = []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        environment |= facts(rank)
         command = [sys.executable, "-m", "training.worker", str(folder)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         ranks.append(subprocess.Popen(command, env=environment, preexec_fn=preexec, **pipes))

@@ -11,6 +11,7 @@ from pathlib import Path
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
+from training.local.folder import LocalFolder
 from training.state.identity import RunIdentity, RunState
 from training.step import StepResult
 
@@ -31,6 +32,8 @@ class Run:
     """Rows of the embedding."""
     events: EventLog
     """Its diary."""
+    local: LocalFolder | None = None
+    """Its folder on this node's own disk, where it saves there too."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -70,6 +70,8 @@ class Memory(NamedTuple):
     """A gradient while its norm is taken."""
     host: int
     """Offloaded to the host instead; what goes to NVMe is in neither."""
+    snapshot: int
+    """On the host besides: copies of what the rank writes into a checkpoint, kept from the first save on."""
 
     @property
     def held(self) -> int:
@@ -138,6 +140,7 @@ def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: 
     # Muon keeps one moment of a hidden matrix, AdamW two of a weight
     kept = 2 * counts.all - (counts.hidden if run.optimizer.name == "muon" else 0)
     moments = FP32 * (-(-kept // replicas) if stage else kept)
+    snapshot = FP32 * -(-(counts.all + kept) // replicas)
     host = 0
     if keys.offloads_optimizer:
         # with the part of the gradients that is updated with, that of the weights that goes back, and one on its way
@@ -150,7 +153,7 @@ def memory(run: RunConfig, vocab_size: int, num_ranks: int, rows: Rows, device: 
         weights = 0
     left = activations(run.model, vocab_size, parallel, rows, width, device == "cuda")
     norm = FP64 * min(counts.largest, share) if stage else 0
-    return Memory(weights, sums, master_weights, moments, gathered, left, width * counts.block, norm, host)
+    return Memory(weights, sums, master_weights, moments, gathered, left, width * counts.block, norm, host, snapshot)
 
 
 def rows_of_vocabulary(run: RunConfig) -> int:

@@ -1,6 +1,6 @@
 """The training state on disk, in a format of our own that knows neither ZeRO stages nor ranks nor DeepSpeed.
 
-    engine -> Snapshot (snapshot.py) -> commit (saving.py) -> step-00000020/ -> choose (choosing.py) -> engine, export
+    engine -> Snapshot (snapshot.py) -> commit (behind.py, saving.py) -> step-00000020/ -> choose (choosing.py)
     step-00000020/  state.json      where the run stands and what it is made of           identity.py
                     index.json      which part holds which elements of which tensor       index.py, boxes.py
                     part-*.safetensors  fp32 weights and moments, one file per writer     parts.py

@@ -67,10 +67,14 @@ class Choice:
         return self.checkpoint.folder if self.checkpoint else None
 
 
+class NothingSound(Mistake):
+    """There are checkpoints, and every one is damaged or gone."""
+
+
 def choose(run_dir: Path, world: World) -> Choice:
     """The newest sound checkpoint, beginning with `latest`; all ranks call it together.
 
-    Raises ValueError when there are checkpoints and every one is damaged or gone, or one is of another format.
+    Raises NothingSound when there are checkpoints and none is sound, and OtherFormat when one is of another format.
     """
     candidates, damaged = on_main(world, lambda: patiently(lambda: (_candidates(run_dir), _gone(run_dir))))
     for folder in candidates:
@@ -81,7 +85,7 @@ def choose(run_dir: Path, world: World) -> Choice:
     if not damaged:
         return _agreed(Choice(None, {}), world)
     names = "; ".join(f"{name}: {faults[0]}" for name, faults in damaged.items())
-    raise Mistake(
+    raise NothingSound(
         f"{checkpoints_dir(run_dir)}: every checkpoint is damaged ({names}); "
         "restore one from a copy, or delete the folder to train from the beginning"
     )
@@ -108,6 +112,12 @@ def examine(folder: Path, world: World) -> Checkpoint | list[str]:
 def read_index(folder: Path) -> Index:
     """The index of a checkpoint that was found sound."""
     return Index.loads(patiently((folder / INDEX).read_bytes))
+
+
+def small_files_of(folder: Path) -> dict[str, bytes] | None:
+    """Contents of the small files of a checkpoint; None where they are not there or not sound."""
+    fault, contents, _ = _look(folder)
+    return None if fault else contents
 
 
 def _candidates(run_dir: Path) -> list[Path]:

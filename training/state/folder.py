@@ -10,11 +10,10 @@ import logging
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import discard, write_whole
 from common.mistakes import Mistake
 from training.lock import WITHOUT_LOCKS
 
@@ -55,8 +54,12 @@ def complete_checkpoints(run_dir: Path) -> list[Path]:
         if home.exists() or home.is_symlink():
             raise Mistake(f"{home}: it is no folder, though checkpoints belong there; move it away")
         return []
-    folders = [path for path in home.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-    return sorted(folders, key=step_of)
+    return sorted(filter(is_checkpoint, home.iterdir()), key=step_of)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether it is a folder that has the name of a complete checkpoint."""
+    return _NAME.fullmatch(path.name) is not None and path.is_dir()
 
 
 def named_latest(run_dir: Path) -> str | None:
@@ -69,6 +72,12 @@ def latest_checkpoint(run_dir: Path) -> Path | None:
     """The checkpoint to go on from: the one `latest` names, else the newest complete one, else None."""
     folders, named = complete_checkpoints(run_dir), named_latest(run_dir)
     return next((folder for folder in folders if folder.name == named), folders[-1] if folders else None)
+
+
+def went_back(run_dir: Path) -> bool:
+    """Whether `latest` names an older checkpoint than the newest, as somebody has it who wants to go on from there."""
+    folders = complete_checkpoints(run_dir)
+    return bool(folders) and latest_checkpoint(run_dir) != folders[-1]
 
 
 def half_upgraded(run_dir: Path) -> Path | None:
@@ -98,16 +107,6 @@ def sweep(run_dir: Path) -> None:
                 continue
             if not discard(leftover):
                 LOG.warning(f"{leftover}: some of it is in use and cannot be deleted yet")
-
-
-def discard(path: Path) -> bool:
-    """Deletes a file or folder as far as it can be; whether nothing is left (open files on NFS stay for a while)."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):  # said by what is returned
-            path.unlink()
-    return not os.path.lexists(path)
 
 
 def mark_damaged(folder: Path, faults: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from common.files import checksum
+from common.files import checksum, discard
 from common.mistakes import Mistake
 from training import fence
 from training.lock import refuse_second_writer
@@ -22,7 +22,6 @@ from training.state.folder import (
     KEPT,
     checkpoints_dir,
     complete_checkpoints,
-    discard,
     half_upgraded,
     without_readers,
 )

@@ -38,17 +38,23 @@ def part_name(part: int) -> str:
 
 
 def write_part(path: Path, kinds: Mapping[str, Sequence[torch.Tensor]]) -> str:
-    """Writes a part, synced to the disk, and returns its xxh3_128.
+    """Writes a part, synced to the disk, and returns its xxh3_128; see `pieces_of` for what it holds."""
+    with HashingWriter(path) as file:
+        for piece in pieces_of(kinds):
+            file.write(piece)
+    return file.digest
+
+
+def pieces_of(kinds: Mapping[str, Sequence[torch.Tensor]]) -> Iterator[bytes | memoryview]:
+    """The bytes of a part, one behind another.
 
     kinds: for each kind of state fp32 vectors on the host, written one after another.
     """
-    with HashingWriter(path) as file:
-        file.write(_header({kind: sum(vector.numel() for vector in vectors) for kind, vectors in kinds.items()}))
-        for vector in (vector for vectors in kinds.values() for vector in vectors):
-            assert vector.dtype == torch.float32, f"{vector.dtype} in a part of fp32"
-            if vector.numel():
-                file.write(_bytes(vector.contiguous()))
-    return file.digest
+    yield _header({kind: sum(vector.numel() for vector in vectors) for kind, vectors in kinds.items()})
+    for vector in (vector for vectors in kinds.values() for vector in vectors):
+        assert vector.dtype == torch.float32, f"{vector.dtype} in a part of fp32"
+        if vector.numel():
+            yield _bytes(vector.contiguous())
 
 
 def _header(sizes: Mapping[str, int]) -> bytes:

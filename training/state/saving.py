@@ -1,4 +1,4 @@
-"""Writing a checkpoint, in two halves: the step waits for the first only.
+"""Writing a checkpoint, in two halves: steps wait for the first only (behind.py has the second in a thread).
 
 engine.snapshot() -> copies on the host -> commit(): part files, index, state, checksums -> renamed -> `latest`
 
@@ -6,41 +6,28 @@ engine.snapshot() -> copies on the host -> commit(): part files, index, state, c
   -> step-00000020/  by renaming    -> `latest` names it
 """
 
-import dataclasses
 import errno
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
+import xxhash
 
-from common.files import sync_folder, write_whole
+from common.files import discard, sync_folder, write_whole
 from training import fence
 from training.distributed import World
 from training.state.choosing import INDEX
-from training.state.folder import REPLACED, checkpoints_dir, discard, point_to, step_name, sweep, without_readers
+from training.state.folder import REPLACED, checkpoints_dir, point_to, step_name, sweep, without_readers
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import Index, index_of
-from training.state.layout import Layout
 from training.state.parts import part_name, write_part
+from training.state.snapshot import Snapshot
 from training.state.sums import CHECKSUMS, dump_sums
 from training.state.together import everywhere, on_main
 
 if TYPE_CHECKING:
     from training.engine import Engine
-
-
-@dataclasses.dataclass(frozen=True)
-class Snapshot:
-    """What a rank will write, in memory of its own: training may go on while it is written."""
-
-    kinds: dict[str, torch.Tensor]
-    """fp32 elements on the host by kind of state, those of padding left out."""
-    layouts: tuple[Layout, ...]
-    """How the ranks of each tensor rank share the state."""
-    updates: int
-    """Steps that the optimizer has done."""
 
 
 def save(engine: "Engine", run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
@@ -85,19 +72,35 @@ def make_room(run_dir: Path, step: int, attempt: str) -> Path:
 def _complete(
     aside: Path, digests: dict[str, str], snapshot: Snapshot, state: RunState, identity: RunIdentity, attempt: str
 ) -> Path:
-    first, *others = snapshot.layouts
-    index = index_of(first, list(snapshot.kinds), snapshot.updates, len(digests) // len(snapshot.layouts), *others)
     final = aside.with_name(step_name(state.step))
-    seal(aside, digests, index, dump_state(state, identity))
+    seal(aside, digests, index_for(snapshot, len(digests)), dump_state(state, identity))
     put_in_place(aside, final, attempt)
     point_to(final)
     return final
 
 
+def index_for(snapshot: Snapshot, num_parts: int) -> Index:
+    """What so many parts hold of which a snapshot is one."""
+    first, *others = snapshot.layouts
+    return index_of(first, list(snapshot.kinds), snapshot.updates, num_parts // len(snapshot.layouts), *others)
+
+
 def seal(aside: Path, parts: Mapping[str, str], index: Index, state: bytes) -> None:
-    """Adds the small files to the parts of a checkpoint, given their digests by name, the list of all last."""
-    sums = {**parts, INDEX: write_whole(aside / INDEX, index.dumps()), STATE: write_whole(aside / STATE, state)}
-    write_whole(aside / CHECKSUMS, dump_sums(sums))
+    """Adds the small files to the parts of a checkpoint, given their digests by name."""
+    write_small_files(aside, small_files(parts, index, state))
+
+
+def small_files(parts: Mapping[str, str], index: Index, state: bytes) -> dict[str, bytes]:
+    """Contents of the files beside the parts of a checkpoint, given their digests by name; the list of all is last."""
+    contents = {INDEX: index.dumps(), STATE: state}
+    sums = {**parts, **{name: xxhash.xxh3_128_hexdigest(content) for name, content in contents.items()}}
+    return contents | {CHECKSUMS: dump_sums(sums)}
+
+
+def write_small_files(aside: Path, contents: Mapping[str, bytes]) -> None:
+    """Adds them in their order."""
+    for name, content in contents.items():
+        write_whole(aside / name, content)
 
 
 def put_in_place(aside: Path, final: Path, attempt: str) -> None:
@@ -108,10 +111,10 @@ def put_in_place(aside: Path, final: Path, attempt: str) -> None:
     try:
         aside.rename(final)
     except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         replaced = aside.with_name(f"{REPLACED}{aside.name.removeprefix('.tmp-')}")
-        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again
+        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again, or it is a file
         aside.rename(final)
         with without_readers(run_dir) as free:
             if free:

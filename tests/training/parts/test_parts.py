@@ -9,11 +9,9 @@ import torch
 
 from tests.training.runs import steps_of, tiny_config
 from tests.training.stand_ins import moment_of, result_of, run_in
-from training.parts import saving
 from training.parts.collecting import Collecting
 from training.parts.evaluating import Evaluating
 from training.parts.metrics import Metrics
-from training.parts.part import Part
 from training.parts.profiling import Profiling
 from training.parts.saving import Saving
 from training.parts.watching import Watching
@@ -79,45 +77,7 @@ def test_nothing_is_asked_of_the_device_between_lines(tmp_path, monkeypatch):
         part.after_step(moment_of(2))
 
 
-class Lasting(Part):
-    """Remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.told: list[str] = []
-
-    def before_save(self) -> None:
-        self.told.append("before")
-
-    def after_save(self, folder) -> None:
-        self.told.append(folder.name)
-
-
-@pytest.fixture
-def saved(monkeypatch):
-    """Steps of checkpoints that would have been written."""
-    steps = []
-
-    def save(engine, folder, state, identity, world):
-        steps.append(state.step)
-        return folder / "checkpoints" / f"step-{state.step:08d}"
-
-    monkeypatch.setattr(saving, "save", save)
-    monkeypatch.setattr(saving, "delete_superseded", lambda folder, keep, every: [])
-    return steps
-
-
-def test_checkpoints_are_saved_at_their_interval_and_wherever_the_run_ends(tmp_path, saved):
-    other = Lasting()
-    part = Saving(run_in(tmp_path), None, [other])  # type: ignore
-    for step in range(1, 12):
-        part.after_step(moment_of(step))
-    part.after_step(moment_of(13, stopping=True))
-    part.after_step(moment_of(14, done=True))
-    assert saved == [10, 13, 14]
-    assert other.told == ["before", "step-00000010", "before", "step-00000013", "before", "step-00000014"]
-
-
-def test_what_a_part_is_about_to_use_it_says_beforehand(tmp_path, saved):
+def test_what_a_part_is_about_to_use_it_says_beforehand(tmp_path):
     parts = [Saving(run_in(tmp_path), None, []), Evaluating(run_in(tmp_path), None, {"own": None}, None)]  # type: ignore
     for part in parts:
         assert [step for step in range(1, 21) if part.reads(moment_of(step))] == [10, 20]

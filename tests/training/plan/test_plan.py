@@ -109,6 +109,15 @@ def test_what_the_run_tells_deepspeed_of_zero_is_in_the_plan():
     assert offloaded.moments == offloaded.master_weights == 0 and offloaded.host > 12 * weights / 8
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_copies_for_a_checkpoint_are_what_ranks_write_between_them_on_the_host(stage):
+    kind = machine("h100-80gb")
+    keys = {"global_batch_size": 16, "micro_batch_size": 1, "zero_stage": stage, "precision": "fp32"}
+    for away in ({}, {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}} if stage else {}):
+        memory = plan(run_of(training=keys | {"deepspeed": away}), 8, kind, None, 0.4).memory
+        assert memory.snapshot == 12 * num_parameters(run_of().model, 32000) / 8
+
+
 def test_muon_keeps_one_moment_of_a_hidden_matrix():
     kind, training = machine("h100-80gb"), {"global_batch_size": 16, "micro_batch_size": 1}
     adamw, muon = (

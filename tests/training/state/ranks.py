@@ -17,7 +17,8 @@ from training.state.index import WEIGHT, Index, written_slices
 from training.state.layout import Layout, replicated, sharded
 from training.state.loading import fill
 from training.state.parts import Parts
-from training.state.saving import Snapshot, save
+from training.state.saving import save
+from training.state.snapshot import Snapshot
 
 ALONE = World.alone()
 IDENTITY = RunIdentity(
