@@ -6,6 +6,7 @@ A start has a name, which its events bear, and its logs begin where those of ear
 have ended of is always its own.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -16,25 +17,28 @@ from pathlib import Path
 
 import psutil
 
-from common.json_lines import Record
+from common.json_lines import Record, examine
 from common.mistakes import SENTENCE, Mistake, cut
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
 from launcher.local_rank import PYTHON, end_with_parent
-from launcher.run_folder import RunFolder, diary, last_step
+from launcher.run_folder import EVENTS, RunFolder, diary, last_step
 from training import fence
 from training.config import RunConfig
+from training.lines import EVENT
 
 POLL_SECONDS, AT_ONCE_SECONDS = 0.2, 0.5
+STOPPED_SECONDS, STUCK_SECONDS = 2.0, 30.0
+"""How long ranks may live on once one has told why the run ends: those that a signal stopped, and any."""
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 NOTICES = ("damaged", "unlisted", "metrics lost")
 """Events that whoever watches a start is told of, in the words of their `reason`."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
-NOWHERE = re.compile(r"rank \d+ got nowhere for [^;]*")
-"""How a rank's own watch tells that it hangs."""
+NOWHERE = re.compile(r".*?(rank \d+( on node \S+)? (got nowhere for|has not come within) [^;]*)")
+"""How the watch over the ranks tells which of them hangs."""
 WAITED = re.compile(
-    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)"
+    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+( on node \S+)?) did not answer in time)"
 )
 """How a wait for another rank ends, by whatever clock."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -114,6 +118,7 @@ def _kill(process: subprocess.Popen) -> None:
 def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: list[int]) -> None:
     """Shows how the run fares until it ends or somebody asks for its end."""
     steps, started, told = config.training.steps, time.time(), False
+    broken = _Broken(config.run_dir, attempt)
     with StageProgress("starting ranks") as progress:
         while process.poll() is None and not asked:
             last = last_step(config.run_dir)
@@ -125,9 +130,33 @@ def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: li
                     f"  about {duration(left)} left"
                 )
                 progress.update(last["step"], steps, detail, title="step")
+            broken.end_stuck(process)
             time.sleep(POLL_SECONDS)
     if not told:
         tell(config.run_dir, attempt)
+
+
+class _Broken:
+    """Ends ranks that do not end by themselves though one has told why the run does: stopped ones take no signal."""
+
+    def __init__(self, run_dir: Path, attempt: str):
+        self._path, self._attempt = run_dir / EVENTS, attempt
+        self._size, self._since = 0, float("inf")
+
+    def end_stuck(self, process: subprocess.Popen) -> None:
+        """Looks whether the diary has grown by an error, and kills what should have ended since."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size != self._size and self._since == float("inf"):
+            self._size = size
+            found = (event for event in examine(self._path, EVENT).records if event["event"] == "error")
+            if any(event.get("attempt") == self._attempt for event in found):
+                self._since = time.monotonic()
+        lived = time.monotonic() - self._since
+        if lived > STOPPED_SECONDS:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                for rank in psutil.Process(process.pid).children(recursive=True):
+                    if lived > STUCK_SECONDS or rank.status() == psutil.STATUS_STOPPED:
+                        rank.kill()
 
 
 def tell(run_dir: Path, attempt: str) -> bool:
@@ -164,7 +193,7 @@ def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: 
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
     lines = [line for lines in [errors, *said] for line in lines]
     if nowhere := next(filter(None, map(NOWHERE.match, lines)), None):
-        return f"{nowhere[0]}; it or a rank that it waits for was stopped, hangs or is overloaded"
+        return nowhere[1]
     if waited := [found for found in map(WAITED.match, lines) if found]:
         who = next((found["rank"] for found in waited if found["rank"]), "another")
         return (

@@ -17,6 +17,7 @@ EVENT = Form(
         "step": int,
         "stage": str,
         "node": str,
+        "phase": str,
         "why": str,
         "reason": str,
     },

@@ -65,7 +65,7 @@ class Pending:
 class Plane:
     """Exchanges between all ranks; every rank calls the same ones in the same order."""
 
-    def __init__(self, rank: int, size: int, links: "_Links | None" = None):
+    def __init__(self, rank: int, size: int, links: "Links | None" = None):
         assert size == 1 or links is not None, "several ranks need links between them"
         self.rank, self.size = rank, size
         self._links = links
@@ -75,7 +75,7 @@ class Plane:
     @classmethod
     def connect(cls, rank: int, size: int, store: Any, timeout: timedelta) -> "Plane":
         """Joins rank to its neighbours, which find each other through `store` (torch.distributed's)."""
-        return cls(rank, size, _Links.connect(rank, size, store, timeout.total_seconds()) if size > 1 else None)
+        return cls(rank, size, Links.connect(rank, size, store, timeout.total_seconds()) if size > 1 else None)
 
     def set_timeout(self, timeout: timedelta) -> None:
         """From now on an exchange that takes longer raises PeerLost."""
@@ -147,11 +147,24 @@ def _united(a: dict[int, Any], b: dict[int, Any]) -> dict[int, Any]:
 
 
 @dataclasses.dataclass
-class _Link:
+class Link:
     """A connection to one neighbour."""
 
     rank: int
     connection: Connection
+    node: str = ""
+    """Name of its machine."""
+
+    @property
+    def name(self) -> str:
+        """The rank and its node, in words."""
+        return f"rank {self.rank} on node {self.node}"
+
+    def detach(self) -> int:
+        """The connection's descriptor, which is the caller's from now on."""
+        descriptor = os.dup(self.connection.fileno())
+        self.connection.close()
+        return descriptor
 
     def set_timeout(self, seconds: float) -> None:
         """Bounds every read and write; the options belong to the socket, whichever descriptor names it."""
@@ -163,12 +176,14 @@ class _Link:
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, label: str, value: Any) -> None:
+        """Sends a value of the exchange `label`. PeerLost when it cannot in time."""
         try:
             self.connection.send_bytes(pickle.dumps((label, value)))
         except OSError as error:
             raise self._lost(label, error) from None
 
     def receive(self, label: str) -> Any:
+        """The neighbour's value of the exchange `label`. PeerLost when it does not come in time."""
         try:
             theirs, value = pickle.loads(self.connection.recv_bytes())
         except (OSError, EOFError) as error:
@@ -178,30 +193,37 @@ class _Link:
 
     def _lost(self, label: str, error: Exception) -> PeerLost:
         if isinstance(error, BlockingIOError):
-            return PeerLost(f"rank {self.rank} did not answer in time ({label})")
-        return PeerLost(f"rank {self.rank} has left ({label})")
+            return PeerLost(f"{self.name} did not answer in time ({label})")
+        return PeerLost(f"{self.name} has left ({label})")
 
 
-class _Links:
+class Links:
     """The connections of one rank in the tree."""
 
-    def __init__(self, parent: _Link | None, children: list[_Link]):
+    def __init__(self, parent: Link | None, children: list[Link]):
         self.parent, self.children = parent, children
 
     @classmethod
-    def connect(cls, rank: int, size: int, store: Any, seconds: float) -> "_Links":
-        store = dist.PrefixStore("plane", store)
+    def connect(cls, rank: int, size: int, store: Any, seconds: float, name: str = "plane") -> "Links":
+        """Finds the neighbours through `store`; `name` tells several such trees apart.
+
+        PeerLost, which names them, when some of them do not come in time.
+        """
+        store = dist.PrefixStore(name, store)
+        store.add("come", 1)
         if rank == 0:
             store.set("key", secrets.token_hex(32))
-        key = store.get("key")
-        children = children_of(rank, size)
-        deadline = time.monotonic() + seconds
+        children, deadline = children_of(rank, size), time.monotonic() + seconds
         listener = _listen() if children else None
         try:
             if listener:
                 store.set(f"address-{rank}", pickle.dumps(list(_addresses(listener))))
+            key = _said(store, "key", by=0)
             parent = _call(rank, store, key, deadline)
             links = cls(parent, _answer(rank, listener, children, key, deadline) if listener else [])
+        except Missing as missing:
+            come = store.add("come", 0)
+            raise PeerLost(f"{missing} has not come within {seconds:.0f} s: {come} of {size} ranks have") from None
         finally:
             if listener:
                 listener.close()
@@ -209,6 +231,7 @@ class _Links:
         return links
 
     def set_timeout(self, seconds: float) -> None:
+        """From now on an exchange that takes longer raises PeerLost."""
         for link in self._all():
             link.set_timeout(seconds)
 
@@ -235,8 +258,32 @@ class _Links:
                         raise
             link.connection.close()
 
-    def _all(self) -> list[_Link]:
+    def _all(self) -> list[Link]:
         return [*([self.parent] if self.parent else []), *self.children]
+
+
+class Missing(Exception):
+    """Ranks that have not come."""
+
+    def __init__(self, ranks: Sequence[int]):
+        super().__init__(", ".join(map(_home, ranks)))
+
+
+def _home(rank: int) -> str:
+    """A rank that nobody has heard of yet, and its node as far as the launcher's numbers tell."""
+    size, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not local.isdecimal() or not int(local):
+        return f"rank {rank}"
+    node = socket.gethostname() if local == size else f"number {rank // int(local)} of the job"
+    return f"rank {rank} on node {node}"
+
+
+def _said(store: Any, key: str, by: int) -> bytes:
+    """What that rank has put into the store, once it has."""
+    try:
+        return store.get(key)
+    except dist.DistStoreError:  # it waited in vain
+        raise Missing([by]) from None
 
 
 def _listen() -> socket.socket:
@@ -259,19 +306,19 @@ def _addresses(listener: socket.socket) -> Iterator[tuple[str, int]]:
     yield socket.gethostname(), port
 
 
-def _call(rank: int, store: Any, key: bytes, deadline: float) -> _Link | None:
+def _call(rank: int, store: Any, key: bytes, deadline: float) -> Link | None:
     """Connects to the parent, at the first of its addresses where it and nobody else answers."""
     parent = parent_of(rank)
     if parent is None:
         return None
-    addresses = pickle.loads(store.get(f"address-{parent}"))
+    addresses = pickle.loads(_said(store, f"address-{parent}", by=parent))
     while time.monotonic() < deadline:
         for address in addresses:
             try:
                 handle = socket.create_connection(address, timeout=HELLO_SECONDS)
             except OSError:  # another machine's address, or one that this machine cannot reach
                 continue
-            link = _Link(parent, Connection(_detached(handle)))
+            link = Link(parent, Connection(_detached(handle)))
             if _greet(link, key, rank, calling=True) == parent:
                 return link
             link.connection.close()
@@ -279,17 +326,16 @@ def _call(rank: int, store: Any, key: bytes, deadline: float) -> _Link | None:
     raise PeerLost(f"rank {parent} cannot be reached at {', '.join(f'{host}:{port}' for host, port in addresses)}")
 
 
-def _answer(rank: int, listener: socket.socket, children: range, key: bytes, deadline: float) -> list[_Link]:
+def _answer(rank: int, listener: socket.socket, children: range, key: bytes, deadline: float) -> list[Link]:
     """Waits until every child has called."""
-    links: dict[int, _Link] = {}
+    links: dict[int, Link] = {}
     while len(links) < len(children):
         listener.settimeout(max(0.001, deadline - time.monotonic()))
         try:
             handle, _ = listener.accept()
         except TimeoutError:
-            missing = sorted(set(children) - set(links))
-            raise PeerLost(f"rank {', '.join(map(str, missing))} did not call rank {rank} in time") from None
-        link = _Link(-1, Connection(_detached(handle)))
+            raise Missing(sorted(set(children) - set(links))) from None
+        link = Link(-1, Connection(_detached(handle)))
         child = _greet(link, key, rank, calling=False)
         if child is not None and child in children:
             link.rank = child
@@ -299,15 +345,19 @@ def _answer(rank: int, listener: socket.socket, children: range, key: bytes, dea
     return [links[child] for child in children]
 
 
-def _greet(link: _Link, key: bytes, rank: int, *, calling: bool) -> int | None:
-    """Proves to each other that both are of this run, and returns the other's rank; None for strangers."""
+def _greet(link: Link, key: bytes, rank: int, *, calling: bool) -> int | None:
+    """Proves to each other that both are of this run, and returns the other's rank; None for strangers.
+
+    Each says its node too, which the link keeps.
+    """
     link.set_timeout(HELLO_SECONDS)
     steps = [answer_challenge, deliver_challenge] if calling else [deliver_challenge, answer_challenge]
     try:
         for step in steps:
             step(link.connection, key)
-        link.connection.send_bytes(str(rank).encode())
-        return int(link.connection.recv_bytes(32))
+        link.connection.send_bytes(f"{rank} {socket.gethostname()}".encode())
+        theirs, _, link.node = link.connection.recv_bytes(400).decode().partition(" ")
+        return int(theirs)
     except (OSError, EOFError, AuthenticationError, ValueError):
         return None
 
