@@ -173,7 +173,7 @@ def _meet(rank: int, timeout: timedelta) -> dist.Store:
             raise
         seconds = timeout.total_seconds()
         whose = "torch's launcher" if of_launcher else "rank 0"
-        words = f"{whose} has not come within {seconds:.0f} s: nothing answers at {host}:{port}"
+        words = f"{whose} has not come within {seconds:.3g} s: nothing answers at {host}:{port}"
         raise PeerLost(words) from error
 
 

@@ -223,7 +223,7 @@ class Links:
             links = cls(parent, _answer(rank, listener, children, key, deadline) if listener else [])
         except Missing as missing:
             come = store.add("come", 0)
-            raise PeerLost(f"{missing} has not come within {seconds:.0f} s: {come} of {size} ranks have") from None
+            raise PeerLost(f"{missing} has not come within {seconds:.3g} s: {come} of {size} ranks have") from None
         finally:
             if listener:
                 listener.close()
