@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from common.json_lines import Record, examine
+from common.json_lines import Record, append_line, examine
 from common.mistakes import SENTENCE, Mistake, cut
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
 from launcher.local_rank import PYTHON, end_with_parent
@@ -53,6 +53,7 @@ def run(config: RunConfig, attempt: str) -> None:
     """
     logs = config.run_dir / "logs"
     before = {path: path.stat().st_size for path in logs.glob("rank-*.log")}
+    append_line(config.run_dir / EVENTS, {"time": time.time(), "event": "launch", "attempt": attempt})
     asked: list[int] = []  # signals are noted and raise nothing, so that one may come at any time
     handlers = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
     try:

@@ -39,6 +39,7 @@ class Watching(Part):
             self._first = False
             self.run.world.plane.barrier()  # nobody hurries those who are still at their first step
             set_timeout(self.run.world, timedelta(minutes=longest(self.run.config.minutes)))
+            self.run.events.write("first step", step=moment.step)
         else:
             self._lengths.append(time.monotonic() - self._begun)
         self.run.world.watch.beat(Phase.STEP, moment.step)
