@@ -51,7 +51,7 @@ class Span:
 
     def within(self, begin: int, end: int) -> "Span":
         """The part of it between two moments, which may be empty."""
-        begin = min(max(self.begin, begin), max(self.end, begin))
+        begin = min(max(self.begin, begin), self.end)
         return Span(begin, max(begin, min(self.end, end)), self.what)
 
     @property
@@ -128,13 +128,10 @@ class Goodput:
     """By kind."""
     starting: dict[str, float]
     """Those of `starting`, by part."""
+    ratio: float
+    """Share of the wall time that went into steps which count."""
     interruptions: list[Interruption]
     """Oldest first."""
-
-    @property
-    def ratio(self) -> float:
-        """Share of the wall time that went into steps which count."""
-        return self.seconds["steps"] / self.wall if self.wall else 0.0
 
 
 def goodput(events: Sequence[Record], jobs: Sequence[Record], last: Record, now: float) -> Goodput:
@@ -144,8 +141,10 @@ def goodput(events: Sequence[Record], jobs: Sequence[Record], last: Record, now:
     spans = [part for span in spans for part in without_lost(span, lost_work(starts))]
     by_what = {what: sum(span.end - span.begin for span in spans if span.what == what) for what in STARTING}
     by_kind = {kind: sum(span.end - span.begin for span in spans if span.kind == kind) for kind in KINDS}
+    wall = sum(by_kind.values())
     return Goodput(
-        wall=sum(by_kind.values()) / MICRO,
+        wall=wall / MICRO,
+        ratio=by_kind["steps"] / wall if wall else 0.0,
         seconds={kind: length / MICRO for kind, length in by_kind.items()},
         starting={what: length / MICRO for what, length in by_what.items() if length},
         interruptions=interruptions(starts, spans),
