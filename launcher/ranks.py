@@ -27,7 +27,7 @@ from training.config import RunConfig
 from training.lines import EVENT
 
 POLL_SECONDS, AT_ONCE_SECONDS = 0.2, 0.5
-STOPPED_SECONDS, STUCK_SECONDS = 2.0, 30.0
+STOPPED_SECONDS, STUCK_SECONDS = 2.0, 15.0
 """How long ranks may live on once one has told why the run ends: those that a signal stopped, and any."""
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
@@ -37,6 +37,8 @@ KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
 NOWHERE = re.compile(r".*?(rank \d+( on node \S+)? (got nowhere for|has not come within) [^;]*)")
 """How the watch over the ranks tells which of them hangs."""
+LEFT = "left without a word"
+"""What the watch says of a rank that was killed; torch's launcher knows by which signal."""
 WAITED = re.compile(
     r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+( on node \S+)?) did not answer in time)"
 )
@@ -193,6 +195,9 @@ def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: 
     """Why ranks died, as far as anybody can tell, in words."""
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
     lines = [line for lines in [errors, *said] for line in lines]
+    own = [event["message"] for event in events if event["event"] == "error" and "phase" in event]
+    if told := next((message for message in own if LEFT not in message), ""):
+        return cut(told, SENTENCE)
     if nowhere := next(filter(None, map(NOWHERE.match, lines)), None):
         return nowhere[1]
     if waited := [found for found in map(WAITED.match, lines) if found]:

@@ -41,6 +41,11 @@ class PeerLost(RuntimeError):
     """A rank that should have taken part in an exchange has left or does not answer."""
 
 
+def node_name() -> str:
+    """Name of this machine, as Slurm calls it where it does."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def parent_of(rank: int) -> int | None:
     """The rank that `rank` hands its values to; None for rank 0."""
     return (rank - 1) // FAN_OUT if rank else None
@@ -274,7 +279,7 @@ def _home(rank: int) -> str:
     size, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     if not local.isdecimal() or not int(local):
         return f"rank {rank}"
-    node = socket.gethostname() if local == size else f"number {rank // int(local)} of the job"
+    node = node_name() if local == size else f"number {rank // int(local)} of the job"
     return f"rank {rank} on node {node}"
 
 
@@ -355,7 +360,7 @@ def _greet(link: Link, key: bytes, rank: int, *, calling: bool) -> int | None:
     try:
         for step in steps:
             step(link.connection, key)
-        link.connection.send_bytes(f"{rank} {socket.gethostname()}".encode())
+        link.connection.send_bytes(f"{rank} {node_name()}".encode())
         theirs, _, link.node = link.connection.recv_bytes(400).decode().partition(" ")
         return int(theirs)
     except (OSError, EOFError, AuthenticationError, ValueError):

@@ -10,11 +10,10 @@ that phase is up, the ranks know between them who is behind the others, in no co
 import dataclasses
 import faulthandler
 import os
-import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from training import fence
@@ -22,15 +21,15 @@ from training.events import EventLog
 from training.guards import BROKEN
 from training.neighbours import Neighbour, of, spoken
 from training.phases import Phase
-from training.plane import Links
+from training.plane import Links, node_name
 from training.whereabouts import Place, looked_up, slack, worst, write_flight_record
 
 TICK = 1.0
 """Seconds between words to the neighbours."""
 GRACE = 8.0
 """Seconds that a rank has to end by itself once another has broken: it cleans up, or hangs in a collective."""
-TELL_SECONDS = 3.0
-"""How long telling may take where the file system hangs too."""
+WRITE_SECONDS = 2.0
+"""How long writing a sentence or a record may take."""
 SILENT_TICKS = 5
 """A neighbour that has said nothing for so many ticks does not answer."""
 
@@ -49,8 +48,10 @@ class Watch:
         self.minutes = dict(minutes or {})
         self.events = events
         """Where it notes what it ends the run for."""
+        self.attempt = ""
+        """Which start of the run this is, once the run is its own: nothing is noted for one that is superseded."""
         self._flight_record = flight_record
-        self._place, self._since = Place(rank, socket.gethostname()), time.monotonic()
+        self._place, self._since = Place(rank, node_name()), time.monotonic()
         self._parent: Neighbour | None = None
         self._children: list[Neighbour] = []
         self._lock = threading.Lock()
@@ -187,20 +188,26 @@ class Watch:
 
     def _end(self, sentence: str, culprit: Place, at_once: bool) -> None:
         """Ends all ranks, and tells of it."""
-        if self._spread(sentence, BROKEN, at_once) and self.events is not None:
-            teller = threading.Thread(target=self._tell, args=(self.events, sentence, culprit), daemon=True)
-            teller.start()
-            teller.join(TELL_SECONDS)
+        events = self.events
 
-    @staticmethod
-    def _tell(events: EventLog, sentence: str, culprit: Place) -> None:
-        if not fence.is_lost(events.path.parent, events.facts.get("attempt", "")):
-            events.error(sentence, BROKEN, culprit.facts)
+        def tell() -> None:
+            if events is not None and not fence.is_lost(events.path.parent, self.attempt):
+                events.error(sentence, BROKEN, culprit.facts)
+
+        if self._spread(sentence, BROKEN, at_once):
+            _patiently(tell)
 
     def _exit(self) -> None:
         """Ends the process with the stacks of its threads and the sentence."""
         faulthandler.dump_traceback(sys.stderr)
         print(f"{self._sentence}; where this rank was is above", file=sys.stderr, flush=True)
-        if self._flight_record is not None:
-            write_flight_record(self._flight_record)
+        if (path := self._flight_record) is not None:
+            _patiently(lambda: write_flight_record(path))
         os._exit(self._code)
+
+
+def _patiently(write: Callable[[], None]) -> None:
+    """Has something written, and goes on without where the file system hangs too."""
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    writer.join(WRITE_SECONDS)

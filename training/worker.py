@@ -83,7 +83,7 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
         set_timeout(world, timedelta(minutes=max(config.minutes.values())))  # until the first step is over
         log.set_up(world.rank)
         with sole_writer(folder, world) as world, fenced(folder, world):
-            attempt = world.attempt
+            attempt = watch.attempt = world.attempt
             events = watch.events = diary(folder, attempt)
             finished = train(config, folder, world, events, stop)
         disconnect(world)
@@ -94,7 +94,7 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
             # what breaks in a superseded start is no news of the run
             print(error, file=sys.stderr, flush=True)
             return fence.SUPERSEDED
-        return report(error, events or (early if is_of_a_peer(error) else None), watch)
+        return report(error, events or (None if is_mistake(error) else early), watch)
     finally:
         watch.stop()
 

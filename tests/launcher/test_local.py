@@ -183,6 +183,11 @@ def test_a_killed_rank_is_named_as_such_and_the_next_start_goes_on(config):
     assert result.last["step"] == reached + 3
     steps = [json.loads(line)["step"] for line in (long.run_dir / "metrics.jsonl").open() if '"grad_norm"' in line]
     assert steps == list(range(1, reached + 4))
+    spent = RunFolder.read(long.run_dir).goodput(time.time())
+    (interruption,) = spent.interruptions
+    assert "left without a word" in interruption.cause and interruption.seconds > interruption.lost > 0
+    assert sum(spent.seconds.values()) == pytest.approx(spent.wall)
+    assert spent.seconds["steps"] > 0 and set(spent.starting) == {"ranks", "preparing", "first step"}
 
 
 def test_a_second_launch_of_a_run_is_refused_while_the_first_goes_on(config):

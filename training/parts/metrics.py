@@ -1,7 +1,6 @@
 """Lines of metrics at their interval, in metrics.jsonl and TensorBoard (metrics.py says what they hold)."""
 
 import logging
-import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +12,7 @@ from training.hardware import memory_gb
 from training.lines import METRICS
 from training.metrics import Meter, MetricsWriter
 from training.parts.part import Moment, Part, Run
+from training.plane import node_name
 from training.slowness import Persistence, Slowness
 
 LOG = logging.getLogger("training.parts.metrics")
@@ -28,7 +28,7 @@ class Metrics(Part):
     def __init__(self, run: Run, step: int, peak_flops: float | None):
         self.run = run
         self.meter = Meter(run.world.size, peak_flops)
-        self._node, self._slow = socket.gethostname(), Persistence()
+        self._node, self._slow = node_name(), Persistence()
         self._begun, self._stepped, self._written = time.monotonic(), 0.0, step
         interval = run.config.training.log_interval
         for last in read_last(run.folder / "metrics.jsonl", METRICS, "loss").records if run.world.is_main else ():
