@@ -86,7 +86,7 @@ def run(config: RunConfig, attempt: str) -> None:
 
 
 def _command(config: RunConfig, folder: str) -> list[str]:
-    patience = round(config.training.hang_minutes * 60)
+    patience = round(config.longest_minutes * 60)
     return [
         *(*PYTHON, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
         "--local-addr=127.0.0.1",  # else by the host's name, which not every machine can resolve
@@ -121,7 +121,7 @@ def _kill(process: subprocess.Popen) -> None:
 def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: list[int]) -> None:
     """Shows how the run fares until it ends or somebody asks for its end."""
     steps, started, told = config.training.steps, time.time(), False
-    broken = _Broken(config.run_dir, attempt)
+    stuck = _Stuck(config.run_dir, attempt)
     with StageProgress("starting ranks") as progress:
         while process.poll() is None and not asked:
             last = last_step(config.run_dir)
@@ -133,20 +133,20 @@ def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: li
                     f"  about {duration(left)} left"
                 )
                 progress.update(last["step"], steps, detail, title="step")
-            broken.end_stuck(process)
+            stuck.end(process)
             time.sleep(POLL_SECONDS)
     if not told:
         tell(config.run_dir, attempt)
 
 
-class _Broken:
+class _Stuck:
     """Ends ranks that do not end by themselves though one has told why the run does: stopped ones take no signal."""
 
     def __init__(self, run_dir: Path, attempt: str):
         self._path, self._attempt = run_dir / EVENTS, attempt
         self._size, self._since = 0, float("inf")
 
-    def end_stuck(self, process: subprocess.Popen) -> None:
+    def end(self, process: subprocess.Popen) -> None:
         """Looks whether the diary has grown by an error, and kills what should have ended since."""
         size = self._path.stat().st_size if self._path.exists() else 0
         if size != self._size and self._since == float("inf"):

@@ -366,7 +366,7 @@ class RunConfig(Section):
         return self
 
     @property
-    def minutes(self) -> dict[Phase, float]:
+    def phase_minutes(self) -> dict[Phase, float]:
         """Deadline of each phase."""
         training, given = self.training, self.deadlines
         start, run = training.start_minutes, training.hang_minutes
@@ -381,6 +381,12 @@ class RunConfig(Section):
             Phase.EVALUATION: given.evaluation_minutes or run,
             Phase.LEAVING: given.leaving_minutes or run,
         }
+
+    @property
+    def longest_minutes(self) -> float:
+        """The longest deadline once the first step is over."""
+        after = (Phase.STEP, Phase.SAVE, Phase.EVALUATION, Phase.LEAVING)
+        return max(self.phase_minutes[phase] for phase in after)
 
     @property
     def run_dir(self) -> Path:

@@ -76,11 +76,11 @@ def run_rank(folder: Path, stop: StopRequest) -> int:
         if config.parallel.num_sharing > 1:
             # CUDA starts kernels in the order of their calls then, so that what is sent overlaps what is computed
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        watch = Watch(early.rank, config.minutes, early, folder / "logs" / f"flight-rank-{early.rank}")
+        watch = Watch(early.rank, config.phase_minutes, early, folder / "logs" / f"flight-rank-{early.rank}")
         watch.beat(Phase.RENDEZVOUS)
-        seconds = patience(config.minutes[Phase.RENDEZVOUS])
+        seconds = patience(config.phase_minutes[Phase.RENDEZVOUS])
         world = connect(timedelta(seconds=seconds), watch=watch, **config.parallel.axes)
-        set_timeout(world, timedelta(minutes=max(config.minutes.values())))  # until the first step is over
+        set_timeout(world, timedelta(minutes=max(config.phase_minutes.values())))  # until the first step is over
         log.set_up(world.rank)
         with sole_writer(folder, world) as world, fenced(folder, world):
             attempt = watch.attempt = world.attempt

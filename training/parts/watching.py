@@ -38,7 +38,7 @@ class Watching(Part):
         if self._first:
             self._first = False
             self.run.world.plane.barrier()  # nobody hurries those who are still at their first step
-            set_timeout(self.run.world, timedelta(minutes=longest(self.run.config.minutes)))
+            set_timeout(self.run.world, timedelta(minutes=self.run.config.longest_minutes))
             self.run.events.write("first step", step=moment.step)
         else:
             self._lengths.append(time.monotonic() - self._begun)
@@ -61,8 +61,3 @@ class Watching(Part):
         usual = statistics.median(self._lengths)
         limit = max(deadlines.slow_step_factor * usual, 60 * deadlines.slow_step_floor_minutes) / 60
         return limit, f"where a step takes {usual:.3g} s"
-
-
-def longest(minutes: dict[Phase, float]) -> float:
-    """Minutes after which a wait for another rank ends by itself, once the first step is over."""
-    return max(minutes[phase] for phase in (Phase.STEP, Phase.SAVE, Phase.EVALUATION, Phase.LEAVING))

@@ -175,7 +175,7 @@ def test_ranks_wait_long_for_the_first_step_and_short_for_others(tmp_path, monke
 
 def watched_run(folder, config):
     """A run whose watch knows its deadlines."""
-    world = dataclasses.replace(World.alone(), watch=Watch(0, config.minutes))
+    world = dataclasses.replace(World.alone(), watch=Watch(0, config.phase_minutes))
     return run_in(folder, config, world)
 
 
