@@ -10,6 +10,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 from common.json_lines import Record
 
@@ -273,5 +274,5 @@ def _all(starts: Sequence[Start], kind: str) -> list[Record]:
     return [event for start in starts for event in start.events if event["event"] == kind]
 
 
-def _is_time(value: object) -> bool:
+def _is_time(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and 0 <= value < 1e11

@@ -30,6 +30,8 @@ GRACE = 8.0
 """Seconds that a rank has to end by itself once another has broken: it cleans up, or hangs in a collective."""
 WRITE_SECONDS = 2.0
 """How long writing a sentence or a record may take."""
+STDERR = 2
+"""Its descriptor, which tracebacks are written to."""
 SILENT_TICKS = 5
 """A neighbour that has said nothing for so many ticks does not answer."""
 
@@ -55,7 +57,8 @@ class Watch:
         self._parent: Neighbour | None = None
         self._children: list[Neighbour] = []
         self._lock = threading.Lock()
-        self._over, self._ended = threading.Event(), threading.Event()
+        self._over, self._told = threading.Event(), threading.Event()
+        self._ended = False
         self._thread: threading.Thread | None = None
         self._late_since: float | None = None
         self._sentence, self._code, self._exit_at = "", BROKEN, float("inf")
@@ -76,7 +79,7 @@ class Watch:
             self._place = Place(place.rank, place.node, phase, step, minutes, note, beats=place.beats + 1)
         if minutes and not self._over.is_set():
             # Where a hanging call keeps Python's threads from running, this one still does.
-            faulthandler.dump_traceback_later(minutes * 60, exit=True, file=sys.stderr)
+            faulthandler.dump_traceback_later(minutes * 60, exit=True, file=STDERR)
             self._start()
 
     def join(self, links: Links) -> None:
@@ -99,11 +102,12 @@ class Watch:
     def end_all(self, sentence: str, code: int) -> None:
         """Lets all other ranks end with this sentence and status; this one ends by itself."""
         self._spread(sentence, code, at_once=False)
+        self._told.set()
         self.stop()
 
     def heard(self, seconds: float) -> tuple[str, int] | None:
         """Sentence and status that the run ends with, waiting for them for so long; None when there are none."""
-        return (self._sentence, self._code) if self._ended.wait(seconds) else None
+        return (self._sentence, self._code) if self._told.wait(seconds) else None
 
     @property
     def _neighbours(self) -> list[Neighbour]:
@@ -134,12 +138,13 @@ class Watch:
         for message in neighbour.listen():
             if "end" in message:
                 self._spread(message["end"], message["code"], message["at_once"], but=neighbour)
+                self._told.set()
             elif "bye" in message:
                 neighbour.said_bye = True
             else:
                 neighbour.place, neighbour.worst = Place(**message["place"]), Place(**message["worst"])
                 neighbour.late = message["late"]
-        if neighbour.gone and not neighbour.said_bye and not self._ended.is_set():
+        if neighbour.gone and not neighbour.said_bye and not self._ended:
             sentence = f"{neighbour.place.name} left without a word in {neighbour.place.at}: its process was killed"
             self._end(sentence, neighbour.place, at_once=False)
 
@@ -155,7 +160,7 @@ class Watch:
         suspects = [*below, *self._places([self._parent] if self._parent else [])]
         late = late or any(place.late for place in suspects)
         self._late_since = (self._late_since or time.monotonic()) if late else None
-        if self._late_since is None or self._ended.is_set():
+        if self._late_since is None or self._ended:
             return
         culprit = worst(suspects)
         share = 1 / 3 if self._parent is None else 2 / 3  # rank 0 sees all, so it speaks first
@@ -176,11 +181,11 @@ class Watch:
     def _spread(self, sentence: str, code: int, at_once: bool, but: Neighbour | None = None) -> bool:
         """Remembers what the run ends with and passes it on; False when it is ending already."""
         with self._lock:
-            if self._ended.is_set():
+            if self._ended:
                 return False
+            self._ended = True
             self._sentence, self._code = sentence, code
             self._exit_at = time.monotonic() + (0 if at_once else GRACE)
-            self._ended.set()
         for neighbour in self._neighbours:
             if neighbour is not but:
                 neighbour.say({"end": sentence, "code": code, "at_once": at_once}, urgent=True)
@@ -196,10 +201,11 @@ class Watch:
 
         if self._spread(sentence, BROKEN, at_once):
             _patiently(tell)
+            self._told.set()
 
     def _exit(self) -> None:
         """Ends the process with the stacks of its threads and the sentence."""
-        faulthandler.dump_traceback(sys.stderr)
+        faulthandler.dump_traceback(STDERR)
         print(f"{self._sentence}; where this rank was is above", file=sys.stderr, flush=True)
         if (path := self._flight_record) is not None:
             _patiently(lambda: write_flight_record(path))

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 
 def fail(way):
@@ -49,7 +50,7 @@ class Planter(importlib.abc.MetaPathFinder):
         """A spec whose loader plants the fault; none for other modules."""
         if module != self.module:
             return None
-        spec = importlib.machinery.PathFinder.find_spec(module, path, target)
+        spec: Any = importlib.machinery.PathFinder.find_spec(module, path, target)
         load = spec.loader.exec_module
 
         def planting(made):
