@@ -24,6 +24,7 @@ bench: install
 	$(BIN)/python -m benchmarks.objectives --check
 	$(BIN)/python -m benchmarks.attention --check
 	$(BIN)/python -m benchmarks.many_ranks --check
+	$(BIN)/python -m benchmarks.phases --quick --check
 	$(BIN)/python -m benchmarks.checkpoint
 	$(BIN)/python -m benchmarks.save --check
 	$(BIN)/python -m benchmarks.parallel --check

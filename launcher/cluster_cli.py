@@ -117,6 +117,7 @@ def status(
 
 
 def _show(found: list, runs: Path) -> None:
+    from launcher import views
     from launcher.status import when
 
     if not found:
@@ -135,6 +136,9 @@ def _show(found: list, runs: Path) -> None:
             ("speed", f"{number(each.tokens_per_second)} tokens/s" if each.tokens_per_second else ""),
             ("MFU", f"{each.mfu:.1%}" if each.mfu else ""),
             ("left", duration(each.seconds_left) if each.state == "running" and each.seconds_left is not None else ""),
+            ("slowest", each.slowest),
+            ("slow", "; ".join(each.slow)),
+            ("goodput", views.goodput(each.goodput) if each.goodput else ""),
             ("checkpoint", f"{each.checkpoint}, {duration(each.checkpoint_age)} ago" if each.checkpoint else ""),
             ("left out", "; ".join(each.excluded)),
             ("not read", "; ".join(each.left_out)),

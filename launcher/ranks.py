@@ -6,6 +6,7 @@ A start has a name, which its events bear, and its logs begin where those of ear
 have ended of is always its own.
 """
 
+import contextlib
 import os
 import re
 import signal
@@ -16,25 +17,30 @@ from pathlib import Path
 
 import psutil
 
-from common.json_lines import Record
+from common.json_lines import Record, append_line, examine
 from common.mistakes import SENTENCE, Mistake, cut
 from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
 from launcher.local_rank import PYTHON, end_with_parent
-from launcher.run_folder import RunFolder, diary, last_step
+from launcher.run_folder import EVENTS, RunFolder, diary, last_step
 from training import fence
 from training.config import RunConfig
+from training.lines import EVENT
 
 POLL_SECONDS, AT_ONCE_SECONDS = 0.2, 0.5
+STOPPED_SECONDS, STUCK_SECONDS = 2.0, 15.0
+"""How long ranks may live on once one has told why the run ends: those that a signal stopped, and any."""
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""
 NOTICES = ("damaged", "unlisted", "metrics lost")
 """Events that whoever watches a start is told of, in the words of their `reason`."""
 KILLED = re.compile(r"exitcode\s*: -\d+ \(pid: \d+\)\s*\((SIG\w+)\)")
 """How torch's launcher tells of a rank that a signal ended."""
-NOWHERE = re.compile(r"rank \d+ got nowhere for [^;]*")
-"""How a rank's own watch tells that it hangs."""
+NOWHERE = re.compile(r".*?(rank \d+( on node \S+)? (got nowhere for|has not come within) [^;]*)")
+"""How the watch over the ranks tells which of them hangs."""
+LEFT = "left without a word"
+"""What the watch says of a rank that was killed; torch's launcher knows by which signal."""
 WAITED = re.compile(
-    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+) did not answer in time)"
+    r"Timeout \(\d+:\d+:\d+|.*([Tt]imed out|operation timeout|(?P<rank>rank \d+( on node \S+)?) did not answer in time)"
 )
 """How a wait for another rank ends, by whatever clock."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -49,6 +55,7 @@ def run(config: RunConfig, attempt: str) -> None:
     """
     logs = config.run_dir / "logs"
     before = {path: path.stat().st_size for path in logs.glob("rank-*.log")}
+    append_line(config.run_dir / EVENTS, {"time": time.time(), "event": "launch", "attempt": attempt})
     asked: list[int] = []  # signals are noted and raise nothing, so that one may come at any time
     handlers = {number: signal.signal(number, lambda number, _: asked.append(number)) for number in SIGNALS}
     try:
@@ -79,7 +86,7 @@ def run(config: RunConfig, attempt: str) -> None:
 
 
 def _command(config: RunConfig, folder: str) -> list[str]:
-    patience = round(config.training.hang_minutes * 60)
+    patience = round(config.longest_minutes * 60)
     return [
         *(*PYTHON, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"),
         "--local-addr=127.0.0.1",  # else by the host's name, which not every machine can resolve
@@ -114,6 +121,7 @@ def _kill(process: subprocess.Popen) -> None:
 def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: list[int]) -> None:
     """Shows how the run fares until it ends or somebody asks for its end."""
     steps, started, told = config.training.steps, time.time(), False
+    stuck = _Stuck(config.run_dir, attempt)
     with StageProgress("starting ranks") as progress:
         while process.poll() is None and not asked:
             last = last_step(config.run_dir)
@@ -125,9 +133,33 @@ def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: li
                     f"  about {duration(left)} left"
                 )
                 progress.update(last["step"], steps, detail, title="step")
+            stuck.end(process)
             time.sleep(POLL_SECONDS)
     if not told:
         tell(config.run_dir, attempt)
+
+
+class _Stuck:
+    """Ends ranks that do not end by themselves though one has told why the run does: stopped ones take no signal."""
+
+    def __init__(self, run_dir: Path, attempt: str):
+        self._path, self._attempt = run_dir / EVENTS, attempt
+        self._size, self._since = 0, float("inf")
+
+    def end(self, process: subprocess.Popen) -> None:
+        """Looks whether the diary has grown by an error, and kills what should have ended since."""
+        size = self._path.stat().st_size if self._path.exists() else 0
+        if size != self._size and self._since == float("inf"):
+            self._size = size
+            found = (event for event in examine(self._path, EVENT).records if event["event"] == "error")
+            if any(event.get("attempt") == self._attempt for event in found):
+                self._since = time.monotonic()
+        lived = time.monotonic() - self._since
+        if lived > STOPPED_SECONDS:
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+                for rank in psutil.Process(process.pid).children(recursive=True):
+                    if lived > STUCK_SECONDS or rank.status() == psutil.STATUS_STOPPED:
+                        rank.kill()
 
 
 def tell(run_dir: Path, attempt: str) -> bool:
@@ -163,8 +195,11 @@ def _cause(events: list[Record], said: list[list[str]], launch_log: Path, code: 
     """Why ranks died, as far as anybody can tell, in words."""
     errors = [event["message"] for event in events if event["event"] == "error" and "message" in event]
     lines = [line for lines in [errors, *said] for line in lines]
+    own = [event["message"] for event in events if event["event"] == "error" and "phase" in event]
+    if told := next((message for message in own if LEFT not in message), ""):
+        return cut(told, SENTENCE)
     if nowhere := next(filter(None, map(NOWHERE.match, lines)), None):
-        return f"{nowhere[0]}; it or a rank that it waits for was stopped, hangs or is overloaded"
+        return nowhere[1]
     if waited := [found for found in map(WAITED.match, lines) if found]:
         who = next((found["rank"] for found in waited if found["rank"]), "another")
         return (

@@ -6,6 +6,8 @@ metrics.jsonl + manifest.json + config.yaml -> charts (SVG), tiles, tables -> re
 import dataclasses
 import itertools
 import math
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from common.json_lines import Record
 from data_pipeline.manifest import Manifest
 from launcher.config import to_yaml
 from launcher.console import duration, number
-from launcher.run_folder import metrics_of
+from launcher.goodput import Goodput
+from launcher.run_folder import RunFolder, metrics_of
 from model.flops import num_parameters
 from training.config import RunConfig
 
@@ -44,12 +47,19 @@ def write_report(config: RunConfig, sample: str = "") -> Path:
     steps = [line for line in lines if "loss" in line]
     evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
     manifest = Manifest.load(Path(config.data.path))
+    spent = RunFolder.read(run_dir).goodput(time.time())
     page = _template().render(
         name=config.name,
         subtitle=_subtitle(config, manifest),
         tiles=_tiles(steps, evaluations),
         charts=_charts(steps, evaluations),
-        tables=[("Data", _data_rows(manifest)), ("Model", _model_rows(config, manifest)), ("Run", _run_rows(steps))],
+        tables=[
+            ("Data", _data_rows(manifest)),
+            ("Model", _model_rows(config, manifest)),
+            ("Run", _run_rows(steps)),
+            ("Time", _time_rows(spent)),
+        ],
+        spent=[(kind, 100 * seconds / spent.wall) for kind, seconds in spent.seconds.items() if seconds],
         sample=sample,
         config=to_yaml(config),
     )
@@ -188,6 +198,20 @@ def _run_rows(steps: list[Record]) -> list[tuple[str, str]]:
         *[("peak memory of a rank", f"{memory:.2f} GB") for memory in sorted(_known(steps, "memory_gb"))[-1:]],
         *[("gradient norm, last", f"{norm:.3f}") for norm in _known(steps, "grad_norm")[-1:]],
     ]
+
+
+def _time_rows(spent: Goodput) -> list[tuple[str, str]]:
+    """Each kind of time and its share, parts of starts, interruptions."""
+    rows = [
+        (kind, f"{duration(seconds)}, {seconds / spent.wall:.1%}") for kind, seconds in spent.seconds.items() if seconds
+    ]
+    rows += [(f"starting: {what}", duration(seconds)) for what, seconds in spent.starting.items()]
+    for each in spent.interruptions:
+        at = f"interrupted at {datetime.fromtimestamp(each.time):%d %b %H:%M:%S}"
+        rows.append(
+            (at, f"{each.cause}; cost {duration(each.seconds)}, {duration(each.lost)} of it steps trained again")
+        )
+    return rows
 
 
 def _known(steps: list[Record], key: str) -> list[float]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from common.json_lines import Lines, Record, examine, read_last
 from common.mistakes import Mistake
 from launcher.config import anchored, load_config, save_config
+from launcher.goodput import Goodput, goodput
 from launcher.places import CONFIG
 from training.config import RunConfig
 from training.lines import EVENT, JOB, METRICS
@@ -69,6 +70,10 @@ class RunFolder:
             jobs=jobs.records,
             left_out=[*events.left_out, *jobs.left_out, *last.left_out],
         )
+
+    def goodput(self, now: float) -> Goodput:
+        """How the time of the run went, up to now."""
+        return goodput(self.events, self.jobs, self.last, now)
 
     @property
     def step(self) -> int:

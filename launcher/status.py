@@ -1,11 +1,13 @@
 """Where runs on a cluster stand, from the queue and the files of the run alone."""
 
 import dataclasses
+import math
 import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from launcher.goodput import Goodput
 from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
 
@@ -50,6 +52,12 @@ class Status:
     """Seconds since it was saved."""
     silent_seconds: float | None = None
     """Seconds since the last line of metrics."""
+    slowest: str = ""
+    """The rank that took longest by itself over the last line of metrics, in words."""
+    slow: tuple[str, ...] = ()
+    """Ranks that stayed slow since the last start, one sentence each."""
+    goodput: Goodput | None = None
+    """How the time went, from the submission or the first start to the end or now."""
     excluded: tuple[str, ...] = ()
     """Nodes the health check found broken since the last submission, with the reason."""
     left_out: tuple[str, ...] = ()
@@ -64,7 +72,7 @@ def status(run_dir: Path) -> Status:
     folder, config = existing(run_dir)
     records, events = folder.jobs, folder.events
     facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(folder, config.training.steps)}
-    facts |= {"excluded": _excluded(events), "left_out": tuple(folder.left_out)}
+    facts |= {"excluded": _excluded(events), "left_out": tuple(folder.left_out), "goodput": folder.goodput(time.time())}
     if not records:
         return Status(**facts, state="not submitted", detail="no job of a cluster; started with shardline train")
     slurm = Slurm(records[-1].get("commands"))
@@ -150,9 +158,19 @@ def _progress(folder: RunFolder, steps: int) -> dict[str, Any]:
         facts = {key: last.get(key) for key in ("step", "loss", "tokens_per_second", "mfu")}
         facts["seconds_left"] = (steps - last["step"]) * last["step_seconds"]
         facts["silent_seconds"] = now - last["time"] if last.get("time") else None
+    if "slowest_rank" in last:
+        where = f"rank {last['slowest_rank']} on node {last.get('slowest_node', '?')}"
+        facts["slowest"] = f"{where}, {last.get('slowest_ratio', math.nan):.2f} times the median"
+    facts["slow"] = _slow(folder.events)
     if folder.checkpoint:
         facts |= {"checkpoint": folder.checkpoint.name, "checkpoint_age": now - folder.checkpoint.time}
     return facts
+
+
+def _slow(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    started = max((index for index, event in enumerate(events) if event["event"] == "start"), default=0)
+    told = [event["message"] for event in events[started:] if event["event"] == "slow rank" and "message" in event]
+    return tuple(dict.fromkeys(told))
 
 
 def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What came of a stage, in words for people."""
 
 from common.json_lines import Record
-from launcher.console import number
+from launcher.console import duration, number
+from launcher.goodput import Goodput
 from launcher.local import TrainingResult
 from launcher.stages import BuiltData, Converted, ImportedTokenizer, ImportedWeights, NewestCheckpoint, TrainedTokenizer
 
@@ -35,6 +36,16 @@ def training(result: TrainingResult) -> str:
         f"step {last['step']}: loss {last['loss']:.3f}"
         + (f", held-out loss {held_out_loss(evaluation)}" if evaluation else "")
         + (f", {number(float(tokens))} tokens" if tokens is not None else "")
+    )
+
+
+def goodput(found: Goodput) -> str:
+    """How the time of a run went, the largest shares first."""
+    shares = sorted(found.seconds.items(), key=lambda share: -share[1])
+    parts = [f"{kind} {duration(seconds)}" for kind, seconds in shares if seconds and kind != "steps"]
+    interrupted = f"; {len(found.interruptions)} interruptions" if found.interruptions else ""
+    return (
+        f"{found.ratio:.1%} of {duration(found.wall)} in steps; " + (", ".join(parts) or "nothing else") + interrupted
     )
 
 

@@ -12,6 +12,7 @@ from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
 from model.config import MOST_TOKENS, MULTI_TOKEN_WEIGHT, ModelConfig
+from training.phases import Phase
 
 MOST_STEPS = 10**9
 """Steps or samples of a run, and distances between them: 30 years of one a second."""
@@ -124,9 +125,11 @@ class TrainingConfig(Section):
     peak_tflops: float | None = Field(default=None, gt=0, le=1e6)
     """Arithmetic peak of one rank's device for MFU; empty looks the GPU up, and measures a matmul on CPU."""
     start_minutes: float = Field(default=30.0, ge=0.01, le=WEEK)
-    """How long ranks wait for each other until the first step is over: imports, loading and compiling take minutes."""
+    """Deadline of each phase until the first step is over (see `deadlines`): imports, loading and compiling take
+    minutes."""
     hang_minutes: float = Field(default=10.0, ge=0.01, le=WEEK)
-    """The same from then on; a rank that gets nowhere for so long ends with an error. Longer than any save takes."""
+    """The same from then on. A run in which a rank gets nowhere for so long ends with an error; longer than any save
+    takes."""
     gc_interval: int | None = Field(default=50, ge=1, le=MOST_STEPS)
     """Steps between garbage collections, on all ranks at once, else one is always late; empty leaves it to Python."""
     profile: ProfileConfig | None = None
@@ -249,6 +252,36 @@ class CheckpointConfig(Section):
         return self
 
 
+Minutes = Annotated[float, Field(ge=0.01, le=WEEK)]
+
+
+class DeadlinesConfig(Section):
+    """By when a run has ended in which a rank gets nowhere, by what it is at; empty is what `training` says for all."""
+
+    rendezvous_minutes: Minutes | None = None
+    """From a rank's first line of Python until all have come; empty is `training.start_minutes`."""
+    import_minutes: Minutes | None = None
+    """Importing DeepSpeed; empty is `training.start_minutes`."""
+    data_minutes: Minutes | None = None
+    """Opening the dataset and choosing a checkpoint; empty is `training.start_minutes`."""
+    load_minutes: Minutes | None = None
+    """Making or loading model and optimizer; empty is `training.start_minutes`."""
+    first_step_minutes: Minutes | None = None
+    """The first batch and step, which connect and compile; empty is `training.start_minutes`."""
+    step_minutes: Minutes | None = None
+    """A step and the wait for its batch; empty is `training.hang_minutes`."""
+    save_minutes: Minutes | None = None
+    """A checkpoint; empty is `training.hang_minutes`."""
+    evaluation_minutes: Minutes | None = None
+    """An evaluation; empty is `training.hang_minutes`."""
+    leaving_minutes: Minutes | None = None
+    """From the last step, or a signal, to the end of all processes; empty is `training.hang_minutes`."""
+    slow_step_factor: float | None = Field(default=20.0, ge=2, le=1e6)
+    """A step that takes so many times the median of the last ones counts as one that gets nowhere; empty: never."""
+    slow_step_floor_minutes: Minutes = 5.0
+    """But never one that takes less than this."""
+
+
 class RunConfig(Section):
     """Everything a run is made of, from documents to checkpoints."""
 
@@ -278,6 +311,8 @@ class RunConfig(Section):
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    deadlines: DeadlinesConfig = DeadlinesConfig()
+    """Patience."""
 
     @model_validator(mode="before")
     @classmethod
@@ -346,6 +381,29 @@ class RunConfig(Section):
                     f"model.{name}: {count} cannot be shared evenly by {words} ranks; use a divisor of {count}"
                 )
         return self
+
+    @property
+    def phase_minutes(self) -> dict[Phase, float]:
+        """Deadline of each phase."""
+        training, given = self.training, self.deadlines
+        start, run = training.start_minutes, training.hang_minutes
+        return {
+            Phase.RENDEZVOUS: given.rendezvous_minutes or start,
+            Phase.IMPORT: given.import_minutes or start,
+            Phase.DATA: given.data_minutes or start,
+            Phase.LOAD: given.load_minutes or start,
+            Phase.FIRST_STEP: given.first_step_minutes or start,
+            Phase.STEP: given.step_minutes or run,
+            Phase.SAVE: given.save_minutes or run,
+            Phase.EVALUATION: given.evaluation_minutes or run,
+            Phase.LEAVING: given.leaving_minutes or run,
+        }
+
+    @property
+    def longest_minutes(self) -> float:
+        """The longest deadline once the first step is over."""
+        after = (Phase.STEP, Phase.SAVE, Phase.EVALUATION, Phase.LEAVING)
+        return max(self.phase_minutes[phase] for phase in after)
 
     @property
     def run_dir(self) -> Path:

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from common.mistakes import Mistake
 from training.mesh import Mesh
-from training.plane import Plane
+from training.plane import Links, PeerLost, Plane
+from training.watch import Watch
 
 DEVICE_NUMBERS = {"LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_RANK"}
 """Variables that DeepSpeed takes for the number of the device; under mpirun it insists that they agree."""
@@ -43,6 +43,8 @@ class World:
     """Which start of the run these ranks are (see fence.py); empty outside of a run."""
     local_rank: int = 0
     """Number of this process among those of its machine."""
+    watch: Watch = dataclasses.field(default_factory=Watch)
+    """What is told where it stands, and ends it when it gets nowhere."""
 
     @classmethod
     def alone(cls, device: torch.device | str = "cpu", attempt: str = "") -> "World":
@@ -131,11 +133,12 @@ class World:
         return int(self.store.add(what, 0))
 
 
-def connect(timeout: timedelta, *, tensor: int = 1, context: int = 1) -> World:
+def connect(timeout: timedelta, *, tensor: int = 1, context: int = 1, watch: Watch | None = None) -> World:
     """Joins the process groups that the environment names; a collective that waits longer than `timeout` fails.
 
-    `tensor` ranks share each layer and `context` ranks each row. Raises ValueError when a variable is missing or is
-    not what it should be, when the ranks cannot be grouped so, and when ranks would share a GPU.
+    `tensor` ranks share each layer and `context` ranks each row; a `watch` hears of its neighbours from here on. Raises
+    ValueError when a variable is missing or is not what it should be, when the ranks cannot be grouped so, and when
+    ranks would share a GPU; PeerLost, which names them, when ranks do not come within `timeout`.
     """
     for name in ENVIRONMENT:
         if not os.environ.get(name):
@@ -151,18 +154,39 @@ def connect(timeout: timedelta, *, tensor: int = 1, context: int = 1) -> World:
     device = take_gpu(local_rank) if torch.cuda.is_available() else torch.device("cpu")
     rank, size = numbers["RANK"], numbers["WORLD_SIZE"]
     mesh = Mesh.of(rank, size, tensor=tensor, context=context)
-    store, *_ = next(rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
+    store = _meet(rank, timeout)
+    watch = watch or Watch(rank)
+    if watch.minutes and size > 1:
+        watch.join(Links.connect(rank, size, store, timeout.total_seconds(), name="watch"))
     # nccl connects nobody yet: that is left to the first collective
     backend = "nccl" if device.type == "cuda" else "gloo"
     tensors = dist.PrefixStore("tensors", store)
     dist.init_process_group(backend, store=tensors, rank=rank, world_size=size, timeout=timeout)
     plane = Plane.connect(rank, size, store, timeout)
     counter = dist.PrefixStore("count", store)
-    world = World(mesh.with_groups(), plane, device, counter, local_rank=local_rank)
+    world = World(mesh.with_groups(), plane, device, counter, local_rank=local_rank, watch=watch)
     if device.type == "cuda":
         refuse_shared_gpus(world, str(torch.cuda.get_device_properties(device).uuid))
     return world
+
+
+def _meet(rank: int, timeout: timedelta) -> dist.Store:
+    """The store where ranks find each other: rank 0's, or that of torch's launcher. Waits for no other rank."""
+    host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    if not port.isdecimal():
+        raise Mistake(f"MASTER_PORT: {port!r} in the environment; expected a whole number")
+    of_launcher = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    is_master = rank == 0 and not of_launcher
+    how: dict[str, Any] = {"is_master": is_master, "timeout": timeout, "wait_for_workers": False, "multi_tenant": True}
+    try:
+        return dist.TCPStore(host, int(port), **how)
+    except dist.DistNetworkError as error:
+        if is_master:
+            raise
+        seconds = timeout.total_seconds()
+        whose = "torch's launcher" if of_launcher else "rank 0"
+        words = f"{whose} has not come within {seconds:.3g} s: nothing answers at {host}:{port}"
+        raise PeerLost(words) from error
 
 
 def take_gpu(local_rank: int) -> torch.device:

@@ -37,9 +37,9 @@ class EventLog:
         if self.rank == 0:
             append_line(self.path, {"time": time.time(), "event": event, **facts, **self.facts})
 
-    def error(self, message: str, exit_code: int) -> None:
-        """Adds an error of this rank, unless another rank of the same start has just said the same."""
-        facts = {"rank": self.rank, "message": message, "exit_code": exit_code}
+    def error(self, message: str, exit_code: int, facts: dict[str, Any] | None = None) -> None:
+        """Adds an error, unless a rank of the same start has just said the same; of this rank, if `facts` name none."""
+        facts = {"rank": self.rank, "message": message, "exit_code": exit_code, **(facts or {})}
         record = {"time": time.time(), "event": "error", **facts, **self.facts}
         if self._of_job:
             self._error_of_job(record)

@@ -17,6 +17,10 @@ EVENT = Form(
         "step": int,
         "stage": str,
         "node": str,
+        "phase": str,
+        "until": NUMBER,
+        "seconds": NUMBER,
+        "stalled_seconds": NUMBER,
         "why": str,
         "reason": str,
     },
@@ -25,9 +29,10 @@ STEP = Form({"loss": NUMBER, "tokens_per_second": NUMBER, "step_seconds": NUMBER
 """A line of metrics about training; `loss` tells it from one of evaluation."""
 EVALUATION = Form({"loss": NUMBER, "unigram_entropy": NUMBER})
 _FIGURES = ("grad_norm", "lr", "mfu", "memory_gb", "tokens_consumed", "samples_consumed", "time")
+_SLOWEST: dict[str, type | tuple[type, ...]] = {"slowest_ratio": NUMBER, "slowest_rank": int, "slowest_node": str}
 METRICS = Form(
     {"step": int},
-    {"evaluation": EVALUATION, **dict.fromkeys(_FIGURES, FIGURE)},
+    {"evaluation": EVALUATION, **dict.fromkeys(_FIGURES, FIGURE), **_SLOWEST},
     with_key={"loss": STEP},
 )
 KEPT = Form({"step": int})

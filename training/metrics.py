@@ -5,9 +5,10 @@ tokens_per_second_per_rank, mfu, {step,data,forward,backward,optimizer}_seconds,
 positions), documents_cut, documents_vanished (too short to hold a target) and tokens_left_out (for which a row had no
 room). loss and grad_norm are of that step; the rest is a mean over the steps since the last line, or a sum for what is
 cut, vanished or left out. multi_token_loss, where there are further depths, is theirs together, per target of theirs.
-tokens are those of all streams, an encoder's too; targets are the tokens that the loss is
-taken on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds, and the
-same by objective in `objectives` where there are several.
+slowest_ratio, slowest_rank and slowest_node, where there are several ranks, are of the one whose forward passes took
+longest, in medians over the ranks. tokens are those of all streams, an encoder's too; targets are the tokens that the
+loss is taken on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds,
+and the same by objective in `objectives` where there are several.
 """
 
 import json
@@ -34,6 +35,7 @@ TAGS = {
     "backward_seconds": "perf/backward_seconds",
     "optimizer_seconds": "perf/optimizer_seconds",
     "memory_gb": "perf/memory_gb",
+    "slowest_ratio": "perf/slowest_ratio",
     "targets": "data/targets",
     "padding": "data/padding",
     "documents_cut": "data/documents_cut",

@@ -41,6 +41,11 @@ class PeerLost(RuntimeError):
     """A rank that should have taken part in an exchange has left or does not answer."""
 
 
+def node_name() -> str:
+    """Name of this machine, as Slurm calls it where it does."""
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
 def parent_of(rank: int) -> int | None:
     """The rank that `rank` hands its values to; None for rank 0."""
     return (rank - 1) // FAN_OUT if rank else None
@@ -65,7 +70,7 @@ class Pending:
 class Plane:
     """Exchanges between all ranks; every rank calls the same ones in the same order."""
 
-    def __init__(self, rank: int, size: int, links: "_Links | None" = None):
+    def __init__(self, rank: int, size: int, links: "Links | None" = None):
         assert size == 1 or links is not None, "several ranks need links between them"
         self.rank, self.size = rank, size
         self._links = links
@@ -75,7 +80,7 @@ class Plane:
     @classmethod
     def connect(cls, rank: int, size: int, store: Any, timeout: timedelta) -> "Plane":
         """Joins rank to its neighbours, which find each other through `store` (torch.distributed's)."""
-        return cls(rank, size, _Links.connect(rank, size, store, timeout.total_seconds()) if size > 1 else None)
+        return cls(rank, size, Links.connect(rank, size, store, timeout.total_seconds()) if size > 1 else None)
 
     def set_timeout(self, timeout: timedelta) -> None:
         """From now on an exchange that takes longer raises PeerLost."""
@@ -152,6 +157,19 @@ class Link:
 
     rank: int
     connection: Connection
+    node: str = ""
+    """Name of its machine."""
+
+    @property
+    def name(self) -> str:
+        """The rank and its node, in words."""
+        return f"rank {self.rank} on node {self.node}"
+
+    def detach(self) -> int:
+        """The connection's descriptor, which is the caller's from now on."""
+        descriptor = os.dup(self.connection.fileno())
+        self.connection.close()
+        return descriptor
 
     def set_timeout(self, seconds: float) -> None:
         """Bounds every read and write; the options belong to the socket, whichever descriptor names it."""
@@ -163,14 +181,14 @@ class Link:
             handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, label: str, value: Any) -> None:
-        """Sends a value under the name of its exchange."""
+        """Sends a value of the exchange `label`. PeerLost when it cannot in time."""
         try:
             self.connection.send_bytes(pickle.dumps((label, value)))
         except OSError as error:
             raise self.lost(label, error) from None
 
     def receive(self, label: str) -> Any:
-        """The value that the neighbour sends in this exchange."""
+        """The neighbour's value of the exchange `label`. PeerLost when it does not come in time."""
         try:
             theirs, value = pickle.loads(self.connection.recv_bytes())
         except (OSError, EOFError) as error:
@@ -181,31 +199,38 @@ class Link:
     def lost(self, label: str, error: Exception) -> PeerLost:
         """What an error of the connection means."""
         if isinstance(error, BlockingIOError):
-            return PeerLost(f"rank {self.rank} did not answer in time ({label})")
-        return PeerLost(f"rank {self.rank} has left ({label})")
+            return PeerLost(f"{self.name} did not answer in time ({label})")
+        return PeerLost(f"{self.name} has left ({label})")
 
 
-class _Links:
+class Links:
     """The connections of one rank in the tree."""
 
     def __init__(self, parent: Link | None, children: list[Link]):
         self.parent, self.children = parent, children
 
     @classmethod
-    def connect(cls, rank: int, size: int, store: Any, seconds: float) -> "_Links":
-        store = dist.PrefixStore("plane", store)
+    def connect(cls, rank: int, size: int, store: Any, seconds: float, name: str = "plane") -> "Links":
+        """Finds the neighbours through `store`; `name` tells several such trees apart.
+
+        PeerLost, which names them, when some of them do not come in time.
+        """
+        store = dist.PrefixStore(name, store)
+        store.add("come", 1)
         if rank == 0:
             store.set("key", secrets.token_hex(32))
-        key = store.get("key")
-        children = children_of(rank, size)
-        deadline = time.monotonic() + seconds
+        children, deadline = children_of(rank, size), time.monotonic() + seconds
         listener = listen() if children else None
         try:
             if listener:
                 publish(rank, listener, store)
+            key = _said(store, "key", by=0)
             above = parent_of(rank)
             parent = None if above is None else call(rank, above, store, key, deadline)
             links = cls(parent, answer(rank, listener, children, key, deadline) if listener else [])
+        except Missing as missing:
+            come = store.add("come", 0)
+            raise PeerLost(f"{missing} within {seconds:.3g} s: {come} of {size} ranks have") from None
         finally:
             if listener:
                 listener.close()
@@ -213,6 +238,7 @@ class _Links:
         return links
 
     def set_timeout(self, seconds: float) -> None:
+        """From now on an exchange that takes longer raises PeerLost."""
         for link in self._all():
             link.set_timeout(seconds)
 
@@ -243,6 +269,30 @@ class _Links:
         return [*([self.parent] if self.parent else []), *self.children]
 
 
+class Missing(PeerLost):
+    """Ranks that have not come."""
+
+    def __init__(self, ranks: Sequence[int]):
+        super().__init__(f"{', '.join(map(_home, ranks))} has not come")
+
+
+def _home(rank: int) -> str:
+    """A rank that nobody has heard of yet, and its node as far as the launcher's numbers tell."""
+    size, local = (os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if not local.isdecimal() or not int(local):
+        return f"rank {rank}"
+    node = node_name() if local == size else f"number {rank // int(local)} of the job"
+    return f"rank {rank} on node {node}"
+
+
+def _said(store: Any, key: str, by: int) -> bytes:
+    """What that rank has put into the store, once it has."""
+    try:
+        return store.get(key)
+    except dist.DistStoreError:  # it waited in vain
+        raise Missing([by]) from None
+
+
 def listen() -> socket.socket:
     """A socket that ranks of other machines may call."""
     if socket.has_dualstack_ipv6():
@@ -271,7 +321,7 @@ def _addresses(listener: socket.socket) -> Iterator[tuple[str, int]]:
 
 def call(rank: int, other: int, store: Any, key: bytes, deadline: float) -> Link:
     """Connects `rank` to `other`, at the first of its addresses where it and nobody else answers."""
-    addresses = pickle.loads(store.get(f"address-{other}"))
+    addresses = pickle.loads(_said(store, f"address-{other}", by=other))
     while time.monotonic() < deadline:
         for address in addresses:
             try:
@@ -294,8 +344,7 @@ def answer(rank: int, listener: socket.socket, children: Sequence[int], key: byt
         try:
             handle, _ = listener.accept()
         except TimeoutError:
-            missing = sorted(set(children) - set(links))
-            raise PeerLost(f"rank {', '.join(map(str, missing))} did not call rank {rank} in time") from None
+            raise Missing(sorted(set(children) - set(links))) from None
         link = Link(-1, Connection(_detached(handle)))
         child = _greet(link, key, rank, calling=False)
         if child is not None and child in children:
@@ -307,14 +356,18 @@ def answer(rank: int, listener: socket.socket, children: Sequence[int], key: byt
 
 
 def _greet(link: Link, key: bytes, rank: int, *, calling: bool) -> int | None:
-    """Proves to each other that both are of this run, and returns the other's rank; None for strangers."""
+    """Proves to each other that both are of this run, and returns the other's rank; None for strangers.
+
+    Each says its node too, which the link keeps.
+    """
     link.set_timeout(HELLO_SECONDS)
     steps = [answer_challenge, deliver_challenge] if calling else [deliver_challenge, answer_challenge]
     try:
         for step in steps:
             step(link.connection, key)
-        link.connection.send_bytes(str(rank).encode())
-        return int(link.connection.recv_bytes(32))
+        link.connection.send_bytes(f"{rank} {node_name()}".encode())
+        theirs, _, link.node = link.connection.recv_bytes(400).decode().partition(" ")
+        return int(theirs)
     except (OSError, EOFError, AuthenticationError, ValueError):
         return None
 

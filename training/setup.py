@@ -36,6 +36,7 @@ from training.local.promoting import promote
 from training.loop import Trainer
 from training.mesh import sharing
 from training.parts.part import Run
+from training.phases import Phase
 from training.state.choosing import Checkpoint, Choice, NothingSound, choose
 from training.state.folder import (
     LATEST,
@@ -169,6 +170,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
 def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> Iterator[tuple[Trainer, Loader]]:
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
+    world.watch.beat(Phase.DATA)
     manifest = on_main(world, lambda: read_dataset(config.data.path, config.tokenizer.path))
     run = Run(
         config=config,
@@ -184,6 +186,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
+    world.watch.beat(Phase.LOAD)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = _resume(run, engine, choice)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))

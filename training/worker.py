@@ -29,13 +29,16 @@ from common.mistakes import Mistake, cut, is_mistake, sentence, shown
 from common.plain_yaml import read_plain
 from training import fence, log
 from training.config import RunConfig
-from training.distributed import World, connect, disconnect, share_cores
+from training.distributed import World, connect, disconnect, set_timeout, share_cores
 from training.events import EventLog
-from training.guards import BROKEN, HangWatch, StopRequest
+from training.guards import BROKEN, StopRequest
 from training.hardware import execution_facts, keep_freed_memory, network_settings
 from training.lock import sole_writer
 from training.mesh import sharing
+from training.phases import Phase
 from training.plane import PeerLost
+from training.watch import Watch
+from training.whereabouts import patience
 
 EXIT_DONE, EXIT_BROKEN, EXIT_MISTAKE, EXIT_STOPPED = 0, BROKEN, 2, 75
 OTHERS_SPEAK_FIRST, STAGGER, STAGGERED = 2.0, 0.05, 100
@@ -65,28 +68,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run_rank(folder: Path, stop: StopRequest) -> int:
     """Reads the config, joins the peers, trains and reports; returns the exit status."""
-    events: EventLog | None = None
-    attempt = ""
+    events: EventLog | None = None  # there once the run is ours
+    early, attempt, watch = diary(folder, os.environ.get(fence.VARIABLE, "")), "", Watch()
     try:
         config = read_config(folder)
         record_flight(folder)
         if config.parallel.num_sharing > 1:
             # CUDA starts kernels in the order of their calls then, so that what is sent overlaps what is computed
             os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-        world = connect(timedelta(minutes=config.training.start_minutes), **config.parallel.axes)
+        watch = Watch(early.rank, config.phase_minutes, early, folder / "logs" / f"flight-rank-{early.rank}")
+        watch.beat(Phase.RENDEZVOUS)
+        seconds = patience(config.phase_minutes[Phase.RENDEZVOUS])
+        world = connect(timedelta(seconds=seconds), watch=watch, **config.parallel.axes)
+        set_timeout(world, timedelta(minutes=max(config.phase_minutes.values())))  # until the first step is over
         log.set_up(world.rank)
-        with sole_writer(folder, world) as world, watch(folder, world):
-            attempt = world.attempt
-            events = EventLog(folder, world.rank, {"attempt": attempt, **scheduler_facts()})
+        with sole_writer(folder, world) as world, fenced(folder, world):
+            attempt = watch.attempt = world.attempt
+            events = watch.events = diary(folder, attempt)
             finished = train(config, folder, world, events, stop)
         disconnect(world)
+        watch.leave()
         return EXIT_DONE if finished else EXIT_STOPPED
     except Exception as error:
         if isinstance(error, fence.Superseded) or fence.is_lost(folder, attempt):
             # what breaks in a superseded start is no news of the run
             print(error, file=sys.stderr, flush=True)
             return fence.SUPERSEDED
-        return report(error, events)
+        return report(error, events or (None if is_mistake(error) else early), watch)
+    finally:
+        watch.stop()
+
+
+def diary(folder: Path, attempt: str) -> EventLog:
+    """Where this rank writes what happens."""
+    rank = os.environ.get("RANK", "")
+    return EventLog(folder, int(rank) if rank.isdecimal() else 0, {"attempt": attempt, **scheduler_facts()})
 
 
 def record_flight(folder: Path) -> None:
@@ -97,7 +113,7 @@ def record_flight(folder: Path) -> None:
         os.environ.setdefault(name, value)
 
 
-def watch(folder: Path, world: World) -> AbstractContextManager:
+def fenced(folder: Path, world: World) -> AbstractContextManager:
     """The watch for another start of the run: on one rank of each node, for all of them would tire a file system."""
     return fence.watched(folder, world.attempt) if world.local_rank == 0 else nullcontext()
 
@@ -119,18 +135,26 @@ def leave(code: int) -> NoReturn:
     os._exit(code)
 
 
-def report(error: Exception, events: EventLog | None) -> int:
-    """Says what went wrong in events.jsonl and then, in the last lines, on stderr; returns the exit status."""
+def report(error: Exception, events: EventLog | None, watch: Watch | None = None) -> int:
+    """Says what went wrong in events.jsonl, to the other ranks and in the last lines on stderr; returns the status."""
+    watch = watch or Watch()
     if is_mistake(error):
-        _note(events, sentence(error), EXIT_MISTAKE)
+        words = sentence(error)
+        _note(events, words, EXIT_MISTAKE, watch.place.facts)
+        watch.end_all(words, EXIT_MISTAKE)
         if os.environ.get("SHARDLINE_DEBUG"):
             traceback.print_exception(error)
-        print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+        print(f"error: {words}", file=sys.stderr, flush=True)
         return EXIT_MISTAKE
     if is_of_a_peer(error):
-        return _report_peer(error, events)
-    _note(events, f"{type(error).__name__}: {error}", EXIT_BROKEN)
+        return _report_peer(error, events, watch)
+    place = watch.place
+    words = f"{type(error).__name__}: {error}" + (f" ({place.name}, in {place.at})" if place.phase else "")
+    _note(events, words, EXIT_BROKEN, place.facts)
+    watch.end_all(words, EXIT_BROKEN)
     traceback.print_exception(error)
+    if place.phase:
+        print(f"{place.name} broke in {place.at}", file=sys.stderr, flush=True)
     return EXIT_BROKEN
 
 
@@ -141,23 +165,28 @@ def is_of_a_peer(error: BaseException) -> bool:
     return type(error) is RuntimeError and any(word in str(error).lower() for word in ("gloo", "nccl"))
 
 
-def _report_peer(error: Exception, events: EventLog | None) -> int:
-    """Tells of a lost peer, unless a rank has told of something since: that is why, or one such line is enough."""
+def _report_peer(error: Exception, events: EventLog | None, watch: Watch) -> int:
+    """Ends with what another rank has broken with; tells of a lost peer where nobody says why, one rank for all."""
+    if heard := watch.heard(OTHERS_SPEAK_FIRST + STAGGER * min(watch.place.rank, STAGGERED)):
+        words, code = heard
+        whose = "error" if code == EXIT_MISTAKE else "another rank broke"
+        print(f"{whose}: {words}", file=sys.stderr, flush=True)
+        return code
     traceback.print_exception(error)
-    sentence = f"another rank has left or hangs: {' '.join(str(error).split())}"
-    if events is not None:
-        time.sleep(OTHERS_SPEAK_FIRST + STAGGER * min(events.rank, STAGGERED))
-        if not events.has_been_told():
-            _note(events, sentence, EXIT_BROKEN)
-    print(sentence, file=sys.stderr, flush=True)
+    at = f", in {watch.place.at}" if watch.place.phase else ""
+    words = f"another rank has left or hangs: {' '.join(str(error).split())}{at}"
+    if events is not None and not events.has_been_told():
+        _note(events, words, EXIT_BROKEN, {})
+    watch.end_all(words, EXIT_BROKEN)
+    print(words, file=sys.stderr, flush=True)
     return EXIT_BROKEN
 
 
-def _note(events: EventLog | None, message: str, code: int) -> None:
+def _note(events: EventLog | None, message: str, code: int, facts: dict[str, Any]) -> None:
     if events is None:
         return
     try:
-        events.error(message, code)
+        events.error(message, code, facts)
     except OSError as error:  # a full disk is what stderr will tell of next
         print(f"events.jsonl: not written ({error.strerror})", file=sys.stderr)
 
@@ -193,25 +222,20 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
         listed = ", ".join(f"{name} {value}" for name, value in ways.items())
         LOG.info("%d rank(s)%s: %s", world.size, sharing(**axes), listed)
         LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")
-    starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
-    starting.beat("starting")
-    try:
-        # imports DeepSpeed: seconds, so only once the config is known to be good
-        from training.engine import private_extensions
-        from training.setup import prepare
+    world.watch.beat(Phase.IMPORT)
+    # imports DeepSpeed: seconds, so only once the config is known to be good
+    from training.engine import private_extensions
+    from training.setup import prepare
 
-        with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
-            holdings = trainer.engine.holdings()
-            if world.is_main:
-                LOG.info("each rank holds %s", holdings)
-            holds = dataclasses.asdict(holdings)
-            events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
-            if world.device.type == "cpu":
-                keep_freed_memory()
-            starting.stop()  # the trainer watches itself
-            finished = trainer.train(loader, stop)
-    finally:
-        starting.stop()
+    with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
+        holdings = trainer.engine.holdings()
+        if world.is_main:
+            LOG.info("each rank holds %s", holdings)
+        holds = dataclasses.asdict(holdings)
+        events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
+        if world.device.type == "cpu":
+            keep_freed_memory()
+        finished = trainer.train(loader, stop)
     if finished:
         events.write("finish", step=trainer.state.step, seconds=time.perf_counter() - started)
     return finished

@@ -183,6 +183,11 @@ def test_a_killed_rank_is_named_as_such_and_the_next_start_goes_on(config):
     assert result.last["step"] == reached + 3
     steps = [json.loads(line)["step"] for line in (long.run_dir / "metrics.jsonl").open() if '"grad_norm"' in line]
     assert steps == list(range(1, reached + 4))
+    spent = RunFolder.read(long.run_dir).goodput(time.time())
+    (interruption,) = spent.interruptions
+    assert "left without a word" in interruption.cause and interruption.seconds > interruption.lost > 0
+    assert sum(spent.seconds.values()) == pytest.approx(spent.wall)
+    assert spent.seconds["steps"] > 0 and set(spent.starting) == {"ranks", "preparing", "first step"}
 
 
 def test_a_second_launch_of_a_run_is_refused_while_the_first_goes_on(config):
@@ -282,18 +287,25 @@ def test_a_signal_before_the_first_step_promises_no_checkpoint(tmp_path, step, w
             "a rank waited too long for another, which was stopped",
         ),
         (
-            "PeerLost: rank 3 did not answer in time (stop)",
+            "PeerLost: rank 3 on node gpu-3 did not answer in time (stop)",
             "",
             1,
             [],
-            "waited too long for rank 3, which",
+            "waited too long for rank 3 on node gpu-3, which",
         ),
         (
-            TRACE + "rank 0 got nowhere for 0.5 minutes in step 4; the stacks of its threads are above",
+            TRACE + "rank 0 on node n got nowhere for 0.5 minutes in phase step 4; where this rank was is above",
             LAUNCHED.format(code=-9, name="SIGKILL"),
             1,
             [],
-            "broke: rank 0 got nowhere for 0.5 minutes in step 4; it or a rank that it waits for was stopped",
+            "broke: rank 0 on node n got nowhere for 0.5 minutes in phase step 4; the ranks' logs are in",
+        ),
+        (
+            "another rank has left or hangs: rank 1 on node n has not come within 20 s: 1 of 2",
+            "",
+            1,
+            [],
+            "broke: rank 1 on node n has not come within 20 s: 1 of 2; the ranks' logs are in",
         ),
         ("RuntimeError: x", "  exitcode  : -9 (pid: 77)\n  (SIGKILL)", 1, [], "a rank was killed by SIGKILL"),
         ("", "", -9, [], "torch's launcher was killed by SIGKILL"),

@@ -8,7 +8,7 @@ import pytest
 
 from tests.training.planes import in_threads
 from training.distributed import World, choose_gpu, refuse_shared_gpus, share_cores, take_gpu
-from training.worker import watch
+from training.worker import fenced
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_deepspeed_is_told_the_gpu_that_the_rank_has_taken(monkeypatch, num_gpus
 def test_one_rank_of_a_machine_keeps_the_watch_though_all_compute_on_a_gpu_of_number_0(tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     watching = [
-        not isinstance(watch(tmp_path, dataclasses.replace(World.alone(), local_rank=rank)), contextlib.nullcontext)
+        not isinstance(fenced(tmp_path, dataclasses.replace(World.alone(), local_rank=rank)), contextlib.nullcontext)
         for rank in range(4)
     ]
     assert watching == [True, False, False, False]

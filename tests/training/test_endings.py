@@ -2,8 +2,9 @@
 
 import shutil
 import signal
+import socket
 
-from tests.training.runs import events_of, finish, save_config, start_ranks, tiny_config, wait_for_step
+from tests.training.runs import REPOSITORY, events_of, finish, save_config, start_ranks, tiny_config, wait_for_step
 from training import worker
 from training.events import EventLog
 from training.plane import PeerLost
@@ -24,11 +25,30 @@ def test_a_rank_that_stands_still_ends_the_others_with_the_reason_in_words(datas
     ranks[1].kill()
     (code, error), _ = finish(ranks)
     assert code == EXIT_BROKEN
-    words = error.strip().splitlines()[-1]
-    assert words.startswith("another rank has left or hangs: ")
-    assert "rank 1 did not answer in time" in words or "imed out" in words
     (event,) = events_of(folder, "error")
-    assert event["message"] == words and event["exit_code"] == EXIT_BROKEN
+    words = event["message"]
+    assert words.startswith(f"rank 1 on node {socket.gethostname()} got nowhere for 0.4 minutes in phase step ")
+    assert "it answers nothing" in words and f"{words}; " in error
+    assert "in wait" in error or "all_reduce" in error or "in result" in error, "its stacks are above"
+    assert (event["exit_code"], event["rank"], event["phase"]) == (EXIT_BROKEN, 1, "step")
+
+
+def test_an_error_of_one_rank_in_loading_is_what_the_other_ends_with(dataset, tmp_path, monkeypatch):
+    planted = {"PYTHONPATH": f"{REPOSITORY / 'benchmarks' / 'planted'}", "PLANTED_AT": f"{tmp_path / 'planted'}"}
+    planted["PLANTED"] = "1 raising 1 training.first_weights put_weights"
+    for name, value in planted.items():
+        monkeypatch.setenv(name, value)
+    folder = save_config(tiny_config(dataset), tmp_path / "run")
+    (code, others), (own_code, own) = finish(start_ranks(folder, 2))
+    words = f"RuntimeError: planted (rank 1 on node {socket.gethostname()}, in phase load)"
+    assert code == own_code == EXIT_BROKEN
+    assert others.strip().splitlines()[-1] == f"another rank broke: {words}"
+    assert own.strip().splitlines()[-2:] == [
+        "RuntimeError: planted",
+        f"rank 1 on node {socket.gethostname()} broke in phase load",
+    ]
+    (event,) = events_of(folder, "error")
+    assert (event["message"], event["rank"], event["phase"]) == (words, 1, "load")
 
 
 def test_a_rank_that_lost_a_peer_lets_the_peer_tell_why(tmp_path, monkeypatch, capsys):

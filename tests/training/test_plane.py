@@ -1,5 +1,6 @@
 """Agreement from host to host: right values, in order, at a cost that does not grow, and never a silent wait."""
 
+import socket
 import threading
 import time
 from datetime import timedelta
@@ -66,7 +67,7 @@ def test_a_rank_that_leaves_is_named_by_those_that_wait_for_it():
         raise AssertionError("nobody missed rank 2")
 
     words = in_threads(4, talk)
-    assert "rank 2 has left" in words[0]
+    assert f"rank 2 on node {socket.gethostname()} has left" in words[0]
     assert all("has left" in words[rank] for rank in (1, 3))
 
 
@@ -86,13 +87,30 @@ def test_a_rank_that_is_late_is_named_after_the_deadline():
             return str(error)
         raise AssertionError("the deadline passed unnoticed")
 
-    assert in_threads(2, talk)[0] == "rank 1 did not answer in time (sum 2)"
+    assert in_threads(2, talk)[0] == f"rank 1 on node {socket.gethostname()} did not answer in time (sum 2)"
 
 
-def test_a_rank_that_never_came_is_named():
+@pytest.mark.parametrize(
+    ("local", "words"),
+    [
+        ("", "rank 1, rank 2 has not come within 0.2 s: 1 of 3 ranks have"),
+        ("3", f"rank 1 on node {socket.gethostname()}, rank 2 on node {socket.gethostname()} has not come"),
+        ("2", "rank 1 on node number 0 of the job, rank 2 on node number 1 of the job has not come"),
+    ],
+)
+def test_ranks_that_never_came_are_named_with_their_node_and_counted(monkeypatch, local, words):
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+    with pytest.raises(PeerLost, match=words):
+        Plane.connect(0, 3, dist.HashStore(), timedelta(seconds=0.2))
+
+
+def test_a_parent_that_never_came_is_named_by_those_below_it():
     store = dist.HashStore()
-    with pytest.raises(PeerLost, match="rank 1, 2 did not call rank 0 in time"):
-        Plane.connect(0, 3, store, timedelta(seconds=0.2))
+    store.set_timeout(timedelta(seconds=0.2))
+    dist.PrefixStore("plane", store).set("key", "of rank 0, which came")
+    with pytest.raises(PeerLost, match=r"rank 1 has not come within .*: 1 of 18 ranks have"):
+        Plane.connect(17, 18, store, timedelta(seconds=0.2))
 
 
 def test_strangers_that_call_are_passed_over():

@@ -6,6 +6,7 @@ from training.engine import Engine
 from training.evaluation import Evaluator
 from training.metrics import MetricsWriter
 from training.parts.part import Moment, Part, Run
+from training.phases import Phase
 
 
 class Evaluating(Part):
@@ -21,6 +22,7 @@ class Evaluating(Part):
     def after_step(self, moment: Moment) -> None:
         if not self.reads(moment):
             return
+        self.run.world.watch.beat(Phase.EVALUATION)
         results = {name: evaluator.run(self.engine) for name, evaluator in self.evaluators.items()}
         own, *others = results
         result = results[own]
@@ -30,3 +32,4 @@ class Evaluating(Part):
         losses = {"losses": {name: results[name].loss for name in others}} if others else {}
         seconds = sum(each.seconds for each in results.values())
         self.run.events.write("evaluate", step=moment.step, **facts, **losses, seconds=seconds)
+        self.run.world.watch.beat(Phase.STEP)

@@ -1,20 +1,22 @@
 """Each part of the trainer by itself."""
 
+import dataclasses
 import gc
 import json
-import time
 
 import pytest
 import torch
 
 from tests.training.runs import steps_of, tiny_config
 from tests.training.stand_ins import moment_of, result_of, run_in
+from training.distributed import World
 from training.parts.collecting import Collecting
 from training.parts.evaluating import Evaluating
 from training.parts.metrics import Metrics
 from training.parts.profiling import Profiling
 from training.parts.saving import Saving
 from training.parts.watching import Watching
+from training.watch import Watch
 
 
 @pytest.fixture
@@ -115,20 +117,48 @@ def test_ranks_wait_long_for_the_first_step_and_short_for_others(tmp_path, monke
     given = []
     monkeypatch.setattr("training.parts.watching.set_timeout", lambda world, timeout: given.append(timeout))
     config = tiny_config("none", training={"start_minutes": 40.0, "hang_minutes": 3.0})
-    part = Watching(run_in(tmp_path, config))
+    run = watched_run(tmp_path, config)
+    part, watch = Watching(run), run.world.watch
     part.begin()
-    assert part.watch.minutes == 40 and not given
+    assert (watch.place.phase, watch.place.minutes) == ("first step", 40) and not given
     for step in (7, 8):
         part.before_step(step)
         part.after_step(moment_of(step))
-    assert part.watch.minutes == 3
+    assert (watch.place.phase, watch.place.minutes) == ("step", 3)
     assert [timeout.total_seconds() for timeout in given] == [180]
-    part.close()
+    part.before_save()
+    assert watch.place.phase == "save"
+    part.finish()
+    assert watch.place.phase == "leaving"
+    watch.stop()
 
 
-def test_a_watch_that_was_stopped_ends_nothing(tmp_path):
-    part = Watching(run_in(tmp_path))
-    part.watch.minutes = 0.001
-    part.begin()
-    part.close()
-    time.sleep(0.2)
+def watched_run(folder, config):
+    """A run whose watch knows its deadlines."""
+    world = dataclasses.replace(World.alone(), watch=Watch(0, config.phase_minutes))
+    return run_in(folder, config, world)
+
+
+@pytest.mark.parametrize(
+    ("deadlines", "minutes"),
+    [
+        ({"slow_step_floor_minutes": 0.01}, 0.5),
+        ({"slow_step_floor_minutes": 0.01, "slow_step_factor": 2}, 0.05),
+        ({"slow_step_floor_minutes": 2, "slow_step_factor": 2}, 2),
+        ({"slow_step_factor": None}, 3),
+        ({"step_minutes": 0.4}, 0.4),
+    ],
+)
+def test_a_step_many_times_its_usual_length_is_one_that_gets_nowhere(tmp_path, monkeypatch, deadlines, minutes):
+    now = [0.0]
+    monkeypatch.setattr("training.parts.watching.time.monotonic", lambda: now[0])
+    config = tiny_config("none", training={"hang_minutes": 3.0}, deadlines={"slow_step_floor_minutes": 1} | deadlines)
+    run = watched_run(tmp_path, config)
+    part = Watching(run)
+    for step in range(1, 12):
+        part.before_step(step)
+        now[0] += 100.0 if step == 1 else 1.5
+        part.after_step(moment_of(step))
+    part.before_step(12)
+    assert run.world.watch.place.minutes == pytest.approx(minutes)
+    run.world.watch.stop()
