@@ -9,6 +9,9 @@ from typing import Any
 from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
 
+SHOWN_SKIPS = 3
+"""Steps passed over that are named."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Status:
@@ -52,6 +55,8 @@ class Status:
     """Seconds since the last line of metrics."""
     excluded: tuple[str, ...] = ()
     """Nodes the health check found broken since the last submission, with the reason."""
+    skipped: tuple[str, ...] = ()
+    """Steps that were passed over and times that the run went back, the last few, with the reason."""
     left_out: tuple[str, ...] = ()
     """Lines of the run's files that cannot be read."""
 
@@ -64,7 +69,7 @@ def status(run_dir: Path) -> Status:
     folder, config = existing(run_dir)
     records, events = folder.jobs, folder.events
     facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(folder, config.training.steps)}
-    facts |= {"excluded": _excluded(events), "left_out": tuple(folder.left_out)}
+    facts |= {"excluded": _excluded(events), "skipped": _skipped(events), "left_out": tuple(folder.left_out)}
     if not records:
         return Status(**facts, state="not submitted", detail="no job of a cluster; started with shardline train")
     slurm = Slurm(records[-1].get("commands"))
@@ -161,6 +166,19 @@ def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
         f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _skipped(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    words = {"skip": "step {step}: {reason}", "roll_back": "went back before step {before}, on with sample {samples}"}
+    told = [words[event["event"]].format_map(_Known(event)) for event in events if event["event"] in words]
+    return tuple(dict.fromkeys(told))[-SHOWN_SKIPS:]
+
+
+class _Known(dict):
+    """Keys of an event; ? for those it lacks."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
 
 
 def runs_below(folder: Path) -> list[Path]:

@@ -32,10 +32,15 @@ def training(result: TrainingResult) -> str:
         return f"step {result.steps}; metrics.jsonl has no line of it"
     tokens = last.get("tokens_consumed")
     return (
-        f"step {last['step']}: loss {last['loss']:.3f}"
+        f"step {last['step']}: loss {loss(last)}"
         + (f", held-out loss {held_out_loss(evaluation)}" if evaluation else "")
         + (f", {number(float(tokens))} tokens" if tokens is not None else "")
     )
+
+
+def loss(line: Record) -> str:
+    """The loss of a line of metrics."""
+    return f"{line['loss']:.3f}" if line["loss"] is not None else "no number (passed over)"
 
 
 def held_out_loss(evaluation: Record) -> str:

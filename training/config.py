@@ -12,6 +12,7 @@ from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
 from model.config import MOST_TOKENS, MULTI_TOKEN_WEIGHT, ModelConfig
+from training.guards_config import GuardsConfig
 
 MOST_STEPS = 10**9
 """Steps or samples of a run, and distances between them: 30 years of one a second."""
@@ -261,6 +262,8 @@ class RunConfig(Section):
     """Held-out loss."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Saving."""
+    guards: GuardsConfig = GuardsConfig()
+    """Bad steps."""
 
     @model_validator(mode="before")
     @classmethod

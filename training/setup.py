@@ -31,6 +31,7 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
+from training.jumps import jumped, settle
 from training.loop import Trainer
 from training.mesh import sharing
 from training.parts.part import Run
@@ -168,13 +169,14 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         vocab_size=vocabulary_size(config, manifest),
         events=events,
     )
+    jumps = on_main(world, lambda: settle(folder, world.attempt))
     choice = choose(folder, world)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
-    state = _resume(run, engine, choice)
+    state = jumped(_resume(run, engine, choice), jumps)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
     loader = _loader(run, manifest, state)
     try:

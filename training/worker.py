@@ -29,13 +29,14 @@ from common.mistakes import Mistake, cut, is_mistake, sentence, shown
 from common.plain_yaml import read_plain
 from training import fence, log
 from training.config import RunConfig
-from training.distributed import World, connect, disconnect, share_cores
+from training.distributed import World, connect, disconnect, set_timeout, share_cores
 from training.events import EventLog
 from training.guards import BROKEN, HangWatch, StopRequest
 from training.hardware import execution_facts, keep_freed_memory, network_settings
 from training.lock import sole_writer
 from training.mesh import sharing
 from training.plane import PeerLost
+from training.state.identity import RunState
 
 EXIT_DONE, EXIT_BROKEN, EXIT_MISTAKE, EXIT_STOPPED = 0, BROKEN, 2, 75
 OTHERS_SPEAK_FIRST, STAGGER, STAGGERED = 2.0, 0.05, 100
@@ -193,28 +194,55 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
         listed = ", ".join(f"{name} {value}" for name, value in ways.items())
         LOG.info("%d rank(s)%s: %s", world.size, sharing(**axes), listed)
         LOG.info("network: %s", ", ".join(f"{name}={value}" for name, value in network.items()) or "nothing is set")
+    # imports DeepSpeed: seconds, so only once the config is known to be good
     starting = HangWatch(config.training.start_minutes, world.rank, lambda words: events.error(words, EXIT_BROKEN))
     starting.beat("starting")
     try:
-        # imports DeepSpeed: seconds, so only once the config is known to be good
         from training.engine import private_extensions
-        from training.setup import prepare
 
-        with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
-            holdings = trainer.engine.holdings()
-            if world.is_main:
-                LOG.info("each rank holds %s", holdings)
-            holds = dataclasses.asdict(holdings)
-            events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
-            if world.device.type == "cpu":
-                keep_freed_memory()
-            starting.stop()  # the trainer watches itself
-            finished = trainer.train(loader, stop)
+        with private_extensions():
+            state = None
+            while state is None:
+                state = _train_once(config, folder, world, events, stop, starting, started)
     finally:
         starting.stop()
+    finished = state.step >= config.training.steps
     if finished:
-        events.write("finish", step=trainer.state.step, seconds=time.perf_counter() - started)
+        events.write("finish", step=state.step, seconds=time.perf_counter() - started)
     return finished
+
+
+def _train_once(
+    config: RunConfig,
+    folder: Path,
+    world: World,
+    events: EventLog,
+    stop: StopRequest,
+    starting: HangWatch,
+    started: float,
+) -> RunState | None:
+    """Resumes or begins the run and trains on: where it stands then, None when it is to go back and resume again."""
+    from training.jumps import RolledBack
+    from training.setup import prepare
+
+    with prepare(config, folder, world, events) as (trainer, loader):
+        holdings = trainer.engine.holdings()
+        if world.is_main:
+            LOG.info("each rank holds %s", holdings)
+        holds = dataclasses.asdict(holdings)
+        events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
+        if world.device.type == "cpu":
+            keep_freed_memory()
+        starting.stop()  # the trainer watches itself
+        try:
+            trainer.train(loader, stop)
+            return trainer.state
+        except RolledBack as jump:
+            LOG.warning("%s", jump)
+            trainer.engine.close()
+            set_timeout(world, timedelta(minutes=config.training.start_minutes))
+            starting.beat("starting again, further back")
+    return None
 
 
 if __name__ == "__main__":

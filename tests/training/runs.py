@@ -103,14 +103,16 @@ def lone_rank(*command: str, gpu: bool) -> None:
     assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-3000:]
 
 
-def start_ranks(folder: Path, num_ranks: int, preexec: Callable[[], None] | None = None) -> list[subprocess.Popen]:
+def start_ranks(
+    folder: Path, num_ranks: int, preexec: Callable[[], None] | None = None, module: str = "training.worker"
+) -> list[subprocess.Popen]:
     """Starts workers with nothing but the standard environment, as Slurm does."""
     port = str(free_port())
     ranks = []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "training.worker", str(folder)]
+        command = [sys.executable, "-m", module, str(folder)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         ranks.append(subprocess.Popen(command, env=environment, preexec_fn=preexec, **pipes))
     return ranks
