@@ -8,6 +8,7 @@ Importing this module imports DeepSpeed (seconds); nothing at start-up of the co
 import collections
 import contextlib
 import copy
+import functools
 import itertools
 import logging
 import os
@@ -234,6 +235,17 @@ class Engine:
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradients of `loss` to those of the step; on the last micro-batch they are averaged over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
+
+    @contextlib.contextmanager
+    def watching_gradients(self, note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Calls `note` with a parameter's name and the gradient that a pass of this rank adds to it, whole."""
+        named = [(name.removeprefix(PREFIX), weight) for name, weight in self.module.named_parameters()]
+        hooks = [weight.register_hook(functools.partial(note, name)) for name, weight in named if weight.requires_grad]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def step(self, lr: float, hold_back: HoldBack | None = None) -> torch.Tensor:
         """Clips the gradients, updates the weights at learning rate `lr` and returns the norm before clipping.

@@ -29,6 +29,8 @@ class GuardsConfig(Section):
     """Times that a run may roll back; one more ends it with a sentence."""
     replica_check_interval: int | None = Field(default=None, ge=1, le=10**9)
     """Steps between comparisons of what ranks hold alike; empty compares nothing. Reads all weights once each time."""
+    recompute_interval: int | None = Field(default=None, ge=1, le=10**9)
+    """Steps after which one is computed twice more, to see that a rank gets the same bits; empty never does."""
 
     @model_validator(mode="after")
     def _window_fills(self):

@@ -18,6 +18,7 @@ from training.parts.guarding import Guarding
 from training.parts.metrics import Metrics
 from training.parts.part import Moment, Part, Run
 from training.parts.profiling import Profiling
+from training.parts.recomputing import Recomputing
 from training.parts.saving import Saving
 from training.parts.watching import Watching
 from training.schedule import learning_rate
@@ -32,7 +33,7 @@ class Trainer:
         self, run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
     ):
         self.run, self.engine, self.state = run, engine, state
-        self.guarding = Guarding(run, state.guards)
+        self.guarding = Guarding(run, engine, state.guards)
         self.parts = usual_parts(run, engine, evaluators, state, peak)
         self._unseen: Moment | None = None
 
@@ -67,7 +68,7 @@ class Trainer:
         result = run_step(self.engine, data, lr, world, where, self.guarding.guard)
         tokens = data.counts.tokens + data.counts.encoder_tokens
         self.state = RunState(step, first + size, before.tokens_consumed + tokens)
-        moment = self._look(Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping))
+        moment = self._look(Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping, data))
         self._each(lambda part: part.after_step(moment))
 
     def _look(self, moment: Moment) -> Moment:
@@ -103,6 +104,7 @@ def usual_parts(
         Collecting(run.config.training.gc_interval),
         Profiling(run),
         Comparing(run, engine),
+        Recomputing(run, engine),
         metrics,
         evaluating,
     ]

@@ -70,9 +70,7 @@ class Meter:
         flops = sum(flops for _, _, flops in self.steps)
         speed = tokens / elapsed
         line: dict[str, float | None] = {
-            "loss": results[-1].figures()["loss"],
-            **({} if results[-1].multi_token_loss is None else {"multi_token_loss": results[-1].multi_token_loss}),
-            "grad_norm": results[-1].figures()["grad_norm"],
+            **results[-1].figures(),
             "tokens": tokens / num,
             "targets": sum(result.counts.targets for result in results) / num,
             "tokens_per_second": speed,

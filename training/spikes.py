@@ -78,3 +78,11 @@ class Guard:
         """Losses and norms of the steps in the window, oldest first; waits for the device."""
         losses, norms = (tuple(x for x in row if x == x) for row in self._window.tolist())
         return losses, norms
+
+
+class Closed(Guard):
+    """Passes every step over."""
+
+    def judge(self, loss: torch.Tensor, norm: torch.Tensor, unsound: torch.Tensor) -> torch.Tensor:
+        """Yes."""
+        return torch.ones_like(unsound)

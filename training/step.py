@@ -267,9 +267,9 @@ class StepResult:
         return {name: list(itertools.islice(values, size)) for name, size in self._sizes.items()}
 
     @property
-    def own_loss(self) -> float:
-        """Summed over the targets of this rank."""
-        return self._values["own"][0]
+    def own_losses(self) -> list[float]:
+        """Of each micro-batch of this rank, summed over its targets."""
+        return self._values["own"]
 
     @property
     def multi_token_loss(self) -> float | None:
@@ -304,20 +304,22 @@ class StepResult:
         return self.clock.seconds()
 
     def figures(self) -> dict[str, float | None]:
-        """Loss and norm; None for what is no number, which JSON has no word for."""
-        pairs = {"loss": self.loss, "grad_norm": self.grad_norm}
-        return {name: value if math.isfinite(value) else None for name, value in pairs.items()}
+        """Losses and norm; None for what is no number, which JSON has no word for."""
+        further = {} if self.multi_token_loss is None else {"multi_token_loss": self.multi_token_loss}
+        values = {"loss": self.loss, **further, "grad_norm": self.grad_norm}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
     def unsound_ranks(self, world: World) -> tuple[int, list[int]]:
         """How many ranks have a loss that is no number, and the lowest of them; all ranks call it together."""
-        mine = [] if math.isfinite(self.own_loss) else [world.rank]
+        mine = [] if math.isfinite(sum(self.own_losses)) else [world.rank]
         return world.plane.join((len(mine), mine), _joined)
 
     def why_held(self, count: int, lowest: Sequence[int]) -> str:
         """Why it was passed over, in words, given `unsound_ranks`."""
         if count or not math.isfinite(self.loss):
             named = ", ".join(map(str, lowest)) + (f" and {count - len(lowest)} more" if count > len(lowest) else "")
-            return f"the loss is {self.loss} (rank {named or 'sum'})"
+            what = "no number" if math.isfinite(self.loss) else self.loss  # ranks that share layers are counted once
+            return f"the loss is {what} (rank {named or 'sum'})"
         if not (math.isfinite(self.grad_norm) and self.grad_norm >= 0):
             return f"the gradient is not finite though the loss is {self.loss:.4g}"
         pairs = zip(("loss", "gradient norm"), (self.loss, self.grad_norm), self.limits, strict=True)
@@ -398,12 +400,13 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
     weight = world.mesh.replicas.size / data.counts.targets
-    local = torch.zeros(1, dtype=torch.float64, device=world.device)
+    local, own = torch.zeros(1, dtype=torch.float64, device=world.device), []
     for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)
         loss, cross_entropies = engine(batch, pattern.to(world.device, non_blocking=True))
         clock.mark("forward")
         engine.backward(loss * weight)
+        own.append(cross_entropies[0].double())
         local = local + cross_entropies.double()
         clock.mark("backward")
         if index < num_passes - 1:
@@ -418,7 +421,7 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
 
     norm = engine.step(lr, hold_back)
     clock.mark("optimizer")
-    scalars = {"own": local[0], "total": total, "norm": norm, "held": verdict[0], "limits": guard.limits}
+    scalars = {"own": torch.stack(own), "total": total, "norm": norm, "held": verdict[0], "limits": guard.limits}
     result = StepResult(data.counts, where, clock, {name: each.to(total.device) for name, each in scalars.items()})
     clock.stop()
     return result

@@ -11,6 +11,7 @@ mistake is printed above its sentence.
 """
 
 import dataclasses
+import gc
 import logging
 import os
 import sys
@@ -201,9 +202,8 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
         from training.engine import private_extensions
 
         with private_extensions():
-            state = None
-            while state is None:
-                state = _train_once(config, folder, world, events, stop, starting, started)
+            while (state := _train_once(config, folder, world, events, stop, starting, started)) is None:
+                gc.collect()  # what an engine is made of refers to itself
     finally:
         starting.stop()
     finished = state.step >= config.training.steps

@@ -1,5 +1,6 @@
 """Small stand-ins of what a trainer needs around the part that a test is about: an engine, a run, a moment."""
 
+import contextlib
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from training.engine import HoldBack
 from training.events import EventLog
 from training.parts.part import Moment, Run
 from training.state.identity import RunState
-from training.step import StepClock, StepCounts, StepResult
+from training.step import StepClock, StepCounts, StepInput, StepResult
 
 
 class Weight(torch.nn.Module):
@@ -36,6 +37,9 @@ class OneWeight:
         self.passes += 1
         loss = torch.tensor(loss) + 0 * self.module.weight
         return loss, loss.detach()[None]
+
+    def watching_gradients(self, note):
+        return contextlib.nullcontext()
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()
@@ -74,6 +78,10 @@ def result_of(
     return result
 
 
+NOTHING = StepInput([], [], StepCounts())
+"""What no rank took."""
+
+
 def moment_of(step: int, *, done: bool = False, stopping: bool = False, result: StepResult | None = None) -> Moment:
     """Where a run stands after this step."""
-    return Moment(RunState(step, 16 * step, 900 * step), result or result_of(), 1e-3, 0.1, done, stopping)
+    return Moment(RunState(step, 16 * step, 900 * step), result or result_of(), 1e-3, 0.1, done, stopping, NOTHING)

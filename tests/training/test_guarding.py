@@ -69,6 +69,10 @@ def test_bad_steps_are_passed_over_and_a_replay_that_begins_between_them_is_the_
     ]
     assert skips[0]["reason"] == "the loss is nan (rank 1)" and skips[0]["loss"] is None
     assert all(skip["reason"].startswith("the loss is ") and ", above " in skip["reason"] for skip in skips[1:])
+    report = json.loads((folder / "skips" / "step-00000015.json").read_text())
+    assert [found["rank"] for found in report["highest_losses"][:4]] == [1] * 4
+    assert {found["rank"] for found in report["largest_gradients"].values()} == {1}
+    assert {"blocks.1", "blocks.*.attention.qkv.weight", "head.weight"} <= report["largest_gradients"].keys()
     lines = steps_of(folder)
     assert [line["step"] for line in lines if line.get("skipped")] == [9, 15, 20]
     assert lines[8]["loss"] is None and lines[14]["loss"] > 100

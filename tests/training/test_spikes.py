@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.mistakes import Mistake
 from tests.training.runs import tiny_config
 from training.guards_config import GuardsConfig
 from training.spikes import LEAST, NORMAL, Guard, GuardState, limits
@@ -81,5 +80,5 @@ def test_what_is_no_number_on_any_rank_is_passed_over_whatever_the_config(loss, 
 
 
 def test_a_window_that_would_never_fill_is_refused():
-    with pytest.raises(Mistake, match="min_steps: 64 steps never fit into a window of 32"):
+    with pytest.raises(ValueError, match="min_steps: 64 steps never fit into a window of 32"):
         tiny_config("none", guards={"window": 32})

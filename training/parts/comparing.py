@@ -5,11 +5,11 @@ from pathlib import Path
 from training.engine import Engine
 from training.parts.part import Moment, Part, Run
 from training.replicas import Deviants, deviants, digest_of
-from training.state.together import everywhere
+from training.state.together import on_main
 
 
 class Corrupt(RuntimeError):
-    """A rank holds other numbers than its replicas: the run must go on from a checkpoint, without that node."""
+    """A rank holds or computes other numbers than it should: the run must go on from a checkpoint, without its node."""
 
 
 class Comparing(Part):
@@ -28,11 +28,16 @@ class Comparing(Part):
         found = deviants(digest_of(self.engine.replicated()), world)
         if found is None:
             return
-        ranks = [rank for rank, _ in found.named]
-        self.run.events.write("corrupt", step=moment.step, ranks=ranks, nodes=found.nodes, certain=found.certain)
-        everywhere(world, lambda: mark_nodes(self.run.folder, world.attempt, found) if world.is_main else None)
-        against = "most others" if found.certain else "their replicas, none of which is in the majority"
-        raise Corrupt(f"step {moment.step}: rank {found} holds other weights than {against}; its memory is at fault")
+        against = "most others" if found.certain else "its replicas, and neither is in the majority"
+        raise end_of(self.run, moment.step, found, f"holds other weights than {against}")
+
+
+def end_of(run: Run, step: int, found: Deviants, what: str) -> Corrupt:
+    """Tells who is at fault and marks their nodes; the error to raise. All ranks call it together."""
+    ranks = [rank for rank, _ in found.named]
+    run.events.write("corrupt", step=step, ranks=ranks, nodes=found.nodes, certain=found.certain, reason=what)
+    on_main(run.world, lambda: mark_nodes(run.folder, run.world.attempt, found))
+    return Corrupt(f"step {step}: rank {found} {what}; its machine is at fault")
 
 
 def mark_nodes(run_dir: Path, attempt: str, found: Deviants) -> None:

@@ -4,8 +4,10 @@ import logging
 from typing import NoReturn
 
 from common.mistakes import Mistake
+from training.engine import Engine
 from training.jumps import Jump, RolledBack, note_jump
 from training.parts.part import Moment, Part, Run
+from training.skip_report import report, write_report
 from training.spikes import Guard, GuardState
 from training.state.together import on_main
 from training.step import ADVICE
@@ -19,8 +21,8 @@ class Guarding(Part):
     It is not called after each step, but by the loop once a step's figures are to be had: at most one step later.
     """
 
-    def __init__(self, run: Run, state: GuardState):
-        self.run = run
+    def __init__(self, run: Run, engine: Engine, state: GuardState):
+        self.run, self.engine = run, engine
         self.guard = Guard(run.config.guards, run.world.device, state)
         self._in_a_row, self._jumps = state.in_a_row, state.jumps
 
@@ -37,6 +39,8 @@ class Guarding(Part):
             return
         count, lowest = result.unsound_ranks(self.run.world)
         why = result.why_held(count, lowest)
+        found = report(self.engine, moment.data, result, self.run.world)
+        on_main(self.run.world, lambda: write_report(self.run.folder, moment.step, found))
         if self._in_a_row >= limit:
             before = f", as in the {limit} steps before it" if limit else ""
             self._give_up(moment, f"{result.where}: {why}, no weight was changed{before}")
