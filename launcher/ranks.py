@@ -18,8 +18,7 @@ import psutil
 
 from common.json_lines import Record
 from common.mistakes import SENTENCE, Mistake, cut
-from launcher import views
-from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
+from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, loss, number, say
 from launcher.local_rank import PYTHON, end_with_parent
 from launcher.run_folder import RunFolder, diary, last_step
 from training import fence
@@ -122,7 +121,7 @@ def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: li
                 told = told or tell(config.run_dir, attempt)
                 left = (steps - last["step"]) * last["step_seconds"]
                 detail = (
-                    f"loss {views.loss(last)}  {number(last['tokens_per_second'])} tokens/s"
+                    f"loss {loss(last['loss'])}  {number(last['tokens_per_second'])} tokens/s"
                     f"  about {duration(left)} left"
                 )
                 progress.update(last["step"], steps, detail, title="step")

@@ -1,7 +1,7 @@
 """What came of a stage, in words for people."""
 
 from common.json_lines import Record
-from launcher.console import number
+from launcher.console import loss, number
 from launcher.local import TrainingResult
 from launcher.stages import BuiltData, Converted, ImportedTokenizer, ImportedWeights, NewestCheckpoint, TrainedTokenizer
 
@@ -32,15 +32,10 @@ def training(result: TrainingResult) -> str:
         return f"step {result.steps}; metrics.jsonl has no line of it"
     tokens = last.get("tokens_consumed")
     return (
-        f"step {last['step']}: loss {loss(last)}"
+        f"step {last['step']}: loss {loss(last['loss'])}"
         + (f", held-out loss {held_out_loss(evaluation)}" if evaluation else "")
         + (f", {number(float(tokens))} tokens" if tokens is not None else "")
     )
-
-
-def loss(line: Record) -> str:
-    """The loss of a line of metrics."""
-    return f"{line['loss']:.3f}" if line["loss"] is not None else "no number (passed over)"
 
 
 def held_out_loss(evaluation: Record) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from common.json_lines import append_line
 from common.mistakes import Mistake
 from common.section import Place
-from launcher import places, views
+from launcher import console, places
 from launcher.config import check_config, load_config, load_to_start
 from launcher.run_folder import RunFolder, existing, keep_config, last_step, metrics_of
 from launcher.status import status
@@ -109,7 +109,7 @@ def test_steps_that_were_passed_over_are_named_once_and_only_the_last(run):
 def test_a_line_whose_loss_is_no_number_is_read(run):
     append_line(run / "metrics.jsonl", last_step(run) | {"step": 3, "loss": None, "skipped": 1})
     assert (last_step(run)["step"], status(run).loss) == (3, None)
-    assert views.loss(last_step(run)) == "no number (passed over)"
+    assert console.loss(last_step(run)["loss"]) == "no number (passed over)"
 
 
 # ---- from wherever one asks
