@@ -41,7 +41,7 @@ class Jump:
     """One time that a run goes back."""
 
     before: int
-    """Step of the first spike: what was saved earlier is sound."""
+    """What was saved at this step or later, by then, is given up."""
     samples: int
     """Counter of the sample that training goes on with."""
     why: str
@@ -57,6 +57,17 @@ def read_jumps(run_dir: Path) -> list[Jump]:
         return [Jump(**jump) for jump in json.loads(path.read_bytes())]
     except (ValueError, TypeError) as error:
         raise Mistake(f"{path}: not a list of jumps ({error}); restore it from a copy") from None
+
+
+def reach(run_dir: Path, first: int, num_jumps: int) -> int:
+    """From which step on to give checkpoints up, if the first spike is at step `first` after so many jumps.
+
+    A checkpoint that was gone back to before and led to spikes again is given up too, while there is an older one.
+    """
+    saved = [folder for folder in complete_checkpoints(run_dir) if step_of(folder) < first]
+    if len(saved) > 1 and read_saved(saved[-1]).state.guards.jumps < num_jumps:
+        return step_of(saved[-1])
+    return first
 
 
 def note_jump(run_dir: Path, jump: Jump, attempt: str) -> None:

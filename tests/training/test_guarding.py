@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.training.runs import events_of, finish, save_config, start_ranks, steps_of, tiny_config
-from training.jumps import FILE, Jump, is_given_up, jumped, read_jumps
+from tests.training.state.ranks import IDENTITY
+from training.jumps import FILE, Jump, is_given_up, jumped, reach, read_jumps
 from training.spikes import GuardState
-from training.state.folder import LATEST, checkpoints_dir, complete_checkpoints, latest_checkpoint, step_of
-from training.state.identity import RunState, read_saved
+from training.state.folder import LATEST, checkpoints_dir, complete_checkpoints, latest_checkpoint, step_name, step_of
+from training.state.identity import STATE, RunState, dump_state, read_saved
 from training.state.loading import load_weights
 from training.worker import EXIT_BROKEN, EXIT_DONE
 
@@ -86,18 +87,20 @@ def test_bad_steps_are_passed_over_and_a_replay_that_begins_between_them_is_the_
 
 def test_a_run_goes_back_over_too_many_spikes_and_the_same_when_it_is_killed_there(dataset, tmp_path):
     spikes = {"factors": {str(16 * step): 100.0 for step in (15, 16, 17)}}
-    guards = {"spikes": "roll_back", "skips_in_a_row": 2}
-    folder = run_of(dataset, tmp_path / "run", spikes, guards)
+    guards, training = {"spikes": "roll_back", "skips_in_a_row": 2}, {"steps": 25, "zero_stage": 3}
+    folder = run_of(dataset, tmp_path / "run", spikes, guards, training=training)
     train(folder)
     (jump,) = read_jumps(folder)
     assert (jump.before, jump.samples) == (16, 16 * 18)
     (event,) = events_of(folder, "roll_back")
     assert (event["step"], event["before"], event["samples"]) == (18, 16, 16 * 18)
+    report = json.loads((folder / "skips" / "step-00000018.json").read_text())
+    assert {found["rank"] for found in report["largest_gradients"].values()} == {1}
     lines = steps_of(folder)
     assert [line["step"] for line in lines] == list(range(1, 26))
     assert [line["samples_consumed"] for line in lines[9:12]] == [160, 16 * 19, 16 * 20]
     assert not any(line.get("skipped") for line in lines)
-    killed = run_of(dataset, tmp_path / "killed", spikes | {"dies_at_jump": True}, guards)
+    killed = run_of(dataset, tmp_path / "killed", spikes | {"dies_at_jump": True}, guards, training=training)
     train(killed, expected=1)
     assert (killed / FILE).exists() and [line["step"] for line in steps_of(killed)][-1] == 17
     (killed / "faults.json").write_text(json.dumps(spikes))
@@ -107,10 +110,9 @@ def test_a_run_goes_back_over_too_many_spikes_and_the_same_when_it_is_killed_the
 
 
 def test_a_rank_with_a_flipped_bit_is_named(dataset, tmp_path):
-    training = {"steps": 25, "zero_stage": 0}
-    folder = run_of(
-        dataset, tmp_path / "run", {"factors": {}, "flips_after": 6}, {"replica_check_interval": 3}, training=training
-    )
+    guards = {"replica_check_interval": 3, "recompute_interval": 2}
+    faults = {"factors": {}, "flips_after": 6}
+    folder = run_of(dataset, tmp_path / "run", faults, guards, training={"steps": 25, "zero_stage": 0})
     train(folder, expected=EXIT_BROKEN)
     (event,) = events_of(folder, "corrupt")
     assert (event["step"], event["ranks"], event["certain"]) == (6, [0, 1], False)  # of two neither is in the majority
@@ -122,6 +124,25 @@ def test_a_rank_with_a_flipped_bit_is_named(dataset, tmp_path):
 def test_what_was_saved_after_a_jump_is_not_given_up_by_it(seen, gone):
     assert is_given_up(20, seen, [Jump(16, 288, "")]) == gone
     assert not is_given_up(15, seen, [Jump(16, 288, "")])
+
+
+@pytest.mark.parametrize(
+    "saved, num_jumps, expected",
+    [
+        ({10: 0, 20: 0}, 0, 26),  # the first time back to 20
+        ({10: 0, 20: 0}, 1, 20),  # 20 led to spikes again: back to 10
+        ({20: 0}, 1, 26),  # there is none but 20
+        ({10: 0, 20: 1}, 1, 26),  # 20 was saved since
+        ({10: 0, 30: 0}, 1, 26),
+        ({}, 0, 26),
+    ],
+)
+def test_a_checkpoint_that_led_to_spikes_twice_is_given_up(tmp_path, saved, num_jumps, expected):
+    for step, jumps in saved.items():
+        folder = checkpoints_dir(tmp_path) / step_name(step)
+        folder.mkdir(parents=True)
+        (folder / STATE).write_bytes(dump_state(RunState(step, guards=GuardState(jumps=jumps)), IDENTITY))
+    assert reach(tmp_path, 26, num_jumps) == expected
 
 
 def test_a_jump_is_made_once():

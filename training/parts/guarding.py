@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from common.mistakes import Mistake
 from training.engine import Engine
-from training.jumps import Jump, RolledBack, note_jump
+from training.jumps import Jump, RolledBack, note_jump, reach
 from training.parts.part import Moment, Part, Run
 from training.skip_report import report, write_report
 from training.spikes import Guard, GuardState
@@ -54,7 +54,8 @@ class Guarding(Part):
             raise Mistake(f"{why}; {ADVICE}")
         if self._jumps >= config.roll_backs:
             raise Mistake(f"{why}, and the run has rolled back {self._jumps} times already; {ADVICE}")
-        jump = Jump(moment.step - self._in_a_row, moment.state.samples_consumed, why)
+        before = on_main(run.world, lambda: reach(run.folder, moment.step - self._in_a_row, self._jumps))
+        jump = Jump(before, moment.state.samples_consumed, why)
         on_main(run.world, lambda: note_jump(run.folder, jump, run.world.attempt))
         run.events.write("roll_back", step=moment.step, before=jump.before, samples=jump.samples, reason=why)
         raise RolledBack(f"{why}; back to before step {jump.before}, on with sample {jump.samples}")
