@@ -400,7 +400,7 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
     weight = world.mesh.replicas.size / data.counts.targets
-    local, own = torch.zeros(1, dtype=torch.float64, device=world.device), []
+    local, own = torch.zeros(1, dtype=torch.float64, device=world.device), list[torch.Tensor]()
     for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)
         loss, cross_entropies = engine(batch, pattern.to(world.device, non_blocking=True))

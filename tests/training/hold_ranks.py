@@ -83,8 +83,8 @@ class Steps:
 
 def compare(config: RunConfig, world: World) -> dict:
     """Whether an engine that met each fault, at the beginning too, ends with the state of one that met none."""
-    steps, reasons = Steps(config, world), []
-    reasons.append(steps.bad_step(no_number))
+    steps = Steps(config, world)
+    reasons = [steps.bad_step(no_number)]
     steps.step()
     for fault in FAULTS:
         reasons.append(steps.bad_step(fault))

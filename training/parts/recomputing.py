@@ -36,7 +36,7 @@ class Recomputing(Part):
 
     def _digest(self, data: StepInput) -> int:
         """Of losses and gradients of this rank."""
-        world, seen = self.run.world, []
+        world, seen = self.run.world, list[int]()
 
         def note(_: str, gradient: torch.Tensor) -> None:
             if world.device.type == "cpu":
