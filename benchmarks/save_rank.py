@@ -13,7 +13,7 @@ from training.parts.part import Moment, Part, Run
 from training.parts.saving import Saving
 from training.setup import build_engine
 from training.state.identity import RunIdentity, RunState
-from training.step import train_step
+from training.step import StepInput, train_step
 
 WAYS = {"behind": True, "awaited": False}
 """How a save is done, and whether that is in the background."""
@@ -79,7 +79,7 @@ class Rank:
 
     @property
     def _moment(self) -> Moment:
-        return Moment(RunState(self.number), self.result, LR, 0.0, False, False)
+        return Moment(RunState(self.number), self.result, LR, 0.0, False, False, StepInput([], [], self.result.counts))
 
     def close(self) -> None:
         """Ends it."""

@@ -141,6 +141,7 @@ def _show(found: list, runs: Path) -> None:
             ("goodput", views.goodput(each.goodput) if each.goodput else ""),
             ("checkpoint", f"{each.checkpoint}, {duration(each.checkpoint_age)} ago" if each.checkpoint else ""),
             ("left out", "; ".join(each.excluded)),
+            ("passed over", "; ".join(each.skipped)),
             ("not read", "; ".join(each.left_out)),
         ]
         table = Table(box=None, show_header=False, padding=(0, 2))

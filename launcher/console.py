@@ -158,6 +158,11 @@ class StageProgress:
             say(f"  {doing} ...")
 
 
+def loss(value: float | None) -> str:
+    """The loss of a step."""
+    return "no number (passed over)" if value is None else f"{value:.3f}"
+
+
 def number(value: float) -> str:
     """A count as people read it: 950, 12.3k, 4.5M, 1.2B."""
     for limit, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -19,7 +19,7 @@ import psutil
 
 from common.json_lines import Record, append_line, examine
 from common.mistakes import SENTENCE, Mistake, cut
-from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, number, say
+from launcher.console import USER_MISTAKE, Broken, StageProgress, Stopped, console, duration, loss, number, say
 from launcher.local_rank import PYTHON, end_with_parent
 from launcher.run_folder import EVENTS, RunFolder, diary, last_step
 from training import fence
@@ -129,7 +129,7 @@ def _watch(process: subprocess.Popen, config: RunConfig, attempt: str, asked: li
                 told = told or tell(config.run_dir, attempt)
                 left = (steps - last["step"]) * last["step_seconds"]
                 detail = (
-                    f"loss {last['loss']:.3f}  {number(last['tokens_per_second'])} tokens/s"
+                    f"loss {loss(last['loss'])}  {number(last['tokens_per_second'])} tokens/s"
                     f"  about {duration(left)} left"
                 )
                 progress.update(last["step"], steps, detail, title="step")

@@ -84,7 +84,8 @@ def _subtitle(config: RunConfig, manifest: Manifest) -> str:
 
 
 def _tiles(steps: list[Record], evaluations: list[Record]) -> list[tuple[str, str]]:
-    tiles = [("steps", str(steps[-1]["step"])), ("training loss, nats", f"{steps[-1]['loss']:.3f}")] if steps else []
+    tiles = [("steps", str(steps[-1]["step"]))] if steps else []
+    tiles += [("training loss, nats", f"{loss:.3f}") for loss in _known(steps, "loss")[-1:]]
     if evaluations:
         last = evaluations[-1]
         tiles.append(("held-out loss, nats", f"{last['loss']:.3f}"))
@@ -99,7 +100,7 @@ def _charts(steps: list[Record], evaluations: list[Record]) -> list[dict[str, An
     if not steps:
         return []
     xs = [step["step"] for step in steps]
-    loss = [Series("training loss", xs, [s["loss"] for s in steps])]
+    loss = [Series("training loss", *_curve(steps, "loss"))]
     if evaluations:
         at = [line["step"] for line in evaluations]
         loss.append(Series("held-out loss", at, [e["loss"] for e in evaluations], "--second", dots=True))
@@ -196,6 +197,7 @@ def _run_rows(steps: list[Record]) -> list[tuple[str, str]]:
         *[("tokens trained on", f"{tokens:,}") for tokens in _known(steps, "tokens_consumed")[-1:]],
         ("time in steps", duration(seconds)),
         *[("peak memory of a rank", f"{memory:.2f} GB") for memory in sorted(_known(steps, "memory_gb"))[-1:]],
+        *[("steps passed over", f"{skipped:.0f}") for skipped in [sum(_known(steps, "skipped"))] if skipped],
         *[("gradient norm, last", f"{norm:.3f}") for norm in _known(steps, "grad_norm")[-1:]],
     ]
 

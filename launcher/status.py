@@ -11,6 +11,9 @@ from launcher.goodput import Goodput
 from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
 
+SHOWN_SKIPS = 3
+"""Steps passed over that are named."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Status:
@@ -60,6 +63,8 @@ class Status:
     """How the time went, from the submission or the first start to the end or now."""
     excluded: tuple[str, ...] = ()
     """Nodes the health check found broken since the last submission, with the reason."""
+    skipped: tuple[str, ...] = ()
+    """Steps that were passed over and times that the run went back, the last few, with the reason."""
     left_out: tuple[str, ...] = ()
     """Lines of the run's files that cannot be read."""
 
@@ -72,7 +77,8 @@ def status(run_dir: Path) -> Status:
     folder, config = existing(run_dir)
     records, events = folder.jobs, folder.events
     facts = {"run": str(run_dir), "steps": config.training.steps, **_progress(folder, config.training.steps)}
-    facts |= {"excluded": _excluded(events), "left_out": tuple(folder.left_out), "goodput": folder.goodput(time.time())}
+    facts |= {"excluded": _excluded(events), "skipped": _skipped(events), "left_out": tuple(folder.left_out)}
+    facts |= {"goodput": folder.goodput(time.time())}
     if not records:
         return Status(**facts, state="not submitted", detail="no job of a cluster; started with shardline train")
     slurm = Slurm(records[-1].get("commands"))
@@ -179,6 +185,19 @@ def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
         f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
     ]
     return tuple(dict.fromkeys(found))
+
+
+def _skipped(events: list[dict[str, Any]]) -> tuple[str, ...]:
+    words = {"skip": "step {step}: {reason}", "roll_back": "went back before step {before}, on with sample {samples}"}
+    told = [words[event["event"]].format_map(_Known(event)) for event in events if event["event"] in words]
+    return tuple(dict.fromkeys(told))[-SHOWN_SKIPS:]
+
+
+class _Known(dict):
+    """Keys of an event; ? for those it lacks."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
 
 
 def runs_below(folder: Path) -> list[Path]:

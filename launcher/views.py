@@ -1,7 +1,7 @@
 """What came of a stage, in words for people."""
 
 from common.json_lines import Record
-from launcher.console import duration, number
+from launcher.console import duration, loss, number
 from launcher.goodput import Goodput
 from launcher.local import TrainingResult
 from launcher.stages import BuiltData, Converted, ImportedTokenizer, ImportedWeights, NewestCheckpoint, TrainedTokenizer
@@ -33,7 +33,7 @@ def training(result: TrainingResult) -> str:
         return f"step {result.steps}; metrics.jsonl has no line of it"
     tokens = last.get("tokens_consumed")
     return (
-        f"step {last['step']}: loss {last['loss']:.3f}"
+        f"step {last['step']}: loss {loss(last['loss'])}"
         + (f", held-out loss {held_out_loss(evaluation)}" if evaluation else "")
         + (f", {number(float(tokens))} tokens" if tokens is not None else "")
     )

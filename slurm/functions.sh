@@ -135,6 +135,15 @@ requeue_without() { # MESSAGE NODE...: Slurm takes exclusions for pending jobs o
   done
   exit 1
 }
+leave_corrupt_nodes() { # where ranks held other weights than most: they left a mark (training/parts/comparing.py)
+  local node bad=("$MARKS"/corrupt-*)
+  [ -e "${bad[0]}" ] || return 0
+  bad=("${bad[@]##*/corrupt-}")
+  for node in "${bad[@]}"; do
+    event unhealthy "\"node\": \"$(words "$node")\", \"why\": \"it held other weights than its replicas\""
+  done
+  requeue_without "ranks held other weights than their replicas on ${bad[*]}" "${bad[@]}"
+}
 
 # ---- nodes that do not answer
 PROBE=(timeout --kill-after=5 60 srun --export=ALL --overlap --ntasks-per-node=1 --kill-on-bad-exit=0)

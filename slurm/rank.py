@@ -3,7 +3,8 @@
 Slurm's numbers become the standard environment, output goes to logs/rank-N.log, and this very process is the worker,
 or with --verify the proof before it. Why it ended is left in slurm/marks-ATTEMPT for the job's script, which can't tell
 it from srun's status: `mistake` by any rank that stopped on what only the user can mend, `stopped` by rank 0 when all
-have saved and left, `verified` or `differs` by rank 0 when the proof is done.
+have saved and left, `verified` or `differs` by rank 0 when the proof is done. `corrupt-NODE` is left by rank 0 before
+the ranks end, for a node whose weights were others than most.
 """
 
 import os

@@ -12,6 +12,7 @@ from common.section import Place, Section
 from data_pipeline.config import DataConfig, ObjectiveConfig, TokenizerConfig
 from data_pipeline.reading.grid import check_pair
 from model.config import MOST_TOKENS, MULTI_TOKEN_WEIGHT, ModelConfig
+from training.guards_config import GuardsConfig
 from training.phases import Phase
 
 MOST_STEPS = 10**9
@@ -313,6 +314,8 @@ class RunConfig(Section):
     """Saving."""
     deadlines: DeadlinesConfig = DeadlinesConfig()
     """Patience."""
+    guards: GuardsConfig = GuardsConfig()
+    """Bad steps."""
 
     @model_validator(mode="before")
     @classmethod

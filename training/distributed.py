@@ -110,10 +110,12 @@ class World:
         return torch.from_numpy(self.plane.join(mine.numpy(), np.add))
 
     def sum_on_device(self, value: torch.Tensor) -> torch.Tensor:
-        """Sum of a tensor over the replicas, where it lies; the host does not wait for it."""
-        total = value.clone()
-        if self.mesh.replicas.size > 1:
-            dist.all_reduce(total, group=self.mesh.replicas.group)
+        """Sum of a tensor [N] over all ranks, in fp64, where it lies: nobody waits for a GPU."""
+        if self.device.type == "cpu":
+            return torch.tensor(self.plane.sum(value.tolist()), dtype=torch.float64) if self.size > 1 else value.clone()
+        total = value.double()
+        if self.size > 1:
+            dist.all_reduce(total)
         return total
 
     def from_main(self, value: Any) -> Any:

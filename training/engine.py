@@ -15,7 +15,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,9 @@ OPTIMIZERS: dict[int, type] = {
 }
 """What holds the state of training, by ZeRO stage: nothing else is proved to compute what a plain loop does. At stage
 0 the optimizer itself does."""
+
+HoldBack = Callable[[torch.Tensor], torch.Tensor]
+"""(norm of the gradient) -> whether to leave the weights as they are, bool [] on any device."""
 
 PRIVATE = "shardline-extensions-"
 """How folders begin that compiled extensions are put into and that go with their process."""
@@ -202,6 +205,12 @@ class Engine:
         if world.mesh.replicas.size == 1 and hasattr(self._optimizer, "buffered_reduce_fallback"):
             # The mean over one rank is the gradient itself; DeepSpeed would copy it out and back to find that out.
             self._optimizer.buffered_reduce_fallback = lambda *_, **__: None
+        inner: Any = self._optimizer
+        self._inner: torch.optim.Optimizer = inner if self.stage == 0 else inner.optimizer
+        assert all(group.get("fused", True) for group in self._inner.param_groups), "others cannot be held back"
+        self._inner.register_step_pre_hook(self._ask)
+        self._hold_back: HoldBack | None = None
+        self._norm_at_0 = torch.zeros(())
         self.module: nn.Module = self._engine.module
         self._state = ZeroState(self._engine, self._optimizer, holdings, world.mesh.tensor.rank)
         if isinstance(optimizer, Muon):
@@ -210,6 +219,10 @@ class Engine:
     def holdings(self) -> Holdings:
         """What this rank holds of the training state, now that it is cut."""
         return self._state.holdings(list(self.module.parameters()))
+
+    def replicated(self) -> Iterator[torch.Tensor]:
+        """What all replicas of this rank hold alike, to the last bit."""
+        return self._state.replicated(list(self.module.parameters()))
 
     def put_weights(self, write: Fill) -> None:
         """Gives the model its first weights, which `write` makes by name; every rank must call it."""
@@ -225,40 +238,49 @@ class Engine:
         """Adds the gradients of `loss` to those of the step; on the last micro-batch they are averaged over ranks."""
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    @functools.cached_property
-    def can_hold_back(self) -> bool:
-        """Whether `step` can be kept from changing anything by a value that only the device knows.
+    @contextlib.contextmanager
+    def watching_gradients(self, note: Callable[[str, torch.Tensor], None]) -> Iterator[None]:
+        """Calls `note` with a parameter's name and the gradient that a pass of this rank adds to it, whole."""
+        named = [(name.removeprefix(PREFIX), weight) for name, weight in self.module.named_parameters()]
+        hooks = [weight.register_hook(functools.partial(note, name)) for name, weight in named if weight.requires_grad]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-        DeepSpeed itself waits for the norm in its step, passes over an update whose gradient is not finite, and
-        reports that norm; what it does not see is a loss that is infinite where its gradient is not.
-        """
-        inner = self._torch_optimizer()
-        weights = [weight for group in inner.param_groups for weight in group["params"]]
-        on_device = all(weight.device.type == "cuda" for weight in weights)
-        return on_device and isinstance(inner, torch.optim.AdamW | Muon) and bool(inner.param_groups[0]["fused"])
-
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
-        return self._optimizer if self.stage == 0 else self._optimizer.optimizer
-
-    def step(self, lr: float, hold_back: torch.Tensor | None = None) -> torch.Tensor:
+    def step(self, lr: float, hold_back: HoldBack | None = None) -> torch.Tensor:
         """Clips the gradients, updates the weights at learning rate `lr` and returns the norm before clipping.
 
-        Only the call after the last micro-batch does so; the ones before it return 0. Where `can_hold_back`, a bool []
-        on the device, `hold_back`, keeps weights and moments as they are when it is true.
+        Only the call after the last micro-batch does so; the ones before it return 0. `hold_back` is asked there, once,
+        with the norm: where it answers true, weights, moments and the optimizer's count of steps stay as they are. It
+        must for a norm that is not finite, at which DeepSpeed by itself passes over the update.
         """
-        last = self._engine.is_gradient_accumulation_boundary()
-        norm: Any = 0.0
-        if last:
-            for group in self._optimizer.param_groups:
-                group["lr"] = lr
-            if hold_back is not None:
-                self._torch_optimizer().found_inf = hold_back.float()  # type: ignore[attr-defined]
-            if self.stage == 0:
-                norm = self._clip()
+        if not self._engine.is_gradient_accumulation_boundary():
+            self._engine.step()
+            return torch.zeros(())
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._hold_back, self._inner.found_inf = hold_back, None  # type: ignore[attr-defined]
+        if self.stage == 0:
+            self._norm_at_0 = self._clip()
         self._engine.step()
-        if last and self.stage > 0:
-            norm = self._engine.get_global_grad_norm()
-        return torch.as_tensor(norm)
+        if self._hold_back is not None:  # no update was begun
+            self._hold_back(self._norm())
+            if self.stage in (1, 2):  # with the optimizer offloaded DeepSpeed would add the next gradients to these
+                self._optimizer.averaged_gradients = dict.fromkeys(self._optimizer.averaged_gradients)
+        return self._norm()
+
+    def _ask(self, inner: Any, *_: Any) -> None:
+        """Comes before each update of a part of the weights: asks before the first of a step."""
+        if self._hold_back is not None:
+            held, self._hold_back = self._hold_back(self._norm()), None
+            weight = next(weight for group in inner.param_groups for weight in group["params"])
+            inner.found_inf = held.to(weight.device, torch.float32)
+
+    def _norm(self) -> torch.Tensor:
+        """Of the whole gradient of this step, before clipping."""
+        return torch.as_tensor(self._norm_at_0 if self.stage == 0 else self._optimizer._global_grad_norm)
 
     def _clip(self) -> torch.Tensor:
         """What ZeRO does in its step and stage 0 does not."""

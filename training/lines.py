@@ -25,8 +25,8 @@ EVENT = Form(
         "reason": str,
     },
 )
-STEP = Form({"loss": NUMBER, "tokens_per_second": NUMBER, "step_seconds": NUMBER})
-"""A line of metrics about training; `loss` tells it from one of evaluation."""
+STEP = Form({"loss": FIGURE, "tokens_per_second": NUMBER, "step_seconds": NUMBER})
+"""A line of metrics about training; `loss`, null where it was no number, tells it from one of evaluation."""
 EVALUATION = Form({"loss": NUMBER, "unigram_entropy": NUMBER})
 _FIGURES = ("grad_norm", "lr", "mfu", "memory_gb", "tokens_consumed", "samples_consumed", "time")
 _SLOWEST: dict[str, type | tuple[type, ...]] = {"slowest_ratio": NUMBER, "slowest_rank": int, "slowest_node": str}

@@ -3,6 +3,7 @@
 feeder -> step -> metrics -> evaluation? -> checkpoint? -> stop? -> feeder ...
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from data_pipeline.reading.packing import PackedBatch
@@ -11,15 +12,18 @@ from training.evaluation import Evaluator
 from training.feed import Feeder
 from training.guards import StopRequest
 from training.parts.collecting import Collecting
+from training.parts.comparing import Comparing
 from training.parts.evaluating import Evaluating
+from training.parts.guarding import Guarding
 from training.parts.metrics import Metrics
 from training.parts.part import Moment, Part, Run
 from training.parts.profiling import Profiling
+from training.parts.recomputing import Recomputing
 from training.parts.saving import Saving
 from training.parts.watching import Watching
 from training.schedule import learning_rate
 from training.state.identity import RunState
-from training.step import StepResult, run_step
+from training.step import run_step
 
 
 class Trainer:
@@ -29,8 +33,10 @@ class Trainer:
         self, run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
     ):
         self.run, self.engine, self.state = run, engine, state
-        self.parts = usual_parts(run, engine, evaluators, state, peak)
-        self._unchecked: StepResult | None = None
+        saving = Saving(run, engine, others := usual_parts(run, engine, evaluators, state, peak))
+        self.parts: Sequence[Part] = [*others, saving]
+        self.guarding = Guarding(run, engine, state.guards, saving.settle)
+        self._unseen: Moment | None = None
 
     def train(self, loader: Iterable[list[PackedBatch]], stop: StopRequest) -> bool:
         """Trains to the last step; False when a signal to any rank ended it early. Either way its state is saved.
@@ -60,25 +66,28 @@ class Trainer:
         data = feeder.take()
         lr = learning_rate(config.schedule, config.optimizer.lr, step, config.training.steps)
         where = f"step {step} (samples {first} to {first + size - 1})"
-        result = run_step(self.engine, data, lr, world, where)
+        result = run_step(self.engine, data, lr, world, where, self.guarding.guard)
         tokens = data.counts.tokens + data.counts.encoder_tokens
         self.state = RunState(step, first + size, before.tokens_consumed + tokens)
-        moment = Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping)
-        self._check(moment)
+        moment = self._look(Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping, data))
         self._each(lambda part: part.after_step(moment))
 
-    def _check(self, moment: Moment) -> None:
+    def _look(self, moment: Moment) -> Moment:
         """Looks whether steps were sound: the one before this, and this one if a part is about to use what it made.
 
-        So a GPU is at most one step behind, and nothing that lasts is made of numbers that nobody looked at.
+        So a GPU is at most one step behind, and nothing that lasts is made of numbers that nobody looked at. What a
+        checkpoint keeps of the guard is known then, too.
         """
-        if self._unchecked is not None:
-            self._unchecked.check(self.run.world)
-        self._unchecked = moment.result
+        if self._unseen is not None:
+            self.guarding.look(self._unseen)
+        self._unseen = moment
         if any(part.reads(moment) for part in self.parts):
-            self._unchecked.check(self.run.world)
-            self._unchecked = None
+            self.guarding.look(moment)
+            self._unseen = None
+            self.state = dataclasses.replace(moment.state, guards=self.guarding.state())
+            moment = dataclasses.replace(moment, state=self.state)
         moment.result.clock.stop()
+        return moment
 
     def _each(self, hook: Callable[[Part], None]) -> None:
         for part in self.parts:
@@ -88,14 +97,14 @@ class Trainer:
 def usual_parts(
     run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
 ) -> Sequence[Part]:
-    """The parts of a run, in the order of their hooks: what a checkpoint must not lose comes before it."""
+    """The parts of a run in the order of their hooks, but for the one that saves: it may lose nothing that they note."""
     metrics = Metrics(run, state.step, peak)
-    evaluating = Evaluating(run, engine, evaluators, metrics.writer)
-    others = [
+    return [
         Watching(run),
         Collecting(run.config.training.gc_interval),
         Profiling(run),
+        Comparing(run, engine),
+        Recomputing(run, engine),
         metrics,
-        evaluating,
+        Evaluating(run, engine, evaluators, metrics.writer),
     ]
-    return [*others, Saving(run, engine, others)]

@@ -4,11 +4,12 @@ A line of training has step, loss, grad_norm, lr, tokens, targets, samples_consu
 tokens_per_second_per_rank, mfu, {step,data,forward,backward,optimizer}_seconds, memory_gb, padding (share of
 positions), documents_cut, documents_vanished (too short to hold a target) and tokens_left_out (for which a row had no
 room). loss and grad_norm are of that step; the rest is a mean over the steps since the last line, or a sum for what is
-cut, vanished or left out. multi_token_loss, where there are further depths, is theirs together, per target of theirs.
-slowest_ratio, slowest_rank and slowest_node, where there are several ranks, are of the one whose forward passes took
-longest, in medians over the ranks. tokens are those of all streams, an encoder's too; targets are the tokens that the
-loss is taken on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds,
-and the same by objective in `objectives` where there are several.
+cut, vanished or left out; null for what is no number. skipped, where there are some, are the steps that were passed
+over. multi_token_loss, where there are further depths, is theirs together, per target of theirs. slowest_ratio,
+slowest_rank and slowest_node, where there are several ranks, are of the one whose forward passes took longest, in
+medians over the ranks. tokens are those of all streams, an encoder's too; targets are the tokens that the loss is taken
+on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds, and the same by
+objective in `objectives` where there are several.
 """
 
 import json
@@ -27,6 +28,7 @@ TAGS = {
     "multi_token_loss": "train/multi_token_loss",
     "grad_norm": "train/grad_norm",
     "lr": "train/learning_rate",
+    "skipped": "train/skipped",
     "tokens_per_second": "perf/tokens_per_second",
     "mfu": "perf/mfu",
     "step_seconds": "perf/step_seconds",
@@ -70,9 +72,7 @@ class Meter:
         flops = sum(flops for _, _, flops in self.steps)
         speed = tokens / elapsed
         line: dict[str, float | None] = {
-            "loss": results[-1].loss,
-            **({} if results[-1].multi_token_loss is None else {"multi_token_loss": results[-1].multi_token_loss}),
-            "grad_norm": results[-1].grad_norm,
+            **results[-1].figures(),
             "tokens": tokens / num,
             "targets": sum(result.counts.targets for result in results) / num,
             "tokens_per_second": speed,
@@ -86,6 +86,8 @@ class Meter:
         line["padding"] = padding / (tokens + padding)
         for name in ("documents_cut", "documents_vanished", "tokens_left_out"):
             line[name] = sum(getattr(result.counts, name) for result in results)
+        if skipped := sum(result.held for result in results):
+            line["skipped"] = skipped
         self.steps.clear()
         return line
 

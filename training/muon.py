@@ -135,8 +135,7 @@ class Muon(torch.optim.Optimizer):
         assert closure is None, "gradients are there already"
         self._adamw.param_groups = [group for group in self.param_groups if "moments" not in group]
         if self._adamw.param_groups:
-            if self.found_inf is not None:
-                self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+            self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
             self._adamw.step()
         for group in self.param_groups:
             if "moments" in group:
@@ -150,7 +149,9 @@ class Muon(torch.optim.Optimizer):
             state = self.state[weight]
             if "exp_avg" not in state:
                 state["exp_avg"] = torch.zeros_like(weight, memory_format=torch.preserve_format)
-            state["exp_avg"].lerp_(gradient, share if self.found_inf is None else share * (self.found_inf == 0))
+            if self.found_inf is not None:  # what is no number would pass through a share of 0
+                torch.where(self.found_inf == 0, gradient, state["exp_avg"], out=gradient)
+            state["exp_avg"].lerp_(gradient, share)
             directions[number] = gradient.lerp_(state["exp_avg"], group["momentum"]).view(-1).to(self._dtype)
             weights[number] = weight.view(-1)
         kept = 1 - group["lr"] * group["weight_decay"]

@@ -31,6 +31,7 @@ from training.evaluation import Evaluator
 from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
+from training.jumps import Jump, is_given_up, jumped, settle
 from training.local.folder import LocalFolder
 from training.local.promoting import promote
 from training.loop import Trainer
@@ -181,14 +182,15 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         events=events,
         local=LocalFolder.opened(config.checkpoint, folder, world),
     )
-    choice = _chosen(run)
+    jumps = on_main(world, lambda: settle(folder, world.attempt))
+    choice = _chosen(run, jumps)
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
     world.watch.beat(Phase.LOAD)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
-    state = _resume(run, engine, choice)
+    state = jumped(_resume(run, engine, choice), jumps)
     trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
     loader = _loader(run, manifest, state)
     try:
@@ -198,7 +200,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
         engine.leave_disk()
 
 
-def _chosen(run: Run) -> Choice:
+def _chosen(run: Run, jumps: Sequence[Jump]) -> Choice:
     """The checkpoint to go on from, once the nodes' own disks were asked whether they hold a newer one."""
     folder, world = run.folder, run.world
     if run.local is None or on_main(world, lambda: went_back(folder)):
@@ -209,7 +211,9 @@ def _chosen(run: Run) -> Choice:
     except NothingSound as error:
         shared = error
     newest = step_of(shared.folder) if isinstance(shared, Choice) and shared.folder else -1
-    promoted = promote(run.local, folder, world, newest)
+    promoted = promote(
+        run.local, folder, world, newest, lambda state: is_given_up(state.step, state.guards.jumps, jumps)
+    )
     if promoted is None:
         if isinstance(shared, NothingSound):
             raise shared

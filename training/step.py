@@ -9,9 +9,10 @@ it a batch ahead), and every micro-batch weighs in with its own sum. On a GPU no
 
 import dataclasses
 import functools
+import itertools
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -26,6 +27,8 @@ from model.network.multi_token import places_on
 from model.network.transformer import EncoderInput
 from training.distributed import World
 from training.engine import Engine
+from training.guards_config import GuardsConfig
+from training.spikes import Guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,49 +248,89 @@ class Reading:
 
 
 class StepResult:
-    """What came of a step, the same on every rank but for the seconds. Loss and norm are waited for when asked for."""
+    """What came of a step, the same on every rank but for its own. Its figures are waited for when asked for."""
 
-    def __init__(self, counts: StepCounts, where: str, clock: StepClock, scalars: Sequence[torch.Tensor]):
+    def __init__(self, counts: StepCounts, where: str, clock: StepClock, scalars: Mapping[str, torch.Tensor]):
+        """`scalars` [] or [N] by name: own, total, norm, held and limits, as the properties say."""
         self.counts = counts
         """What the step held."""
         self.clock = clock
         """Its clock."""
         self.where = where
         """Step and samples, in words."""
-        self._reading = Reading(scalars)
+        self._sizes = {name: scalar.numel() for name, scalar in scalars.items()}
+        self._reading = Reading([each for scalar in scalars.values() for each in scalar.reshape(-1)])
 
     @functools.cached_property
-    def _values(self) -> list[float]:
-        """Loss summed on this rank and over all, the norm, and the loss of each further depth summed over all."""
-        return self._reading.values()
+    def _values(self) -> dict[str, list[float]]:
+        values = iter(self._reading.values())
+        return {name: list(itertools.islice(values, size)) for name, size in self._sizes.items()}
+
+    @property
+    def own_losses(self) -> list[float]:
+        """Of each micro-batch of this rank, summed over its targets."""
+        return self._values["own"]
 
     @property
     def multi_token_loss(self) -> float | None:
         """Cross-entropy in nats per target of the further depths together; None where there are none."""
-        further = self._values[3:]
+        further = self._values["total"][1:]
         return sum(further) / max(self.counts.further_targets, 1) if further else None
 
     @property
     def loss(self) -> float:
         """Cross-entropy in nats per target of the global batch."""
-        return self._values[1] / self.counts.targets
+        return self._values["total"][0] / self.counts.targets
 
     @property
     def grad_norm(self) -> float:
         """Norm of the gradient before clipping."""
-        return self._values[2]
+        return self._values["norm"][0]
+
+    @property
+    def held(self) -> bool:
+        """Whether the step was passed over: it changed nothing."""
+        return bool(self._values["held"][0])
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What loss and norm could have been at most; NaN where nothing said so."""
+        loss, norm = self._values["limits"]
+        return loss, norm
 
     @functools.cached_property
     def seconds(self) -> dict[str, float]:
         """Seconds of this rank in `forward`, `backward` and `optimizer`, and `step` for all of it."""
         return self.clock.seconds()
 
+    def figures(self) -> dict[str, float | None]:
+        """Losses and norm; None for what is no number, which JSON has no word for."""
+        further = {} if self.multi_token_loss is None else {"multi_token_loss": self.multi_token_loss}
+        values = {"loss": self.loss, **further, "grad_norm": self.grad_norm}
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
+
+    def unsound_ranks(self, world: World) -> tuple[int, list[int]]:
+        """How many ranks have a loss that is no number, and the lowest of them; all ranks call it together."""
+        mine = [] if math.isfinite(sum(self.own_losses)) else [world.rank]
+        return world.plane.join((len(mine), mine), _joined)
+
+    def why_held(self, count: int, lowest: Sequence[int]) -> str:
+        """Why it was passed over, in words, given `unsound_ranks`."""
+        if count or not math.isfinite(self.loss):
+            named = ", ".join(map(str, lowest)) + (f" and {count - len(lowest)} more" if count > len(lowest) else "")
+            what = "no number" if math.isfinite(self.loss) else self.loss  # ranks that share layers are counted once
+            return f"the loss is {what} (rank {named or 'sum'})"
+        if not (math.isfinite(self.grad_norm) and self.grad_norm >= 0):
+            return f"the gradient is not finite though the loss is {self.loss:.4g}"
+        pairs = zip(("loss", "gradient norm"), (self.loss, self.grad_norm), self.limits, strict=True)
+        beyond = [f"the {name} is {value:.4g}, above {limit:.4g}" for name, value, limit in pairs if value > limit]
+        return " and ".join(beyond)
+
     def check(self, world: World) -> None:
-        """Raises ValueError on every rank when loss or gradient were not finite; all ranks call it together."""
-        local, total, norm = self._values[:3]
-        _check_loss(local, total, world, self.where)
-        if not (math.isfinite(norm) and norm >= 0):
-            raise Mistake(f"{self.where}: the gradient is not finite though the loss is {self.loss:.4g}; {_ADVICE}")
+        """Raises ValueError on every rank when the step was passed over; all ranks call it together."""
+        if self.held:
+            why = self.why_held(*self.unsound_ranks(world))
+            raise Mistake(f"{self.where}: {why}, no weight was changed; {ADVICE}")
 
 
 def begin_count(
@@ -338,17 +381,17 @@ def train_step(
     Raises ValueError when the global batch has no target, and when loss or gradient are not finite.
     """
     patterns = [Patterns.of(batch) for batch in batches]
-    result = run_step(engine, StepInput(list(batches), patterns, count(batches, patterns, world)), lr, world, where)
+    data = StepInput(list(batches), patterns, count(batches, patterns, world))
+    result = run_step(engine, data, lr, world, where, Guard(GuardsConfig(), world.device))
     result.check(world)
     return result
 
 
-def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: str) -> StepResult:
+def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: str, guard: Guard) -> StepResult:
     """Trains on the micro-batches of this rank; all ranks call it together. `where` names step and samples in errors.
 
-    Raises ValueError when the global batch has no target. When the loss is not finite, no weight changes: where the
-    engine can keep an update from happening on the device, nothing here waits for it, and `check` of the result, which
-    is due before the weights are used for anything that lasts, raises ValueError; elsewhere this function does.
+    Raises ValueError when the global batch has no target. A step that `guard` passes over changes nothing, and on a GPU
+    nobody waits for its verdict: the result tells who asks.
     """
     num_passes = len(data.batches)
     assert num_passes == engine.num_micro_batches, f"{num_passes} batches for {engine.num_micro_batches} passes"
@@ -357,45 +400,43 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
         raise Mistake(f"{where}: no token of the global batch is a target; look at the data there")
     # Averaging over the ranks divides by their number, which is none of the loss's business.
     weight = world.mesh.replicas.size / data.counts.targets
-    local = torch.zeros(1, dtype=torch.float64, device=world.device)
+    local, own = torch.zeros(1, dtype=torch.float64, device=world.device), list[torch.Tensor]()
     for index, (batch, pattern) in enumerate(zip(data.batches, data.patterns, strict=True)):
         batch = batch.to(world.device, non_blocking=True)
         loss, cross_entropies = engine(batch, pattern.to(world.device, non_blocking=True))
         clock.mark("forward")
         engine.backward(loss * weight)
+        own.append(cross_entropies[0].double())
         local = local + cross_entropies.double()
         clock.mark("backward")
         if index < num_passes - 1:
             engine.step(lr)
-    if engine.can_hold_back:
-        total = world.sum_on_device(local)
-        norm = engine.step(lr, hold_back=~total[0].isfinite())
-    else:
-        value = float(local[0])
-        total = torch.tensor(world.sum(local.tolist()), dtype=torch.float64)
-        _check_loss(value, float(total[0]), world, where)
-        norm = engine.step(lr)
+    total, unsound = _over_ranks(local, world)
+    verdict: list[torch.Tensor] = []
+
+    def hold_back(norm: torch.Tensor) -> torch.Tensor:
+        figures = total[0] / data.counts.targets, norm.to(total.device, torch.float64)
+        verdict.append(guard.judge(*figures, unsound))
+        return verdict[0]
+
+    norm = engine.step(lr, hold_back)
     clock.mark("optimizer")
-    scalars = [each.to(local.device) for each in (local[0], total[0], norm, *total[1:])]
-    result = StepResult(data.counts, where, clock, scalars)
-    if not engine.can_hold_back:
-        result.check(world)
+    scalars = {"own": torch.stack(own), "total": total, "norm": norm, "held": verdict[0], "limits": guard.limits}
+    result = StepResult(data.counts, where, clock, {name: each.to(total.device) for name, each in scalars.items()})
     clock.stop()
     return result
 
 
-_ADVICE = "resume from the last checkpoint with a lower optimizer.lr or more schedule.warmup_steps, or look at the data"
+def _over_ranks(local: torch.Tensor, world: World) -> tuple[torch.Tensor, torch.Tensor]:
+    """Losses [1 + D] summed over the ranks, those that share layers counted once, and whether any rank's is unsound."""
+    counted = local if world.mesh.tensor.rank == 0 else torch.zeros_like(local)
+    sums = world.sum_on_device(torch.cat([counted, (~local[:1].isfinite()).double()]))
+    return sums[:-1], sums[-1] > 0
+
+
+ADVICE = "resume from the last checkpoint with a lower optimizer.lr or more schedule.warmup_steps, or look at the data"
 SHOWN_RANKS = 8
 """Ranks with a loss that is no number that an error names; a machine's worth tells whether it is one machine."""
-
-
-def _check_loss(local: float, total: float, world: World, where: str) -> None:
-    if math.isfinite(total):
-        return
-    mine = [] if math.isfinite(local) else [world.rank]
-    count, lowest = world.plane.join((len(mine), mine), _joined)
-    named = ", ".join(map(str, lowest)) + (f" and {count - len(lowest)} more" if count > len(lowest) else "")
-    raise Mistake(f"{where}: the loss is {total} (rank {named or 'sum'}), no weight was changed; {_ADVICE}")
 
 
 def _joined(a: tuple[int, list[int]], b: tuple[int, list[int]]) -> tuple[int, list[int]]:

@@ -11,6 +11,7 @@ mistake is printed above its sentence.
 """
 
 import dataclasses
+import gc
 import logging
 import os
 import sys
@@ -37,6 +38,7 @@ from training.lock import sole_writer
 from training.mesh import sharing
 from training.phases import Phase
 from training.plane import PeerLost
+from training.state.identity import RunState
 from training.watch import Watch
 from training.whereabouts import patience
 
@@ -225,9 +227,24 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
     world.watch.beat(Phase.IMPORT)
     # imports DeepSpeed: seconds, so only once the config is known to be good
     from training.engine import private_extensions
+
+    with private_extensions():
+        while (state := _train_once(config, folder, world, events, stop, started)) is None:
+            gc.collect()  # what an engine is made of refers to itself
+    finished = state.step >= config.training.steps
+    if finished:
+        events.write("finish", step=state.step, seconds=time.perf_counter() - started)
+    return finished
+
+
+def _train_once(
+    config: RunConfig, folder: Path, world: World, events: EventLog, stop: StopRequest, started: float
+) -> RunState | None:
+    """Resumes or begins the run and trains on: where it stands then, None when it is to go back and resume again."""
+    from training.jumps import RolledBack
     from training.setup import prepare
 
-    with private_extensions(), prepare(config, folder, world, events) as (trainer, loader):
+    with prepare(config, folder, world, events) as (trainer, loader):
         holdings = trainer.engine.holdings()
         if world.is_main:
             LOG.info("each rank holds %s", holdings)
@@ -235,10 +252,15 @@ def train(config: RunConfig, folder: Path, world: World, events: EventLog, stop:
         events.write("ready", step=trainer.state.step, seconds=time.perf_counter() - started, holds=holds)
         if world.device.type == "cpu":
             keep_freed_memory()
-        finished = trainer.train(loader, stop)
-    if finished:
-        events.write("finish", step=trainer.state.step, seconds=time.perf_counter() - started)
-    return finished
+        try:
+            trainer.train(loader, stop)
+            return trainer.state
+        except RolledBack as jump:
+            LOG.warning("%s", jump)
+            trainer.engine.close()
+            set_timeout(world, timedelta(minutes=config.training.start_minutes))
+            world.watch.beat(Phase.LOAD)
+    return None
 
 
 if __name__ == "__main__":

@@ -101,6 +101,16 @@ class ZeroState:
             elif swapped:
                 self._optimizer._release_swap_buffers(number)
 
+    def replicated(self, parameters: list[Any]) -> Iterator[torch.Tensor]:
+        """What every replica holds alike, given the parameters that the model computes with."""
+        if self._stage == 0:
+            for number in range(len(self._flat())):
+                with self.opened(number, changes=False) as vectors:
+                    yield from vectors.values()
+        for parameter in parameters if self._stage else ():
+            if self._stage < 3 or (parameter.ds_persist and parameter.numel() == parameter.ds_numel):
+                yield parameter
+
     def holdings(self, parameters: list[Any]) -> Holdings:
         """Bytes of it, given the parameters that the model computes with."""
         whole = sum(parameter.numel() for parameter in parameters)

@@ -8,9 +8,10 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from common.json_lines import append_line
 from common.mistakes import Mistake
 from common.section import Place
-from launcher import places
+from launcher import console, places
 from launcher.config import check_config, load_config, load_to_start
 from launcher.run_folder import RunFolder, existing, keep_config, last_step, metrics_of
 from launcher.status import status
@@ -92,6 +93,23 @@ def test_a_pointer_to_nothing_leaves_the_newest_checkpoint(run, content):
     (run / "checkpoints" / "latest").unlink()
     (run / "checkpoints" / "latest").mkdir()
     assert RunFolder.read(run).step == 2
+
+
+def test_steps_that_were_passed_over_are_named_once_and_only_the_last(run):
+    for step in (1, 2, 3, 3, 4):
+        append_line(run / "events.jsonl", {"event": "skip", "step": step, "reason": "the loss is nan (rank 1)"})
+    append_line(run / "events.jsonl", {"event": "roll_back", "before": 3, "samples": 64, "step": 4})
+    assert status(run).skipped == (
+        "step 3: the loss is nan (rank 1)",
+        "step 4: the loss is nan (rank 1)",
+        "went back before step 3, on with sample 64",
+    )
+
+
+def test_a_line_whose_loss_is_no_number_is_read(run):
+    append_line(run / "metrics.jsonl", last_step(run) | {"step": 3, "loss": None, "skipped": 1})
+    assert (last_step(run)["step"], status(run).loss) == (3, None)
+    assert console.loss(last_step(run)["loss"]) == "no number (passed over)"
 
 
 # ---- from wherever one asks

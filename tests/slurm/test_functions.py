@@ -143,3 +143,21 @@ def test_a_node_that_is_lost_is_named_and_slurm_waited_for(slurm, run):
     assert "node2 does not answer: waiting up to 660 s" in done.stderr
     (event,) = read_lines(run / "events" / "job-7.0.jsonl")
     assert (event["event"], event["nodes"]) == ("node_lost", "node2")
+
+
+def test_a_node_that_held_other_weights_is_excluded_and_named(slurm, run):
+    slurm.answer(
+        "scontrol",
+        'case "$*" in "show hostnames node2") echo node2; exit 0 ;; esac\n'
+        + HOSTS
+        + 'case "$*" in "-o show job"*) echo "JobId=7 Restarts=0 ExcNodeList=(null) Requeue=1" ;; esac',
+    )
+    slurm.answer("sinfo", 'printf "node%d\\n" {0..5}')
+    quiet = slurm.script(run, 'mkdir -p "$MARKS"\nleave_corrupt_nodes\necho stays')
+    assert quiet.stdout == "stays\n", quiet.stderr
+    done = slurm.script(run, 'touch "$MARKS/corrupt-node2" "$MARKS/mistake"\nleave_corrupt_nodes\necho stays')
+    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert "update JobId=7 ExcNodeList=node2" in slurm.calls("scontrol")
+    events = read_lines(run / "events" / "job-7.0.jsonl")
+    assert (events[0]["node"], events[0]["why"]) == ("node2", "it held other weights than its replicas")
+    assert events[-1]["reason"] == "unhealthy"

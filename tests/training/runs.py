@@ -108,6 +108,7 @@ def start_ranks(
     num_ranks: int,
     preexec: Callable[[], None] | None = None,
     facts: Callable[[int], dict[str, str]] = lambda rank: {},
+    module: str = "training.worker",
 ) -> list[subprocess.Popen]:
     """Starts workers with nothing but the standard environment, as Slurm does, and further `facts` for each rank."""
     port = str(free_port())
@@ -116,7 +117,7 @@ def start_ranks(
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num_ranks)}
         environment = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
         environment |= facts(rank)
-        command = [sys.executable, "-m", "training.worker", str(folder)]
+        command = [sys.executable, "-m", module, str(folder)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         ranks.append(subprocess.Popen(command, env=environment, preexec_fn=preexec, **pipes))
     return ranks

@@ -7,15 +7,17 @@ import torch
 
 from tests.training.planes import in_threads
 from tests.training.runs import steps_of, tiny_config
-from tests.training.stand_ins import OneWeight, run_in
+from tests.training.stand_ins import OneWeight, result_of, run_in
 from tests.training.step_ranks import batches_of
 from training import step as step_module
 from training.distributed import World
 from training.feed import Feeder
 from training.guards import StopRequest
+from training.guards_config import GuardsConfig
 from training.loop import Trainer
 from training.parts.saving import Saving
 from training.schedule import learning_rate
+from training.spikes import Guard
 from training.state.identity import RunState
 from training.step import run_step
 
@@ -37,21 +39,36 @@ def refuse_to_wait(monkeypatch) -> None:
         monkeypatch.setattr(torch.Tensor, name, guarded)
 
 
-def trainer_of(tmp_path, engine: OneWeight, **training) -> Trainer:
+class Impatient(OneWeight):
+    """An engine that waits for its weight in each step."""
+
+    def step(self, lr, hold_back=None):
+        float(self.module.weight)
+        return super().step(lr, hold_back)
+
+
+def guard_of(**keys) -> Guard:
+    """A guard of this process's steps."""
+    return Guard(GuardsConfig(**keys), torch.device("cpu"))
+
+
+def trainer_of(tmp_path, engine: OneWeight, guards: dict | None = None, **training) -> Trainer:
     """A trainer that saves nothing."""
-    trainer = Trainer(run_in(tmp_path, tiny_config("none", training=training)), engine, {}, RunState(), None)  # type: ignore
+    run = run_in(tmp_path, tiny_config("none", training=training, guards=guards or {}))
+    trainer = Trainer(run, engine, {}, RunState(), None)  # type: ignore
     trainer.parts = [part for part in trainer.parts if not isinstance(part, Saving)]
     return trainer
 
 
-def test_no_step_waits_for_its_device(dataset, monkeypatch):
+@pytest.mark.parametrize("spikes", ["none", "skip"])
+def test_no_step_waits_for_its_device(dataset, monkeypatch, spikes):
     world = World.alone()
     loader = batches_of(tiny_config(dataset), 0, 1)
     feeder = Feeder(loader, 3, world, lambda: False)
-    engine = OneWeight(PASSES)
+    engine, guard = OneWeight(PASSES), guard_of(spikes=spikes, min_steps=2)
     with monkeypatch.context() as patch:
         refuse_to_wait(patch)
-        results = [run_step(engine, feeder.take(), 1e-3, world, "step") for _ in range(3)]  # type: ignore
+        results = [run_step(engine, feeder.take(), 1e-3, world, "step", guard) for _ in range(3)]  # type: ignore
     feeder.close()
     loader.close()
     assert [result.loss for result in results] == [1.0] * 3
@@ -63,7 +80,7 @@ def test_the_test_above_would_notice(dataset, monkeypatch):
     feeder = Feeder(loader, 1, World.alone(), lambda: False)
     with monkeypatch.context() as patch, pytest.raises(AssertionError, match=r"device by Tensor\.__float"):
         refuse_to_wait(patch)
-        run_step(OneWeight(PASSES, can_hold_back=False), feeder.take(), 1e-3, World.alone(), "step")  # type: ignore
+        run_step(Impatient(PASSES), feeder.take(), 1e-3, World.alone(), "step", guard_of())  # type: ignore
     feeder.close()
     loader.close()
 
@@ -97,28 +114,28 @@ def test_between_two_lines_only_the_step_before_is_looked_at(dataset, tmp_path, 
 def test_a_loss_that_is_no_number_changes_no_weight_and_is_told_a_step_later_at_most(dataset, tmp_path, log_interval):
     losses = [2.0] * 2 * PASSES + [float("nan")]
     engine = OneWeight(PASSES, losses=losses)
-    trainer = trainer_of(tmp_path, engine, steps=10, log_interval=log_interval)
+    trainer = trainer_of(tmp_path, engine, guards={"skips_in_a_row": 0}, steps=10, log_interval=log_interval)
     sentence = r"step 3 \(samples 32 to 47\): the loss is nan \(rank 0\), no weight was changed"
     loader = batches_of(tiny_config(dataset), 0, 1)
     with StopRequest() as stop, loader, pytest.raises(ValueError, match=sentence):
         trainer.train(loader, stop)
     steps = [1, 2] if log_interval == 1 else [1, 2, 4]  # the third was held back
-    assert engine.passes // PASSES == max(3, *steps)
+    assert engine.passes // PASSES == max(3, *steps) + 1  # once more for the report
     config = trainer.run.config
     lowered = sum(learning_rate(config.schedule, config.optimizer.lr, step, 10) for step in steps)
     assert float(engine.module.weight.detach()) == pytest.approx(-lowered)
     assert [line["step"] for line in steps_of(tmp_path)] == ([1, 2] if log_interval == 1 else [])
 
 
-def test_every_rank_names_the_lowest_ranks_with_a_loss_that_is_no_number(dataset):
+def test_every_rank_names_the_lowest_ranks_with_a_loss_that_is_no_number():
     def message(world: World) -> str:
         with pytest.raises(ValueError) as caught:
-            step_module._check_loss(float("nan") if world.rank % 2 else 1.0, float("nan"), world, "step 7")
+            result_of(float("nan"), own=float("nan") if world.rank % 2 else 1.0, held=True).check(world)
         return str(caught.value)
 
     messages = in_threads(20, message)
     assert len(set(messages)) == 1
-    assert messages[0].startswith("step 7: the loss is nan (rank 1, 3, 5, 7, 9, 11, 13, 15 and 2 more)")
+    assert messages[0].startswith("step 1: the loss is nan (rank 1, 3, 5, 7, 9, 11, 13, 15 and 2 more)")
 
 
 def test_a_finished_run_is_left_as_it_is(tmp_path):

@@ -57,6 +57,18 @@ def test_the_loss_of_further_tokens_is_told_by_itself_where_there_is_one():
     assert TAGS["multi_token_loss"] == "train/multi_token_loss"
 
 
+def test_steps_that_were_passed_over_are_counted_and_what_is_no_number_is_null():
+    meter = Meter(num_ranks=1, peak_flops=None)
+    meter.add(result(), 0.0, 1.0)
+    assert "skipped" not in meter.line()
+    for loss in (float("nan"), 5.0, float("inf")):
+        counts = StepCounts(targets=10, tokens=12, further_targets=15)
+        meter.add(result_of(loss, float("nan"), counts, further=(loss,), held=True), 0.0, 1.0)
+    line = meter.line()
+    assert (line["skipped"], line["loss"], line["multi_token_loss"], line["grad_norm"]) == (3, None, None, None)
+    json.dumps(line, allow_nan=False)
+
+
 def test_lines_after_the_resumed_step_and_torn_ones_are_forgotten(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [json.dumps({"step": step, "loss": 1.0}) for step in (1, 2, 3)]

@@ -8,6 +8,7 @@ are as long as the list of parts, whatever the number of ranks and steps.
 
 import dataclasses
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from training.local.folder import LocalFolder
 from training.local.partners import pieces_from
 from training.state.choosing import INDEX, small_files_of
 from training.state.folder import checkpoints_dir, point_to, step_name, step_of
+from training.state.identity import STATE, RunState, parse_state
 from training.state.index import Index
 from training.state.parts import part_name
 from training.state.saving import make_room, put_in_place, write_small_files
@@ -41,16 +43,18 @@ class Whole:
     """int32 [parts]: the lowest rank that can read each."""
 
 
-def promote(local: LocalFolder, run_dir: Path, world: World, newest_shared: int) -> tuple[int, float] | None:
+def promote(
+    local: LocalFolder, run_dir: Path, world: World, newest_shared: int, is_given_up: Callable[[RunState], bool]
+) -> tuple[int, float] | None:
     """Makes the newest whole local checkpoint a shared one, if it is newer; all ranks call it together.
 
-    Returns its step and the seconds it took, None where there is none.
+    One that `is_given_up` is passed over. Returns the step and the seconds it took, None where there is none.
     """
     started = time.perf_counter()
     mine = everywhere(world, lambda: [step_of(path) for path in local.checkpoints() if step_of(path) > newest_shared])
     for step in world.plane.join(sorted(mine, reverse=True)[:MOST_STEPS], _newest):
         found = _whole(local.path / step_name(step), local, world)
-        if found is not None:
+        if found is not None and not is_given_up(parse_state(found.contents[STATE], local.path).state):
             _write(found, local, run_dir, world)
             return step, time.perf_counter() - started
     return None

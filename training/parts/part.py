@@ -13,7 +13,7 @@ from training.distributed import World
 from training.events import EventLog
 from training.local.folder import LocalFolder
 from training.state.identity import RunIdentity, RunState
-from training.step import StepResult
+from training.step import StepInput, StepResult
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Moment:
     """Whether it was the last step of the run."""
     stopping: bool
     """Whether a rank was asked to stop, so that the run ends here."""
+    data: StepInput
+    """What this rank took."""
 
     @property
     def step(self) -> int:

@@ -92,8 +92,7 @@ class Saving(Part):
         if not self.reads(moment):
             return
         started = time.perf_counter()
-        if self._save is not None:
-            self._complete(self._save)
+        self.settle()
         for part in self.others:
             part.before_save()
         snapshot, words = self.engine.snapshot(), f"the writing of {step_name(moment.step)}"
@@ -130,6 +129,11 @@ class Saving(Part):
         self.run.events.write(save.event, step=save.step, path=path, seconds=seconds, stalled_seconds=stalled)
         for gone in saved.given_up:
             self.run.events.write("delete", path=os.path.relpath(gone, self.run.folder))
+
+    def settle(self) -> None:
+        """Returns once the save that goes on, if any, is complete; all ranks call it together."""
+        if self._save is not None:
+            self._complete(self._save)
 
     def close(self) -> None:
         if self._save is not None:

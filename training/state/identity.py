@@ -19,6 +19,7 @@ from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import comparable
 from model.config import ModelConfig
+from training.spikes import GuardState
 
 STATE = "state.json"
 FORMAT = 3
@@ -35,6 +36,8 @@ class RunState:
     """Samples trained on, over all ranks: the whole state of the data."""
     tokens_consumed: int = 0
     """Tokens trained on, padding left out."""
+    guards: GuardState = dataclasses.field(default_factory=GuardState)
+    """What later steps are judged by."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,9 +103,11 @@ class Saved:
 
 def dump_state(state: RunState, identity: RunIdentity) -> bytes:
     """`state.json` of a checkpoint that is being written."""
+    where = dataclasses.asdict(state)
     facts = {
         "format": FORMAT,
-        "state": dataclasses.asdict(state),
+        "guards": where.pop("guards"),  # beside the state, where versions that know nothing of them pass over them
+        "state": where,
         "identity": dataclasses.asdict(identity),
         "code": code_version(),
         "torch": torch.__version__,
@@ -131,9 +136,17 @@ def parse_state(data: bytes, folder: Path) -> Saved:
             "go on with the version that wrote it, or a newer one"
         )
     try:
-        return Saved(RunState(**facts["state"]), _as_today(RunIdentity(**facts["identity"])))
+        state = RunState(**facts["state"], guards=_guards(facts.get("guards", {})))
+        return Saved(state, _as_today(RunIdentity(**facts["identity"])))
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{STATE} cannot be read ({error})") from None
+
+
+def _guards(facts: dict[str, Any]) -> GuardState:
+    """As they were saved: keys that came later have their defaults, those of later versions are passed over."""
+    names = {field.name for field in dataclasses.fields(GuardState)}
+    known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items() if key in names}
+    return GuardState(**known)
 
 
 def read_saved(folder: Path) -> Saved:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from model.config import ModelConfig
 from tests.training.runs import tiny_config
 from tests.training.state.ranks import ALONE, IDENTITY, chosen, save_step
+from training.spikes import GuardState
 from training.state import identity as identities
 from training.state.choosing import choose
 from training.state.folder import step_of, superseded
@@ -76,6 +77,21 @@ def test_a_key_that_came_after_the_checkpoint_has_its_default_there(tmp_path, se
     saved = parse_state(dump_state(RunState(), then), tmp_path)
     assert saved.identity == now
     check_identity(saved.identity, now, tmp_path)
+
+
+def test_what_later_steps_are_judged_by_comes_back_to_the_last_bit(tmp_path):
+    now = identity_of(tiny_config(tmp_path))
+    state = RunState(9, 144, 900, GuardState((1 / 3, 2.5e-300), (0.1, 7.0), in_a_row=2, jumps=1))
+    assert parse_state(dump_state(state, now), tmp_path).state == state
+
+
+def test_guards_of_an_older_and_of_a_later_version_are_read(tmp_path):
+    facts = json.loads(dump_state(RunState(9), identity_of(tiny_config(tmp_path))))
+    assert set(facts["state"]) == {"step", "samples_consumed", "tokens_consumed"}  # all that older versions know
+    facts["guards"] = {"in_a_row": 2, "of a later version": [1]}
+    assert parse_state(json.dumps(facts).encode(), tmp_path).state == RunState(9, guards=GuardState(in_a_row=2))
+    del facts["guards"]
+    assert parse_state(json.dumps(facts).encode(), tmp_path).state == RunState(9)
 
 
 def test_keys_of_an_objective_and_its_parts_that_came_later_have_their_defaults(tmp_path):
