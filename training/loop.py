@@ -97,7 +97,7 @@ class Trainer:
 def usual_parts(
     run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
 ) -> Sequence[Part]:
-    """The parts of a run in the order of their hooks, but for the one that saves: it may lose nothing that they note."""
+    """The parts of a run in the order of their hooks, but for the one that saves, which may lose none of it."""
     metrics = Metrics(run, state.step, peak)
     return [
         Watching(run),
