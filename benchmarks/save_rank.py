@@ -1,8 +1,12 @@
 """A rank that trains and saves, for benchmarks/save.py."""
 
+import contextlib
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.checkpoint import dd, timed, warm
+from common.files import HashingWriter
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.loader import Loader
@@ -12,6 +16,7 @@ from training.events import EventLog
 from training.parts.part import Moment, Part, Run
 from training.parts.saving import Saving
 from training.setup import build_engine
+from training.state import parts
 from training.state.identity import RunIdentity, RunState
 from training.step import StepInput, train_step
 
@@ -88,17 +93,40 @@ class Rank:
             saving.close()
 
 
-def one_round(rank: Rank, interval: int) -> dict[str, float]:
-    """Seconds of each thing, and bytes of a checkpoint; what saves took stands in the events."""
-    world, complete = rank.world, rank.complete
-    never, _ = timed(lambda: rank.train(interval), world)
-    every, _ = timed(lambda: rank.train_and_save(interval, "behind"), world)
+def one_round(rank: Rank, lasts: float) -> dict[str, float]:
+    """Seconds of each thing, and bytes of a checkpoint; what its three saves took stands in the events.
+
+    The second and third of them are done on a disk that is as slow as makes a save last so many steps.
+    """
+    world, folders = rank.world, rank.complete.folders
+    never, _ = timed(lambda: rank.train(rank.interval), world)
     rank.train_and_save(1, "awaited")
     copied, _ = timed(rank.engine.snapshot, world)
-    files = sorted(complete.folders[-1].iterdir())
-    figures = {"never": never, "every": every, "copied": copied}
-    figures["bytes"] = sum(path.stat().st_size for path in files)
+    files = sorted(folders[-1].iterdir())
+    figures = {"never": never, "copied": copied, "bytes": sum(path.stat().st_size for path in files)}
     if world.is_main:
         warm(files)
-        figures["dd"] = dd(files, f"{complete.folders[-1].parents[1]}/copy-{{}}", "conv=fsync")
+        figures["dd"] = dd(files, f"{folders[-1].parents[1]}/copy-{{}}", "conv=fsync")
+    step = never / rank.interval
+    with slowed(figures["bytes"] / world.size / (lasts * step)):
+        figures["every"], _ = timed(lambda: rank.train_and_save(rank.interval, "behind"), world)
+        rank.train_and_save(1, "awaited")
     return figures
+
+
+@contextlib.contextmanager
+def slowed(rate: float) -> Iterator[None]:
+    """Has parts written at no more than so many bytes a second; what that costs the cores stays what it is."""
+
+    class Slow(HashingWriter):
+        def write(self, data) -> int:
+            started = time.perf_counter()
+            count = super().write(data)
+            time.sleep(max(0.0, count / rate - (time.perf_counter() - started)))
+            return count
+
+    parts.HashingWriter = Slow  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        parts.HashingWriter = HashingWriter  # type: ignore[misc]

@@ -7,6 +7,7 @@ are as long as the list of parts, whatever the number of ranks and steps.
 """
 
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,7 @@ from training.state.saving import make_room, put_in_place, write_small_files
 from training.state.sums import CHECKSUMS, parse_sums
 from training.state.together import everywhere, on_main
 
+LOG = logging.getLogger("training.local.promoting")
 MOST_STEPS = 8
 """Steps that are looked at: those of two nodes that were never in one job together."""
 NOBODY = np.iinfo(np.int32).max
@@ -84,7 +86,11 @@ def _chosen(a: dict[str, bytes] | None, b: dict[str, bytes] | None) -> dict[str,
 
 def _is_sound(folder: Path, part: int, digests: dict[str, str]) -> bool:
     path = folder / part_name(part)
-    return path.is_file() and checksum(path) == digests[path.name]
+    try:
+        return path.is_file() and checksum(path) == digests[path.name]
+    except OSError as error:  # a disk that fails; the copy is elsewhere
+        LOG.warning(f"{path}: {error.strerror}")
+        return False
 
 
 def _write(found: Whole, local: LocalFolder, run_dir: Path, world: World) -> None:
