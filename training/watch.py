@@ -173,7 +173,7 @@ class Watch:
         culprit = worst(suspects)
         if not culprit.phase:  # it was gone before it said anything
             culprit = dataclasses.replace(culprit, phase=mine.phase, minutes=mine.minutes)
-        share = 1 / 3 if self._parent is None else 2 / 3  # rank 0 sees all, so it speaks first
+        share = 1 / 5 if self._parent is None else 1 / 2  # rank 0 sees all, so it speaks first
         if time.monotonic() - self._late_since > share * slack(culprit.minutes or mine.minutes):
             self._end(culprit.sentence(), culprit, at_once=True)
 
