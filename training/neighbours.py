@@ -93,7 +93,7 @@ class Neighbour:
         return [json.loads(line) for line in lines]
 
 
-def of(links: Links) -> tuple[Neighbour | None, list[Neighbour]]:
+def neighbours_of(links: Links) -> tuple[Neighbour | None, list[Neighbour]]:
     """A rank's parent and its children at the other ends of these connections, which are theirs from now on."""
     return _at_end_of(links.parent) if links.parent else None, [_at_end_of(child) for child in links.children]
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from training import fence
 from training.events import EventLog
 from training.guards import BROKEN
-from training.neighbours import Neighbour, of, spoken
+from training.neighbours import Neighbour, neighbours_of, spoken
 from training.phases import Phase
 from training.plane import Links, node_name
 from training.whereabouts import Place, looked_up, slack, worst, write_flight_record
@@ -87,7 +87,7 @@ class Watch:
 
     def join(self, links: Links) -> None:
         """From now on places and sentences travel over these connections."""
-        self._parent, self._children = of(links)
+        self._parent, self._children = neighbours_of(links)
         self._say_where()
 
     def leave(self) -> None:
