@@ -25,6 +25,7 @@ class Neighbour:
     def __init__(self, rank: int, node: str, handle: socket.socket):
         handle.setblocking(False)
         self._socket, self._incoming, self._outgoing = handle, b"", b""
+        self._takes = True
         self._lock = threading.Lock()  # the main thread says where it is, the watch's thread all else
         self.place = Place(rank, node)
         """Where it last was."""
@@ -52,7 +53,7 @@ class Neighbour:
         """Sends a message now, or as soon as it takes it where that is urgent; else drops it when it takes nothing."""
         line = json.dumps(message).encode() + b"\n"
         with self._lock:
-            if not self.gone and (urgent or not self._outgoing):
+            if self._takes and (urgent or not self._outgoing):
                 self._outgoing += line
                 self._flush()
 
@@ -69,12 +70,12 @@ class Neighbour:
 
     def _flush(self) -> None:
         try:
-            while self._outgoing and not self.gone:
+            while self._outgoing and self._takes:
                 self._outgoing = self._outgoing[self._socket.send(self._outgoing) :]
         except BlockingIOError:
             return
-        except OSError:
-            self.gone = True
+        except OSError:  # it is gone, but what it said before that is still to be heard
+            self._takes = False
 
     def listen(self) -> list[dict[str, Any]]:
         """What it has said since."""
