@@ -1,6 +1,6 @@
 """Every phase of a run x every way to fail on one rank: how long until the whole job has ended, and what it says.
 
-    python -m benchmarks.phases [--quick] [--check] [--json FILE] [--phase PHASE ...] [--minutes 0.5]
+    python -m benchmarks.phases [--quick] [--check] [--json FILE] [--phase PHASE ...] [--minutes 0.75]
 
 Each is a real launch of two ranks on this machine, in which one rank stops (SIGSTOP), raises or sleeps for an hour at
 one point, planted from outside (planted/sitecustomize.py). It is met when no process is left within the phase's
@@ -80,7 +80,7 @@ def main() -> int:
     options.add_argument("--json", type=Path, metavar="FILE", help="write the outcomes to FILE")
     options.add_argument("--phase", nargs="+", choices=POINTS, default=list(POINTS), help="phases to fail in")
     options.add_argument("--way", nargs="+", choices=WAYS, default=list(WAYS), help="ways to fail")
-    options.add_argument("--minutes", type=float, default=0.5, help="deadline of every phase")
+    options.add_argument("--minutes", type=float, default=0.75, help="deadline of every phase")
     args = options.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="shardline-phases-"))
     outcomes = []

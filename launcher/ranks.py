@@ -27,7 +27,7 @@ from training.config import RunConfig
 from training.lines import EVENT
 
 POLL_SECONDS, AT_ONCE_SECONDS = 0.2, 0.5
-STOPPED_SECONDS, STUCK_SECONDS = 2.0, 15.0
+STOPPED_SECONDS, STUCK_SECONDS = 1.0, 15.0
 """How long ranks may live on once one has told why the run ends: those that a signal stopped, and any."""
 LAUNCH_LOG = "launch.log"
 """What torch's launcher said of the last start."""

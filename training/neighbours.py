@@ -7,6 +7,7 @@ it has taken what it was sent, so what waits for it stays small.
 import json
 import select
 import socket
+import threading
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,8 @@ class Neighbour:
     def __init__(self, rank: int, node: str, handle: socket.socket):
         handle.setblocking(False)
         self._socket, self._incoming, self._outgoing = handle, b"", b""
+        self._takes = True
+        self._lock = threading.Lock()  # the main thread says where it is, the watch's thread all else
         self.place = Place(rank, node)
         """Where it last was."""
         self.worst = self.place
@@ -48,20 +51,31 @@ class Neighbour:
 
     def say(self, message: dict[str, Any], *, urgent: bool = False) -> None:
         """Sends a message now, or as soon as it takes it where that is urgent; else drops it when it takes nothing."""
-        if self.gone or (self._outgoing and not urgent):
-            return
-        self._outgoing += json.dumps(message).encode() + b"\n"
-        self.flush()
+        line = json.dumps(message).encode() + b"\n"
+        with self._lock:
+            if self._takes and (urgent or not self._outgoing):
+                self._outgoing += line
+                self._flush()
 
     def flush(self) -> None:
         """Sends what waits, as far as it takes it."""
+        with self._lock:
+            self._flush()
+
+    def hear_of(self, place: Place, worst: Place | None = None, late: bool = False) -> None:
+        """Takes in where it is, and whom the ranks below it wait for where it says so."""
+        if worst is not None or self.worst.rank == place.rank:
+            self.worst, self.late = worst or place, late
+        self.place = place
+
+    def _flush(self) -> None:
         try:
-            while self._outgoing and not self.gone:
+            while self._outgoing and self._takes:
                 self._outgoing = self._outgoing[self._socket.send(self._outgoing) :]
         except BlockingIOError:
             return
-        except OSError:
-            self.gone = True
+        except OSError:  # it is gone, but what it said before that is still to be heard
+            self._takes = False
 
     def listen(self) -> list[dict[str, Any]]:
         """What it has said since."""
@@ -80,7 +94,7 @@ class Neighbour:
         return [json.loads(line) for line in lines]
 
 
-def of(links: Links) -> tuple[Neighbour | None, list[Neighbour]]:
+def neighbours_of(links: Links) -> tuple[Neighbour | None, list[Neighbour]]:
     """A rank's parent and its children at the other ends of these connections, which are theirs from now on."""
     return _at_end_of(links.parent) if links.parent else None, [_at_end_of(child) for child in links.children]
 

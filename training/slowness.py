@@ -60,7 +60,7 @@ class Slowness:
 class Persistence:
     """Tells ranks that stay slow from those that were once."""
 
-    RATIO, TIMES = 1.3, 5
+    RATIO, TIMES = 1.3, 10
     """How many times the median a slow rank takes, and in how many lines of metrics in a row."""
 
     def __init__(self) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from training import fence
 from training.events import EventLog
 from training.guards import BROKEN
-from training.neighbours import Neighbour, of, spoken
+from training.neighbours import Neighbour, neighbours_of, spoken
 from training.phases import Phase
 from training.plane import Links, node_name
 from training.whereabouts import Place, looked_up, slack, worst, write_flight_record
@@ -76,15 +76,19 @@ class Watch:
             minutes, note = limit
         with self._lock:
             place, self._since = self._place, time.monotonic()
+            is_news = place.phase != phase
             self._place = Place(place.rank, place.node, phase, step, minutes, note, beats=place.beats + 1)
         if minutes and not self._over.is_set():
             # Where a hanging call keeps Python's threads from running, this one still does.
             faulthandler.dump_traceback_later(minutes * 60, exit=True, file=STDERR)
             self._start()
+        if is_news:  # at once: a process that is stopped in the next moment says no more
+            self._say_where()
 
     def join(self, links: Links) -> None:
         """From now on places and sentences travel over these connections."""
-        self._parent, self._children = of(links)
+        self._parent, self._children = neighbours_of(links)
+        self._say_where()
 
     def leave(self) -> None:
         """Returns when all ranks below this one have left; their processes are over then, whatever they hung in."""
@@ -117,6 +121,10 @@ class Watch:
     def _tick(self) -> float:
         return min(TICK, slack(self._place.minutes or 1.0) / 8)
 
+    def _say_where(self) -> None:
+        for neighbour in self._neighbours:
+            neighbour.say({"place": dataclasses.asdict(self.place)})
+
     def _start(self) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
@@ -142,8 +150,8 @@ class Watch:
             elif "bye" in message:
                 neighbour.said_bye = True
             else:
-                neighbour.place, neighbour.worst = Place(**message["place"]), Place(**message["worst"])
-                neighbour.late = message["late"]
+                said = {name: Place(**message[name]) for name in ("place", "worst") if name in message}
+                neighbour.hear_of(**said, late=message.get("late", False))
         if neighbour.gone and not neighbour.said_bye and not self._ended:
             sentence = f"{neighbour.place.name} left without a word in {neighbour.place.at}: its process was killed"
             self._end(sentence, neighbour.place, at_once=False)
@@ -163,7 +171,9 @@ class Watch:
         if self._late_since is None or self._ended:
             return
         culprit = worst(suspects)
-        share = 1 / 3 if self._parent is None else 2 / 3  # rank 0 sees all, so it speaks first
+        if not culprit.phase:  # it was gone before it said anything
+            culprit = dataclasses.replace(culprit, phase=mine.phase, minutes=mine.minutes)
+        share = 1 / 5 if self._parent is None else 1 / 2  # rank 0 sees all, so it speaks first
         if time.monotonic() - self._late_since > share * slack(culprit.minutes or mine.minutes):
             self._end(culprit.sentence(), culprit, at_once=True)
 

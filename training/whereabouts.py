@@ -91,7 +91,7 @@ class Place:
 
 def slack(minutes: float) -> float:
     """Seconds at the end of a deadline in which ranks find out who is to blame, and end."""
-    return min(15.0, minutes * 60 / 4)
+    return min(20.0, minutes * 60 / 3)
 
 
 def patience(minutes: float) -> float:
