@@ -44,4 +44,4 @@ class Recomputing(Part):
 
         with self.engine.watching_gradients(note):
             result = run_step(self.engine, data, 0.0, world, "recomputing", Closed(GuardsConfig(), world.device))
-        return xxhash.xxh3_64_intdigest(repr((result.own_losses, seen)))
+        return xxhash.xxh3_64_intdigest(repr((result.own_losses, seen)).encode())
