@@ -145,7 +145,8 @@ def parse_state(data: bytes, folder: Path) -> Saved:
 def _guards(facts: dict[str, Any]) -> GuardState:
     """As they were saved: keys that came later have their defaults, those of later versions are passed over."""
     names = {field.name for field in dataclasses.fields(GuardState)}
-    return GuardState(**{key: tuple(v) if isinstance(v, list) else v for key, v in facts.items() if key in names})
+    known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items() if key in names}
+    return GuardState(**known)
 
 
 def read_saved(folder: Path) -> Saved:
