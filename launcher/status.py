@@ -6,6 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from common.mistakes import Mistake
 from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
 
@@ -111,10 +112,13 @@ def _state(
     if "job_end" in now:
         return "ending", events[-1].get("message", "")
     if "ready" in now or "ray_ready" in now:
-        return "running", f"{current.used} of {current.limit}"
+        fewer = next((event for event in events[starts[-1] :] if event["event"] == "fewer_nodes"), None)
+        short = f", on {fewer.get('use')} nodes of {fewer.get('wanted')}" if fewer else ""
+        return "running", f"{current.used} of {current.limit}{short}"
     if starts and events[starts[-1]].get("stage") == "data":
         return "starting", "Ray is starting on the nodes"
     phases = {"launch": "ranks are starting", "verify": "ranks are held against a plain loop"}
+    phases["wait_for_nodes"] = "waiting for the nodes that are missing"
     phase = next((words for event, words in phases.items() if event in now), "nodes are being checked")
     return "starting", phase if now else "the job is starting"
 
@@ -161,6 +165,14 @@ def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
         f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
     ]
     return tuple(dict.fromkeys(found))
+
+
+def cluster_of(runs: list[Path]) -> str:
+    """The profile that the first of these runs was submitted with. Raises ValueError when there is none."""
+    records = [record for run in runs[:1] for record in RunFolder.read(run).jobs if record.get("cluster")]
+    if not records:
+        raise Mistake("--nodes: no run was submitted from here, so say whose nodes, as --cluster plain")
+    return records[-1]["cluster"]
 
 
 def runs_below(folder: Path) -> list[Path]:
