@@ -152,7 +152,7 @@ class RestartsConfig(Section):
     out_of_memory: int = Field(default=1, ge=0)
     """Memory that ran out, of a GPU or of a node: the same run on the same nodes will meet that again."""
     start: int = Field(default=2, ge=0)
-    """Ranks that ended before all had met: what they import, the network."""
+    """Ranks that ended before they began to train: what they import, the network that they meet on."""
     time: int = Field(default=2, ge=0)
     """A time limit that came before a checkpoint was saved."""
 

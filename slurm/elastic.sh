@@ -8,18 +8,20 @@ usable() { # NUMBER: the largest of them that is not above it
   echo "$best"
 }
 within_reach() { # nodes that this job has, or could have if it asked again
-  local left_out
+  local left_out free=idle
+  [ -z "${SLURM_JOB_RESERVATION-}" ] || free=resv # it gets no others
   patiently scontrol -o show job "$SLURM_JOB_ID"
   left_out=$(field ExcNodeList <<<"$ANSWER" | grep -vxF '(null)')
-  patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle --format=%N
+  patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states="$free" --format='%N %t'
+  ANSWER=$(awk -v free="$free" '{ sub(/~$/, "", $2) } $2 == free { print $1 }' <<<"$ANSWER") # no resv that is down too
   { allocated; without "${left_out:+$(scontrol show hostnames "$left_out")}" <<<"$ANSWER"; } | sort -u | grep -c .
 }
 wait_for_nodes() { # a node that was lost is often back within minutes; asking again then costs one more start
-  local until=$((SECONDS + PATIENCE)) there
+  local deadline=$((SECONDS + PATIENCE)) there
   log "$(allocated | wc -l) nodes of $WANTED: waiting up to $PATIENCE s for more"
   event wait_for_nodes
   there=$(within_reach)
-  while [ "$there" -lt "$WANTED" ] && [ "$SECONDS" -lt "$until" ] && [ "$term$stopping" = 00 ]; do
+  while [ "$there" -lt "$WANTED" ] && [ "$SECONDS" -lt "$deadline" ] && [ "$term$stopping" = 00 ]; do
     pause 5
     there=$(within_reach)
   done

@@ -3,7 +3,8 @@ restart=${SLURM_RESTART_COUNT:-0}
 attempt=$SLURM_JOB_ID.$restart
 export SHARDLINE_ATTEMPT=$attempt PYTHONUNBUFFERED=1
 MARKS=$RUN/slurm/marks-$attempt # what ranks leave there says why they ended: see slurm/rank.py
-LOG=$RUN/slurm/train-$SLURM_JOB_ID.log heard=0 # its bytes that were there before the ranks
+LOG=$RUN/slurm/train-$SLURM_JOB_ID.log
+heard=$(stat -c %s "$LOG" 2>/dev/null || echo 0) # its bytes of earlier starts
 stopping=0 term=0 asker= ranks=
 mkdir -p "$RUN/slurm" "$RUN/logs" "$RUN/events"
 touch "$RUN/slurm/attempts"
@@ -227,7 +228,7 @@ in_words() { # CAUSE
     killed) echo "a rank was killed" ;;
     node_lost) echo "a node was lost" ;;
     out_of_memory) echo "memory ran out" ;;
-    start) echo "the ranks ended before they had met" ;;
+    start) echo "the ranks ended before they began to train" ;;
     time) echo "the time limit came" ;;
   esac
 }
@@ -250,6 +251,27 @@ remember() { # CAUSE WHY NODE...: what befell all nodes of a job is no node's fa
 \"why\": \"$(words "$why")\", \"run\": \"$(words "$RUN")\", \"job\": $SLURM_JOB_ID}" >>"$NODES_FILE"
     ) 2>/dev/null || log "$NODES_FILE: not written, so $node is not remembered to have failed ($cause)"
   done
+}
+lost_nodes() { # that Slurm told srun of
+  local said
+  said=$(srun_said | sed -n 's/^srun: error: Node failure on //p' | join)
+  [ -z "$said" ] || scontrol show hostnames "$said"
+}
+ended_by_slurm() { # after TERM: a lost node, preemption, scancel or scontrol requeue
+  local lost
+  lost=$(lost_nodes)
+  [ -n "$lost" ] || { end terminated "Slurm ended the job"; exit 143; }
+  remember lost "Slurm lost it" $lost
+  end node_lost "Slurm moves the job off $(join <<<"$lost")"
+  exit 143
+}
+remember_lost_nodes() { # of the start before, whose script went with its node: those that are down by now
+  local before nodes
+  before=$RUN/events/job-$SLURM_JOB_ID.$((restart - 1)).jsonl
+  [ -e "$before" ] && ! grep -q '"event": "job_end"' "$before" || return 0
+  nodes=$(sed -n 's/.*"event": "job_start".*"nodes": "\([^"]*\)".*/\1/p' "$before")
+  patiently sinfo --noheader --Node --nodes="$nodes" --states=down --format=%N
+  remember lost "it took a start of the job along" $(sort -u <<<"$ANSWER")
 }
 refuse_two_jobs() {
   local other

@@ -26,7 +26,8 @@ class Saving(Part):
         run, started = self.run, time.perf_counter()
         for part in self.others:
             part.before_save()
-        folder = save(self.engine, run.folder, moment.state, run.identity, run.world)
+        writers = run.config.checkpoint.writers
+        folder = save(self.engine, run.folder, moment.state, run.identity, run.world, writers)
         seconds = time.perf_counter() - started
         run.events.write("save", step=moment.step, path=os.path.relpath(folder, run.folder), seconds=seconds)
         for part in self.others:
