@@ -17,7 +17,9 @@ event() { # EVENT [MORE KEYS]
 note() { echo "$1 $attempt $2" >>"$RUN/slurm/attempts"; }
 newest() { cat "$RUN/checkpoints/latest" 2>/dev/null || echo none; }
 marked() { [ -e "$MARKS/$1" ]; }
-blamed() { ls "$MARKS" 2>/dev/null | sed -n "s/^$1-//p" | grep -xFf <(all_nodes); } # CAUSE: nodes that ranks left a mark of
+blamed() { # CAUSE: nodes that ranks left a mark of
+  ls "$MARKS" 2>/dev/null | sed -n "s/^$1-//p" | grep -xFf <(all_nodes)
+}
 allocated() { scontrol show hostnames "$SLURM_JOB_NODELIST"; } # needs no controller
 all_nodes() { allocated | head -n "$NODES"; } # those that this start uses
 join() { paste -sd,; }
@@ -114,7 +116,11 @@ requeue() { # REASON MESSAGE
   leave_if_superseded
   end "$1" "$2"
   if ! start_again && [ "$term" = 0 ]; then
-    if [ -n "$(later_jobs)" ]; then log "the next job of the chain goes on"; else log "this job is not requeued; submit it again"; fi
+    if [ -n "$(later_jobs)" ]; then
+      log "the next job of the chain goes on"
+    else
+      log "Slurm does not requeue this job; submit it again"
+    fi
     exit 1
   fi
   for ((i = 0; i < 300 && !term; i++)); do pause 1; done
@@ -148,10 +154,11 @@ refusal() { # FILE: why srun starts nothing at all, by its own words there; that
     2>/dev/null | grep -v 'completing or completed'
 }
 look_for_dead_nodes() { # to DEAD, a line each; to REFUSAL why nobody could be asked. One srun asks them all
-  local all answered silent said=$RUN/slurm/probe-$attempt
+  local all number answered silent said=$RUN/slurm/probe-$attempt
   DEAD= REFUSAL=
   all=$(allocated)
-  answered=$("${PROBE[@]}" --nodes="$(wc -l <<<"$all")" --ntasks="$(wc -l <<<"$all")" printenv SLURMD_NODENAME 2>"$said")
+  number=$(wc -l <<<"$all")
+  answered=$("${PROBE[@]}" --nodes="$number" --ntasks="$number" printenv SLURMD_NODENAME 2>"$said")
   silent=$(without "$answered" <<<"$all")
   [ -n "$answered" ] || REFUSAL=$(refusal "$said")
   rm -f "$said"
@@ -207,7 +214,7 @@ fruitless() { # CAUSE: how many starts in a row began at the newest checkpoint a
     case $kind in
       submit) count=0 began="" ;;
       begin)
-        [ "$began $1" != "$now node_lost" ] || count=$((count + 1)) # the one before lost its node and the script with it
+        [ "$began $1" != "$now node_lost" ] || count=$((count + 1)) # the one before went with its node
         began=$what
         [ "$began" = "$now" ] || count=0
         ;;
@@ -233,8 +240,9 @@ in_words() { # CAUSE
   esac
 }
 refuse_crash_loop() { # CAUSE
-  [ "$(fruitless "$1")" -le "${RESTARTS[$1]}" ] || give_up crash_loop 1 "$(in_words "$1"), and ${RESTARTS[$1]} restarts after \
-that brought no newer checkpoint than $(newest): giving up; see $RUN/logs, mend, submit again"
+  local allowed=${RESTARTS[$1]}
+  [ "$(fruitless "$1")" -le "$allowed" ] || give_up crash_loop 1 "$(in_words "$1"), and $allowed restarts after that brought \
+no newer checkpoint than $(newest): giving up; see $RUN/logs, mend, submit again"
 }
 
 # ---- nodes that fail, for all runs of this site: `shardline submit` leaves out those that do so again and again
@@ -265,10 +273,10 @@ ended_by_slurm() { # after TERM: a lost node, preemption, scancel or scontrol re
   end node_lost "Slurm moves the job off $(join <<<"$lost")"
   exit 143
 }
-remember_lost_nodes() { # of the start before, whose script went with its node: those that are down by now
+remember_lost_nodes() { # of the start before, which Slurm ended or which went with its node: those that are down by now
   local before nodes
   before=$RUN/events/job-$SLURM_JOB_ID.$((restart - 1)).jsonl
-  [ -e "$before" ] && ! grep -q '"event": "job_end"' "$before" || return 0
+  [ -e "$before" ] && ! grep '"event": "job_end"' "$before" | grep -qv '"terminated"\|"node_lost"' || return 0
   nodes=$(sed -n 's/.*"event": "job_start".*"nodes": "\([^"]*\)".*/\1/p' "$before")
   patiently sinfo --noheader --Node --nodes="$nodes" --states=down --format=%N
   remember lost "it took a start of the job along" $(sort -u <<<"$ANSWER")

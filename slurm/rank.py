@@ -3,7 +3,9 @@
 Slurm's numbers become the standard environment, output goes to logs/rank-N.log, and this very process is the worker,
 or with --verify the proof before it. Why it ended is left in slurm/marks-ATTEMPT for the job's script, which can't tell
 it from srun's status: `mistake` by any rank that stopped on what only the user can mend, `stopped` by rank 0 when all
-have saved and left, `verified` or `differs` by rank 0 when the proof is done.
+have saved and left, `verified` or `differs` by rank 0 when the proof is done. Whoever finds a rank that hangs, or one
+that computes otherwise than the others, leaves `hang`, `hang-NODE` or `corrupt-NODE` there (NODE as Slurm calls it): a
+node that is corrupt is left out of the job at once, a hang is remembered against the node.
 """
 
 import os
