@@ -15,7 +15,8 @@ from tests.slurm.commands import Commands
 
 SCONTROL = """case "$*" in
 ping) echo "Slurmctld(primary) at ctl is UP" ;;
-"show hostnames"*) printf "node%d\\n" 0 1 ;;
+"show hostnames node["*) printf "node%d\\n" 0 1 ;;
+"show hostnames"*) tr , "\\n" <<<"$3" ;;
 *"show job"*) echo "JobId=7 Restarts=0 ExcNodeList=(null) " ;;
 "show config") echo "SlurmdTimeout = 1 sec" ;;
 requeue*) kill -TERM "$JOB_SHELL" ;;
