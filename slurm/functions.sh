@@ -246,19 +246,20 @@ no newer checkpoint than $(newest): giving up; see $RUN/logs, mend, submit again
 }
 
 # ---- nodes that fail, for all runs of this site: `shardline submit` leaves out those that do so again and again
-remember() { # CAUSE WHY NODE...: what befell all nodes of a job is no node's fault. No job ends for want of this file
-  local cause=$1 why=$2 node torn newline=$'\n'
+remember_node() { # CAUSE WHY NODE; no job ends for want of this file
+  (
+    umask 002 # a group may share the file
+    mkdir -p "$(dirname "$NODES_FILE")" && touch "$NODES_FILE" || exit 1
+    torn=$(tail -c1 "$NODES_FILE") newline=$'\n' # what is left of a line stays a line of its own
+    echo "${torn:+$newline}{\"time\": $(date +%s.%N), \"node\": \"$(words "$3")\", \"cause\": \"$1\", \
+\"why\": \"$(words "$2")\", \"run\": \"$(words "$RUN")\", \"job\": $SLURM_JOB_ID}" >>"$NODES_FILE"
+  ) 2>/dev/null || log "$NODES_FILE: not written, so $3 is not remembered to have failed ($1)"
+}
+befell_all() { [ "$1" -ge "$NODES" ] && [ "$NODES" -gt 1 ]; } # NUMBER: of nodes; then it is no node's fault
+remember() { # CAUSE WHY NODE...
+  local cause=$1 why=$2 node
   shift 2
-  [ "$#" -lt "$NODES" ] || [ "$NODES" -eq 1 ] || return 0
-  for node in "$@"; do
-    (
-      umask 002 # a group may share the file
-      mkdir -p "$(dirname "$NODES_FILE")" && touch "$NODES_FILE" || exit 1
-      torn=$(tail -c1 "$NODES_FILE") # what is left of a line stays a line of its own
-      echo "${torn:+$newline}{\"time\": $(date +%s.%N), \"node\": \"$(words "$node")\", \"cause\": \"$cause\", \
-\"why\": \"$(words "$why")\", \"run\": \"$(words "$RUN")\", \"job\": $SLURM_JOB_ID}" >>"$NODES_FILE"
-    ) 2>/dev/null || log "$NODES_FILE: not written, so $node is not remembered to have failed ($cause)"
-  done
+  befell_all "$#" || for node in "$@"; do remember_node "$cause" "$why" "$node"; done
 }
 lost_nodes() { # that Slurm told srun of
   local said
