@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from common.mistakes import Mistake, shown
-from common.section import Section
+from common.section import Place, Section
 from launcher.config import read_yaml, validated
 from launcher.time_limits import time_limit
 
@@ -173,7 +173,7 @@ class WeightsConfig(Section):
 class LemonsConfig(Section):
     """Nodes that fail again and again, remembered in one file by all runs that are submitted with it."""
 
-    file: Line | None = None
+    file: Place | None = None
     """File of nodes' failures, on a folder that all nodes share and, for a group, all of it may write; empty is one of
     the user's own in ~/.local/state/shardline, by the profile's name."""
     points: int = Field(default=3, ge=1)
@@ -278,6 +278,8 @@ class ClusterProfile(Section):
         if self.stage_in and (self.container or self.python):
             other = "container" if self.container else "python"
             raise Mistake(f"stage_in: {other} says already what Python ranks use; remove one of the two")
+        if self.lemons.file and not self.lemons.file.startswith("/"):
+            raise Mistake(f"lemons.file: '{self.lemons.file}' is not an absolute path")
         if not self.shared_paths:
             raise Mistake("shared_paths: is empty; name the folders that all nodes share, as /lustre")
         for path in self.shared_paths:

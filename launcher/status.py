@@ -52,7 +52,7 @@ class Status:
     silent_seconds: float | None = None
     """Seconds since the last line of metrics."""
     excluded: tuple[str, ...] = ()
-    """Nodes the health check found broken since the last submission, with the reason."""
+    """Nodes that its jobs left as unfit since the last submission, with the reason."""
     left_out: tuple[str, ...] = ()
     """Lines of the run's files that cannot be read."""
 
@@ -161,10 +161,8 @@ def _progress(folder: RunFolder, steps: int) -> dict[str, Any]:
 
 def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
     submitted = max((index for index, event in enumerate(events) if event["event"] == "submit"), default=0)
-    found = [
-        f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
-    ]
-    return tuple(dict.fromkeys(found))
+    unfit = [event for event in events[submitted:] if event["event"] in ("unhealthy", "corrupt")]
+    return tuple(dict.fromkeys(f"{event.get('node')}: {event.get('why')}" for event in unfit))
 
 
 def cluster_of(runs: list[Path]) -> str:

@@ -44,6 +44,7 @@ def test_an_unknown_profile_names_the_nearest_and_a_path_is_taken_as_one(profile
         ("gpu_type: h100", "gpu_type: gpus_per_node is 0"),
         ("shared_paths: [home]", "shared_paths: 'home' is not an absolute path"),
         ("shared_paths: []", "shared_paths: is empty"),
+        ("lemons: {file: nodes.jsonl}", "lemons.file: 'nodes.jsonl' is not an absolute path"),
         (
             "restarts_without_progress: 4",
             r"restarts_without_progress: is told by cause now; write restarts: {broken: 4}",
