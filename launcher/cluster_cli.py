@@ -211,7 +211,9 @@ def forget_nodes(
 
     file = memory.nodes_file(cluster, load_profile(cluster))
     if unknown := set(names) - memory.known_names(file):
-        raise Mistake(f"{sorted(unknown)[0]}: has not failed; those in {file}: see 'shardline status --nodes'")
+        raise Mistake(
+            f"{sorted(unknown)[0]}: {file} knows no failure of it; see which it does with 'shardline status --nodes'"
+        )
     memory.forget(file, names)
     console.print(f"forgotten: {', '.join(names)}", soft_wrap=True, markup=False)
 

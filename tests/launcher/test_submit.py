@@ -319,7 +319,7 @@ def test_nodes_that_failed_are_shown_and_can_be_forgotten(sbatch, shardline):
     facts = json.loads(shardline("status", "--cluster", cluster, "--nodes", "--json")[1])
     assert [node["name"] for node in facts["nodes"]] == ["node2"]
     code, _, words = shardline("nodes", "forget", "node7", "--cluster", cluster)
-    assert code == 2 and "node7: has not failed" in words
+    assert code == 2 and "knows no failure of it" in words
 
 
 def test_a_file_of_nodes_that_is_no_file_stops_no_submission(sbatch, shardline):
