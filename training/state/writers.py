@@ -4,6 +4,7 @@ Ranks take turns: in turn 0 those whose number is a multiple of the number of tu
 turn are spread over the nodes. A turn ends when all of it have written, by one exchange over the plane.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +26,13 @@ def in_turns(world: World, folder: Path, most: int | None, action: Callable[[], 
     limit = on_main(world, lambda: most or _limit_of(folder))
     num_turns = -(-world.size // limit) if limit else 1
     results: list[T] = []
+
+    def take(turn: int) -> None:
+        if world.rank % num_turns == turn:
+            results.append(action())
+
     for turn in range(num_turns):
-        is_mine = world.rank % num_turns == turn
-        everywhere(world, lambda is_mine=is_mine: results.append(action()) if is_mine else None)
+        everywhere(world, functools.partial(take, turn))
     return results[0]
 
 
