@@ -97,7 +97,7 @@ def saved(monkeypatch):
     """Steps of checkpoints that would have been written."""
     steps = []
 
-    def save(engine, folder, state, identity, world):
+    def save(engine, folder, state, identity, world, writers):
         steps.append(state.step)
         return folder / "checkpoints" / f"step-{state.step:08d}"
 
