@@ -1,10 +1,11 @@
-"""Commands for clusters: submit, status, logs, cancel, practice-cluster."""
+"""Commands for clusters: submit, status, logs, cancel, nodes, practice-cluster."""
 
 import dataclasses
 import json
 import time
+from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -20,6 +21,7 @@ Overrides = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")]
 
+nodes_app = typer.Typer(help="Nodes that failed: see also status --nodes.", no_args_is_help=True)
 practice_app = typer.Typer(help="A real Slurm on this machine, to learn and to test on.", no_args_is_help=True)
 
 
@@ -27,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     """Gives the command line these commands."""
     for each in (submit, status, logs, cancel):
         app.command()(each)
+    app.add_typer(nodes_app, name="nodes")
     app.add_typer(practice_app, name="practice-cluster")
 
 
@@ -34,15 +37,27 @@ def submit(
     config: ConfigFile,
     cluster: Annotated[str, typer.Option(metavar="PROFILE", help="Name of a profile, or path of one.")],
     nodes: Annotated[int, typer.Option(min=1, help="Number of nodes.")] = 1,
+    min_nodes: Annotated[
+        int | None, typer.Option(min=1, help="Go on with as few as these when nodes are missing; all if empty.")
+    ] = None,
+    wait: Annotated[
+        str, typer.Option("--wait-for-nodes", metavar="TIME", help="How long a start with fewer waits for more first.")
+    ] = "5m",
     limit: Annotated[
         str | None, typer.Option("--time", help="Time limit, as 24h or 2-12:00:00; the profile's if empty.")
     ] = None,
     chain: Annotated[int, typer.Option(min=1, help="Jobs in a row; each goes on where the last one stopped.")] = 1,
+    singleton: Annotated[
+        bool, typer.Option("--singleton", help="Jobs wait for all others of the run; more may be added at any time.")
+    ] = False,
     after: Annotated[int | None, typer.Option(metavar="JOB", help="Begin when this job has ended.")] = None,
     stage: Annotated[str, typer.Option(help="train, or data: build the dataset on the nodes, then train.")] = "train",
     only_data: Annotated[bool, typer.Option("--only-data", help="With --stage data: do not train after it.")] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="First prove on the job's ranks that they train as a plain loop does.")
+    ] = False,
+    include_lemons: Annotated[
+        bool, typer.Option("--include-lemons", help="Take nodes too that failed too often; see status --nodes.")
     ] = False,
     overrides: Overrides = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the job file and submit nothing.")] = False,
@@ -62,7 +77,9 @@ def submit(
     if verify and only_data:
         raise Mistake("--verify: goes with training, and --only-data trains nothing; leave one of the two out")
     loaded = load_to_start(config, overrides or [])
-    request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data, verify)
+    elastic: dict[str, Any] = {"min_nodes": min_nodes, "wait": wait}
+    kinds: dict[str, Any] = {"singleton": singleton, "include_lemons": include_lemons}
+    request = submission.Request(cluster, nodes, limit, chain, after, stage, only_data, verify, **elastic, **kinds)
     if dry_run:
         for text in submission.scripts(loaded, request).values():
             typer.echo(text, nl=False)
@@ -78,6 +95,8 @@ def submit(
         done = submission.submit(loaded, request)
         if doubt := submission.doubt(loaded, request):
             console.print(f"[bold yellow]warning[/]: {escape(doubt)}", soft_wrap=True)
+        for notice in done.notices:
+            console.print(f"[bold yellow]nodes[/]: {escape(notice)}", soft_wrap=True)
     if as_json:
         typer.echo(json.dumps({"run": str(done.run_dir), "jobs": done.jobs}, indent=2))
         return
@@ -93,6 +112,12 @@ def status(
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every few seconds until it is over.")] = False,
     seconds: Annotated[float, typer.Option(min=0.1, help="Pause between looks with --watch.")] = 5.0,
+    nodes: Annotated[
+        bool, typer.Option("--nodes", help="Show which nodes failed how often, and are left out.")
+    ] = False,
+    cluster: Annotated[
+        str | None, typer.Option(metavar="PROFILE", help="With --nodes: of this profile; that of the run if empty.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Shows how runs on a cluster fare: in the queue and why, or step, loss, speed, time left and last checkpoint.
@@ -101,6 +126,9 @@ def status(
     """
     from launcher import status as states
 
+    if nodes:
+        _show_nodes(cluster or states.cluster_of([run] if run else states.runs_below(runs)), as_json)
+        return
     while True:
         found = [states.status(folder) for folder in ([run] if run else states.runs_below(runs))]
         if as_json:
@@ -149,6 +177,50 @@ def _show(found: list, runs: Path) -> None:
             if value:
                 table.add_row(name, escape(value))
         console.print(table)
+
+
+def _show_nodes(cluster: str, as_json: bool) -> None:
+    from launcher import nodes as memory
+    from launcher.profiles import load_profile
+    from launcher.status import when
+
+    profile = load_profile(cluster)
+    file, rule = memory.nodes_file(cluster, profile), profile.lemons
+    found, left_out = memory.read_nodes(file, rule)
+    if as_json:
+        facts = [dataclasses.asdict(node) for node in found]
+        typer.echo(json.dumps({"file": str(file), "nodes": facts, "left_out": left_out}, indent=2))
+        return
+    table = Table("node", "failed", "points", "last", "why", "left out until", box=None, padding=(0, 2))
+    for node in found:
+        last, until = node.failures[-1], node.until
+        times = [when(datetime.fromtimestamp(moment).isoformat()) if moment else "" for moment in (last.time, until)]
+        table.add_row(*map(escape, (node.name, node.in_words, str(node.points), times[0], last.why, times[1])))
+    console.print(table if found else f"no node has failed in the last {rule.days:g} days", markup=False)
+    for sentence in left_out:
+        console.print(f"not read: {sentence}", soft_wrap=True, markup=False)
+    console.print(f"{rule.points} points in {rule.days:g} days leave a node out; {file}", soft_wrap=True, markup=False)
+
+
+@nodes_app.command("forget")
+def forget_nodes(
+    names: Annotated[list[str], typer.Argument(metavar="NODE...", help="Nodes, as node1.")],
+    cluster: Annotated[str, typer.Option(metavar="PROFILE", help="Name of a profile, or path of one.")],
+) -> None:
+    """Makes nodes as good as new, as after a repair: submit leaves them out no more.
+
+    Example: [bold]shardline nodes forget node17 --cluster plain[/]
+    """
+    from launcher import nodes as memory
+    from launcher.profiles import load_profile
+
+    file = memory.nodes_file(cluster, load_profile(cluster))
+    if unknown := set(names) - memory.known_names(file):
+        raise Mistake(
+            f"{sorted(unknown)[0]}: {file} knows no failure of it; see which it does with 'shardline status --nodes'"
+        )
+    memory.forget(file, names)
+    console.print(f"forgotten: {', '.join(names)}", soft_wrap=True, markup=False)
 
 
 def logs(

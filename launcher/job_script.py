@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import jinja2
+import xxhash
 
 from common.mistakes import Mistake
 from launcher.profiles import ClusterProfile
@@ -43,6 +44,19 @@ class Job:
     """What is done: training, or the data build before it."""
     verify: bool = False
     """Whether each start proves first that its ranks train as a plain loop does."""
+    usable: tuple[int, ...] = ()
+    """Numbers of nodes that it may start with, ascending, up to `nodes`; empty where it must have all."""
+    wait_seconds: int = 0
+    """How long a start with fewer nodes waits for more."""
+    singleton: bool = False
+    """Whether it waits for all jobs of its name, which then is the run's alone."""
+    nodes_file: str = "/dev/null"
+    """Where nodes that fail are remembered."""
+
+    @property
+    def fewest(self) -> int:
+        """Fewest nodes that it starts with."""
+        return min(self.usable, default=self.nodes)
 
 
 def render(job: Job, profile: ClusterProfile) -> str:
@@ -57,7 +71,9 @@ def render(job: Job, profile: ClusterProfile) -> str:
     environment.filters |= {"quote": quote, "expand": expand}
     return environment.get_template(f"{job.stage}.sbatch.j2").render(
         **dataclasses.asdict(job),
+        fewest=job.fewest,
         profile=profile,
+        restarts=profile.restarts.model_dump(),
         health=profile.health,
         directives=[directive(*each) for each in directives(job, profile)],
         environment=environment_of(profile),
@@ -70,15 +86,11 @@ def render(job: Job, profile: ClusterProfile) -> str:
 
 def directives(job: Job, profile: ClusterProfile) -> list[tuple[str, str | None]]:
     """Options for #SBATCH lines: name and value."""
-    training = job.stage == "train"
-    ranks = profile.num_ranks if training else 1
-    gpus = profile.gpus_per_node if training else 0
+    gpus = profile.gpus_per_node if job.stage == "train" else 0
     asked = f"{profile.gpu_type}:{gpus}" if profile.gpu_type else str(gpus)
     options: list[tuple[str, str | None]] = [
-        ("--job-name", job_name(Path(job.run_dir).name, job.stage)),
-        ("--nodes", str(job.nodes)),
-        ("--ntasks-per-node", str(ranks)),
-        ("--cpus-per-task", str(cpus_of(job, profile))),
+        ("--job-name", job_name(Path(job.run_dir).name, job.stage, job.run_dir if job.singleton else "")),
+        *_size(job, profile),
         ("--gpus-per-node", asked if gpus and profile.gpu_request == "gpus-per-node" else None),
         ("--gres", f"gpu:{asked}" if gpus and profile.gpu_request == "gres" else None),
         ("--mem", profile.memory),
@@ -91,9 +103,28 @@ def directives(job: Job, profile: ClusterProfile) -> list[tuple[str, str | None]
             for name in ("partition", "account", "qos", "constraint", "reservation")
         ),
     ]
-    flags = ["--requeue", *(["--exclusive"] if profile.exclusive else [])]
+    flags = ["--requeue" if profile.requeue else "--no-requeue", *(["--exclusive"] if profile.exclusive else [])]
     given = [option for option in options if option[1] is not None]
     return [*given, *((flag, None) for flag in flags), *(_split(option) for option in profile.sbatch)]
+
+
+def _size(job: Job, profile: ClusterProfile) -> list[tuple[str, str]]:
+    """Nodes, and what is asked for on each.
+
+    A job that was asked for with a number of tasks per node is started again by Slurm 22.05 on exactly as many nodes as
+    it had, whatever range it gave; so one with a range asks for one task's cores, which are those of all its ranks.
+    """
+    ranks = profile.num_ranks if job.stage == "train" else 1
+    if job.fewest < job.nodes:
+        return [("--nodes", f"{job.fewest}-{job.nodes}"), ("--cpus-per-task", str(ranks * cpus_of(job, profile)))]
+    cpus = str(cpus_of(job, profile))
+    return [("--nodes", str(job.nodes)), ("--ntasks-per-node", str(ranks)), ("--cpus-per-task", cpus)]
+
+
+def excluded_by(profile: ClusterProfile) -> list[str]:
+    """Lists of nodes that a profile itself leaves out; an option of the command line takes the place of those."""
+    given = [_split(option) for option in profile.sbatch]
+    return [nodes for name, nodes in given if name in ("--exclude", "-x") and nodes]
 
 
 def _split(option: str) -> tuple[str, str | None]:
@@ -101,9 +132,11 @@ def _split(option: str) -> tuple[str, str | None]:
     return name, value if equals else None
 
 
-def job_name(run: str, stage: str) -> str:
-    """Name of the job in the queue: the run's, on one line."""
+def job_name(run: str, stage: str, place: str = "") -> str:
+    """Name of the job in the queue: the run's, on one line; with `place`, its folder, no other run has the same."""
     name = "".join(letter if letter.isprintable() else "_" for letter in run)[:LONGEST_NAME] or "run"
+    if place:
+        name += f"-{xxhash.xxh3_64_hexdigest(place.encode(errors='surrogateescape'))[:6]}"
     return name if stage == "train" else f"{name}-{stage}"
 
 

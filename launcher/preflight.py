@@ -7,11 +7,14 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.mistakes import Mistake
+from common.mounts import file_system_of
 from data_pipeline.opening import open_dataset
 from launcher.job_script import Job
 from launcher.profiles import ClusterProfile
 from launcher.time_limits import seconds_of
 from training.config import RunConfig
+from training.deepspeed_config import check_deepspeed_keys
 
 LOCAL_FILE_SYSTEMS = {"tmpfs", "ramfs", "devtmpfs"}
 """Kinds of file systems that no two nodes share, and that forget what is in them."""
@@ -46,8 +49,35 @@ def lack_of_room(config: RunConfig, nodes: int, profile: ClusterProfile) -> str 
     )
 
 
-def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
-    training, tensor, ranks = config.training, config.parallel.tensor, job.nodes * profile.num_ranks
+def usable_nodes(config: RunConfig, profile: ClusterProfile, fewest: int, most: int) -> list[int]:
+    """Numbers of nodes from `fewest` to `most` whose ranks can share the run's work."""
+    return [number for number in range(fewest, most + 1) if not _why_not(config, number, profile)]
+
+
+def range_faults(config: RunConfig, fewest: int, most: int, profile: ClusterProfile) -> Iterator[str]:
+    """What is wrong with wanting `most` nodes and going on with as few as `fewest`, where `most` alone would do."""
+    if fewest > most:
+        yield f"--min-nodes {fewest}: is more than --nodes {most}; it is the fewest that the run may go on with"
+    elif fewest < most and not _why_not(config, most, profile) and not usable_nodes(config, profile, fewest, most - 1):
+        why = _why_not(config, most - 1, profile)
+        fewer = [number for number in range(fewest - 1, 0, -1) if not _why_not(config, number, profile)]
+        hint = f"use --min-nodes {fewer[0]}" if fewer else "leave it out"
+        yield f"--min-nodes {fewest}: no number of nodes from there to {most - 1} can train this run; {hint} ({why})"
+
+
+def _why_not(config: RunConfig, nodes: int, profile: ClusterProfile) -> str:
+    """Why so many nodes cannot train a run; empty when they can."""
+    if fault := next(_shape_faults(config, nodes, profile), ""):
+        return fault
+    try:
+        check_deepspeed_keys(config, nodes * profile.num_ranks)
+    except Mistake as mistake:
+        return str(mistake)
+    return ""
+
+
+def _shape_faults(config: RunConfig, nodes: int, profile: ClusterProfile) -> Iterator[str]:
+    training, tensor, ranks = config.training, config.parallel.tensor, nodes * profile.num_ranks
     sharing, words = config.parallel.num_sharing, config.parallel.sharing_in_words
     per_step = max(ranks // sharing, 1) * training.micro_batch_size
     if profile.num_ranks % tensor:
@@ -62,9 +92,13 @@ def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterato
         shared = f" / {words}" if sharing > 1 else ""
         yield (
             f"training.global_batch_size: {training.global_batch_size} is not a multiple of nodes x ranks per node x "
-            f"micro_batch_size = {job.nodes} x {profile.num_ranks} x {training.micro_batch_size}{shared}; "
+            f"micro_batch_size = {nodes} x {profile.num_ranks} x {training.micro_batch_size}{shared}; "
             f"use a multiple of {per_step}"
         )
+
+
+def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
+    yield from _shape_faults(config, job.nodes, profile)
     seconds = seconds_of(job.time)
     if seconds is not None and seconds <= profile.warning_seconds:
         yield (
@@ -101,20 +135,6 @@ def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterat
             yield f"{what}: {real} is not in {' or '.join(shared)}, which all nodes share by the profile; move it there"
         elif (kind := file_system_of(real)) in LOCAL_FILE_SYSTEMS:
             yield f"{what}: {real} is on {kind}, the memory of this machine, which no other node sees; move it"
-
-
-def file_system_of(path: str) -> str:
-    """Kind of the file system that holds a path, as nfs4 or tmpfs; empty where the system does not tell."""
-    mounts = Path("/proc/self/mounts")
-    if not mounts.exists():
-        return ""
-    best, kind = "", ""
-    for line in mounts.read_text().splitlines():
-        _, point, name, *_ = line.split()
-        point = point.encode().decode("unicode_escape")  # blanks stand there as \040
-        if len(point) >= len(best) and os.path.commonpath([path, point]) == point:
-            best, kind = point, name
-    return kind
 
 
 def _data_faults(config: RunConfig, world_size: int) -> Iterator[str]:

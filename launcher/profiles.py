@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from common.mistakes import Mistake
-from common.section import Section
+from common.mistakes import Mistake, shown
+from common.section import Place, Section
 from launcher.config import read_yaml, validated
 from launcher.time_limits import time_limit
 
@@ -23,6 +23,7 @@ OURS = {
     "--array": "",
     "--constraint": "constraint",
     "--cpus-per-task": "cpus_per_rank",
+    "--dependency": "",
     "--exclusive": "exclusive",
     "--export": "environment",
     "--export-file": "environment",
@@ -48,6 +49,8 @@ OURS = {
 """Options that a job is made of, with the key that sets each; empty where the job alone knows what it must be."""
 OF_ALL_STEPS = ("--export", "--export-file", "--nodes", "-N", "--ntasks", "-n", "--ntasks-per-node", "--cpus-per-task")
 """Those among them that what a job runs on its nodes is made of."""
+FORMER = "restarts_without_progress"
+"""A key that profiles had before `restarts`."""
 
 
 def _quoted(value: Any) -> Any:
@@ -133,6 +136,54 @@ class HealthConfig(Section):
     """How long the check may take, the start of containers included; a node without an answer by then has failed."""
 
 
+class RestartsConfig(Section):
+    """Restarts in a row that bring no newer checkpoint after which a job gives up, by what ended its starts."""
+
+    broken: int = Field(default=2, ge=0)
+    """Ranks that broke by an error that is no mistake in config or data."""
+    corrupt: int = Field(default=3, ge=0)
+    """A node that computed something else than the others; it is left out each time."""
+    hang: int = Field(default=2, ge=0)
+    """Ranks that got nowhere for longer than they may."""
+    killed: int = Field(default=2, ge=0)
+    """A rank that was killed: by hand, or by the kernel for want of memory where it does not say so."""
+    node_lost: int = Field(default=3, ge=0)
+    """A node that Slurm lost."""
+    out_of_memory: int = Field(default=1, ge=0)
+    """Memory that ran out, of a GPU or of a node: the same run on the same nodes will meet that again."""
+    start: int = Field(default=2, ge=0)
+    """Ranks that ended before they began to train: what they import, the network that they meet on."""
+    time: int = Field(default=2, ge=0)
+    """A time limit that came before a checkpoint was saved."""
+
+
+class WeightsConfig(Section):
+    """Points of a failure by its cause."""
+
+    unhealthy: int = Field(default=1, ge=0)
+    """The health check found it broken."""
+    lost: int = Field(default=1, ge=0)
+    """It did not answer any more."""
+    hang: int = Field(default=1, ge=0)
+    """Ranks named it as the one they waited for in vain."""
+    corrupt: int = Field(default=3, ge=0)
+    """Ranks named it as one that computed something else than the others."""
+
+
+class LemonsConfig(Section):
+    """Nodes that fail again and again, remembered in one file by all runs that are submitted with it."""
+
+    file: Place | None = None
+    """File of nodes' failures, on a folder that all nodes share and, for a group, all of it may write; empty is one of
+    the user's own in ~/.local/state/shardline, by the profile's name."""
+    points: int = Field(default=3, ge=1)
+    """`submit` leaves a node out whose failures within `days` have so many points."""
+    days: float = Field(default=7.0, gt=0)
+    """How long a failure counts, in days."""
+    weights: WeightsConfig = WeightsConfig()
+    """Points of a failure by its cause."""
+
+
 class ClusterProfile(Section):
     """How to ask a cluster for nodes, and what jobs need there."""
 
@@ -197,13 +248,26 @@ class ClusterProfile(Section):
     """Environment variables of the ranks. Values are expanded."""
     health: HealthConfig = HealthConfig()
     """What nodes must prove first."""
-    restarts_without_progress: int = Field(default=3, ge=1)
-    """Restarts in a row, without a new checkpoint, after which a job gives up."""
+    lemons: LemonsConfig = LemonsConfig()
+    """Which nodes `submit` leaves out for having failed too often."""
+    requeue: bool = True
+    """Whether jobs may start again by themselves; false on a cluster without that, where `--chain` takes its place."""
+    restarts: RestartsConfig = RestartsConfig()
+    """How often a job starts again without progress before it gives up, by cause."""
 
     @property
     def num_ranks(self) -> int:
         """Ranks on each node."""
         return self.ranks_per_node or self.gpus_per_node or 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_no_former_keys(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and FORMER in tree:
+            raise Mistake(
+                f"{FORMER}: is told by cause now; write restarts: {{broken: {shown(tree[FORMER])}}} in its place"
+            )
+        return tree
 
     @model_validator(mode="after")
     def _fits(self):
@@ -214,6 +278,8 @@ class ClusterProfile(Section):
         if self.stage_in and (self.container or self.python):
             other = "container" if self.container else "python"
             raise Mistake(f"stage_in: {other} says already what Python ranks use; remove one of the two")
+        if self.lemons.file and not self.lemons.file.startswith("/"):
+            raise Mistake(f"lemons.file: '{self.lemons.file}' is not an absolute path")
         if not self.shared_paths:
             raise Mistake("shared_paths: is empty; name the folders that all nodes share, as /lustre")
         for path in self.shared_paths:

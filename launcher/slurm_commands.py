@@ -63,9 +63,9 @@ class Slurm:
             raise Mistake(f"sbatch refuses {script}: {_words(done)}")
         return int(done.stdout.strip().split(";")[0])
 
-    def fault(self, text: str) -> str:
+    def fault(self, text: str, options: Sequence[str] = ()) -> str:
         """What sbatch has against a job file of this text, by `--test-only`; empty when it would take it."""
-        done = self._run(["sbatch", "--test-only"], given=text)
+        done = self._run(["sbatch", "--test-only", *options], given=text)
         return _words(done) if done.returncode else ""
 
     def jobs(self, ids: Sequence[int]) -> dict[int, QueuedJob]:
@@ -80,6 +80,15 @@ class Slurm:
                 values = dict(zip(FIELDS, line.split(SEPARATOR), strict=True))
                 found[job_id] = QueuedJob(**{**values, "id": int(values["id"])})  # type: ignore[arg-type]
         return found
+
+    def nodes(self, partition: str | None) -> set[str]:
+        """Nodes of a partition, or of the default one, that are up, whoever uses them."""
+        words = ["sinfo", "--noheader", "--Node", "--states=idle,alloc,mix,comp", "--format=%N %P"]
+        done = self._run([*words, f"--partition={partition}"] if partition else words)
+        if done.returncode:
+            raise Broken(f"sinfo does not answer: {_words(done)}")
+        found = [line.split() for line in done.stdout.splitlines()]
+        return {name for name, of in found if partition or of.endswith("*")}
 
     def expected_start(self, job_id: int) -> str:
         """When Slurm expects a waiting job to start; empty when it does not know yet."""

@@ -7,6 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from common.mistakes import Mistake
 from launcher.goodput import Goodput
 from launcher.run_folder import JOBS, RunFolder, existing
 from launcher.slurm_commands import QueuedJob, Slurm
@@ -62,7 +63,7 @@ class Status:
     goodput: Goodput | None = None
     """How the time went, from the submission or the first start to the end or now."""
     excluded: tuple[str, ...] = ()
-    """Nodes the health check found broken since the last submission, with the reason."""
+    """Nodes that its jobs left as unfit since the last submission, with the reason."""
     skipped: tuple[str, ...] = ()
     """Steps that were passed over and times that the run went back, the last few, with the reason."""
     left_out: tuple[str, ...] = ()
@@ -125,10 +126,13 @@ def _state(
     if "job_end" in now:
         return "ending", events[-1].get("message", "")
     if "ready" in now or "ray_ready" in now:
-        return "running", f"{current.used} of {current.limit}"
+        fewer = next((event for event in events[starts[-1] :] if event["event"] == "fewer_nodes"), None)
+        short = f", on {fewer.get('use')} nodes of {fewer.get('wanted')}" if fewer else ""
+        return "running", f"{current.used} of {current.limit}{short}"
     if starts and events[starts[-1]].get("stage") == "data":
         return "starting", "Ray is starting on the nodes"
     phases = {"launch": "ranks are starting", "verify": "ranks are held against a plain loop"}
+    phases["wait_for_nodes"] = "waiting for the nodes that are missing"
     phase = next((words for event, words in phases.items() if event in now), "nodes are being checked")
     return "starting", phase if now else "the job is starting"
 
@@ -181,10 +185,16 @@ def _slow(events: list[dict[str, Any]]) -> tuple[str, ...]:
 
 def _excluded(events: list[dict[str, Any]]) -> tuple[str, ...]:
     submitted = max((index for index, event in enumerate(events) if event["event"] == "submit"), default=0)
-    found = [
-        f"{event.get('node')}: {event.get('why')}" for event in events[submitted:] if event["event"] == "unhealthy"
-    ]
-    return tuple(dict.fromkeys(found))
+    unfit = [event for event in events[submitted:] if event["event"] in ("unhealthy", "corrupt") and "node" in event]
+    return tuple(dict.fromkeys(f"{event.get('node')}: {event.get('why')}" for event in unfit))
+
+
+def cluster_of(runs: list[Path]) -> str:
+    """The profile that the first of these runs was submitted with. Raises ValueError when there is none."""
+    records = [record for run in runs[:1] for record in RunFolder.read(run).jobs if record.get("cluster")]
+    if not records:
+        raise Mistake("--nodes: no run was submitted from here, so say whose nodes, as --cluster plain")
+    return records[-1]["cluster"]
 
 
 def _skipped(events: list[dict[str, Any]]) -> tuple[str, ...]:

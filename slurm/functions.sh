@@ -3,6 +3,8 @@ restart=${SLURM_RESTART_COUNT:-0}
 attempt=$SLURM_JOB_ID.$restart
 export SHARDLINE_ATTEMPT=$attempt PYTHONUNBUFFERED=1
 MARKS=$RUN/slurm/marks-$attempt # what ranks leave there says why they ended: see slurm/rank.py
+LOG=$RUN/slurm/train-$SLURM_JOB_ID.log
+heard=$(stat -c %s "$LOG" 2>/dev/null || echo 0) # its bytes of earlier starts
 stopping=0 term=0 asker= ranks=
 mkdir -p "$RUN/slurm" "$RUN/logs" "$RUN/events"
 touch "$RUN/slurm/attempts"
@@ -15,7 +17,11 @@ event() { # EVENT [MORE KEYS]
 note() { echo "$1 $attempt $2" >>"$RUN/slurm/attempts"; }
 newest() { cat "$RUN/checkpoints/latest" 2>/dev/null || echo none; }
 marked() { [ -e "$MARKS/$1" ]; }
-all_nodes() { scontrol show hostnames "$SLURM_JOB_NODELIST"; } # needs no controller
+blamed() { # CAUSE: nodes that ranks left a mark of
+  ls "$MARKS" 2>/dev/null | sed -n "s/^$1-//p" | grep -xFf <(all_nodes)
+}
+allocated() { scontrol show hostnames "$SLURM_JOB_NODELIST"; } # needs no controller
+all_nodes() { allocated | head -n "$NODES"; } # those that this start uses
 join() { paste -sd,; }
 without() { grep -vxFf <(echo "$1"); } # LINES: those of stdin that are not among them
 taken_over() { # whether a later start holds the run (see training/fence.py)
@@ -105,44 +111,40 @@ await() { # PID: its exit status, whatever signals come meanwhile
 }
 
 # ---- starting again
+start_again() { [ "$REQUEUE" = 1 ] && patiently scontrol requeue "$SLURM_JOB_ID"; }
 requeue() { # REASON MESSAGE
   leave_if_superseded
   end "$1" "$2"
-  if ! patiently scontrol requeue "$SLURM_JOB_ID" && [ "$term" = 0 ]; then
-    log "Slurm does not requeue this job; submit it again"
+  if ! start_again && [ "$term" = 0 ]; then
+    if [ -n "$(later_jobs)" ]; then
+      log "the next job of the chain goes on"
+    else
+      log "Slurm does not requeue this job; submit it again"
+    fi
     exit 1
   fi
   for ((i = 0; i < 300 && !term; i++)); do pause 1; done
   exit 1
 }
-requeue_without() { # MESSAGE NODE...: Slurm takes exclusions for pending jobs only, which this one is as soon as requeued
+requeue_without() { # REASON MESSAGE NODE...: Slurm takes exclusions for pending jobs only, as this one is once requeued
   leave_if_superseded
-  local message=$1 before all
-  shift
+  local reason=$1 message=$2 before all
+  shift 2
   patiently scontrol -o show job "$SLURM_JOB_ID"
   before=$(field ExcNodeList <<<"$ANSWER" | grep -vxF '(null)')
   all=$(printf '%s\n' "$@" | join)${before:+,$before}
   patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states=idle,alloc,mix,comp --format=%N
-  if [ "$(sort -u <<<"$ANSWER" | without "$(scontrol show hostnames "$all")" | wc -w)" -lt "$NODES" ]; then
-    give_up broken_nodes 1 "$message; partition $SLURM_JOB_PARTITION has not $NODES others, so the job stops"
+  if [ "$(sort -u <<<"$ANSWER" | without "$(scontrol show hostnames "$all")" | wc -w)" -lt "$FEWEST" ]; then
+    give_up broken_nodes 1 "$message; partition $SLURM_JOB_PARTITION has not $FEWEST others, so the job stops"
   fi
-  end unhealthy "$message; requeued without"
+  end "$reason" "$message; it goes on without"
   for job in $(later_jobs); do patiently scontrol update JobId="$job" ExcNodeList="$all"; done
-  patiently scontrol requeue "$SLURM_JOB_ID" || [ "$term" = 1 ] || exit 1
+  start_again || [ "$term" = 1 ] || exit 1
   for ((i = 0; i < 100; i++)); do
     scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$all" 2>/dev/null && break
     sleep 0.1
   done
   exit 1
-}
-leave_corrupt_nodes() { # where ranks held other weights than most: they left a mark (training/parts/comparing.py)
-  local node bad=("$MARKS"/corrupt-*)
-  [ -e "${bad[0]}" ] || return 0
-  bad=("${bad[@]##*/corrupt-}")
-  for node in "${bad[@]}"; do
-    event unhealthy "\"node\": \"$(words "$node")\", \"why\": \"it held other weights than its replicas\""
-  done
-  requeue_without "ranks held other weights than their replicas on ${bad[*]}" "${bad[@]}"
 }
 
 # ---- nodes that do not answer
@@ -152,10 +154,11 @@ refusal() { # FILE: why srun starts nothing at all, by its own words there; that
     2>/dev/null | grep -v 'completing or completed'
 }
 look_for_dead_nodes() { # to DEAD, a line each; to REFUSAL why nobody could be asked. One srun asks them all
-  local all answered silent said=$RUN/slurm/probe-$attempt
+  local all number answered silent said=$RUN/slurm/probe-$attempt
   DEAD= REFUSAL=
-  all=$(all_nodes)
-  answered=$("${PROBE[@]}" --nodes="$NODES" --ntasks="$NODES" printenv SLURMD_NODENAME 2>"$said")
+  all=$(allocated)
+  number=$(wc -l <<<"$all")
+  answered=$("${PROBE[@]}" --nodes="$number" --ntasks="$number" printenv SLURMD_NODENAME 2>"$said")
   silent=$(without "$answered" <<<"$all")
   [ -n "$answered" ] || REFUSAL=$(refusal "$said")
   rm -f "$said"
@@ -177,6 +180,7 @@ leave_dead_nodes() { # Slurm moves the job off dead nodes; requeueing it before 
     [ -n "$DEAD" ] || return 0
     dead=$(join <<<"$DEAD")
     event node_lost "\"nodes\": \"$(words "$dead")\""
+    remember lost "did not answer" $DEAD
   fi
   patiently scontrol show config
   patience=$(sed -n 's/^SlurmdTimeout *= \([0-9]*\).*/\1/p' <<<"$ANSWER")
@@ -187,22 +191,96 @@ leave_dead_nodes() { # Slurm moves the job off dead nodes; requeueing it before 
     pause 1
   done
 }
-stuck() { # how many starts in a row began at the newest checkpoint and did not end in order
-  local kind what count=0 now
+# ---- whether to start again: each cause has so many restarts that bring no newer checkpoint
+told() { grep -qis -- "$1" "$RUN/events/error-$attempt-"*.jsonl; } # PATTERN, by a rank in its last words
+srun_said() { tail -c "+$((heard + 1))" "$LOG" 2>/dev/null | grep -a '^srun: \|^slurmstepd'; }
+cause() { # why the ranks broke, by what they, srun and Slurm's daemons on the nodes left
+  if srun_said | grep -qi 'oom.kill\|out of memory' || told 'out of memory\|OutOfMemory\|MemoryError'; then
+    echo out_of_memory
+  elif ls "$MARKS" 2>/dev/null | grep -q '^hang' || told 'got nowhere for'; then
+    echo hang
+  elif srun_said | grep -m1 ': task' | grep -q ': Killed$'; then # others are killed by srun, once one has ended
+    echo killed
+  elif ! grep -qs "\"event\": \"start\".*\"attempt\": \"$attempt\"" "$RUN/events.jsonl"; then
+    echo start
+  else
+    echo broken
+  fi
+}
+fruitless() { # CAUSE: how many starts in a row began at the newest checkpoint and ended by it, this one among them
+  local kind what began="" count=0 now
   now=$(newest)
   while read -r kind _ what; do
-    case "$kind $what" in
-      "submit "*) count=0 ;;
-      "begin $now") count=$((count + 1)) ;;
-      begin*) count=0 ;;
-      "end stopped" | "end terminated" | "end unhealthy") count=$((count > 0 ? count - 1 : 0)) ;;
+    case $kind in
+      submit) count=0 began="" ;;
+      begin)
+        [ "$began $1" != "$now node_lost" ] || count=$((count + 1)) # the one before went with its node
+        began=$what
+        [ "$began" = "$now" ] || count=0
+        ;;
+      end)
+        [ "$began $1" != "$now $what" ] || count=$((count + 1))
+        began=""
+        ;;
     esac
   done <"$RUN/slurm/attempts"
+  [ "$began" != "$now" ] || count=$((count + 1))
   echo "$count"
 }
-refuse_crash_loop() { # RESTARTS
-  [ "$(stuck)" -le "$1" ] ||
-    give_up crash_loop 1 "$1 restarts without a new checkpoint after $(newest): giving up; see $RUN/logs, mend, submit again"
+in_words() { # CAUSE
+  case $1 in
+    broken) echo "the ranks broke" ;;
+    corrupt) echo "a node computed something else than the others" ;;
+    hang) echo "the ranks hung" ;;
+    killed) echo "a rank was killed" ;;
+    node_lost) echo "a node was lost" ;;
+    out_of_memory) echo "memory ran out" ;;
+    start) echo "the ranks ended before they began to train" ;;
+    time) echo "the time limit came" ;;
+  esac
+}
+refuse_crash_loop() { # CAUSE
+  local allowed=${RESTARTS[$1]}
+  [ "$(fruitless "$1")" -le "$allowed" ] || give_up crash_loop 1 "$(in_words "$1"), and $allowed restarts after that brought \
+no newer checkpoint than $(newest): giving up; see $RUN/logs, mend, submit again"
+}
+
+# ---- nodes that fail, for all runs of this site: `shardline submit` leaves out those that do so again and again
+remember_node() { # CAUSE WHY NODE; no job ends for want of this file
+  (
+    umask 002 # a group may share the file
+    mkdir -p "$(dirname "$NODES_FILE")" && touch "$NODES_FILE" || exit 1
+    torn=$(tail -c1 "$NODES_FILE") newline=$'\n' # what is left of a line stays a line of its own
+    echo "${torn:+$newline}{\"time\": $(date +%s.%N), \"node\": \"$(words "$3")\", \"cause\": \"$1\", \
+\"why\": \"$(words "$2")\", \"run\": \"$(words "$RUN")\", \"job\": $SLURM_JOB_ID}" >>"$NODES_FILE"
+  ) 2>/dev/null || log "$NODES_FILE: not written, so $3 is not remembered to have failed ($1)"
+}
+befell_all() { [ "$1" -ge "$NODES" ] && [ "$NODES" -gt 1 ]; } # NUMBER: of nodes; then it is no node's fault
+remember() { # CAUSE WHY NODE...
+  local cause=$1 why=$2 node
+  shift 2
+  befell_all "$#" || for node in "$@"; do remember_node "$cause" "$why" "$node"; done
+}
+lost_nodes() { # that Slurm told srun of
+  local said
+  said=$(srun_said | sed -n 's/^srun: error: Node failure on //p' | join)
+  [ -z "$said" ] || scontrol show hostnames "$said"
+}
+ended_by_slurm() { # after TERM: a lost node, preemption, scancel or scontrol requeue
+  local lost
+  lost=$(lost_nodes)
+  [ -n "$lost" ] || { end terminated "Slurm ended the job"; exit 143; }
+  remember lost "Slurm lost it" $lost
+  end node_lost "Slurm moves the job off $(join <<<"$lost")"
+  exit 143
+}
+remember_lost_nodes() { # of the start before, which Slurm ended or which went with its node: those that are down by now
+  local before nodes
+  before=$RUN/events/job-$SLURM_JOB_ID.$((restart - 1)).jsonl
+  [ -e "$before" ] && ! grep '"event": "job_end"' "$before" | grep -qv '"terminated"\|"node_lost"' || return 0
+  nodes=$(sed -n 's/.*"event": "job_start".*"nodes": "\([^"]*\)".*/\1/p' "$before")
+  patiently sinfo --noheader --Node --nodes="$nodes" --states=down --format=%N
+  remember lost "it took a start of the job along" $(sort -u <<<"$ANSWER")
 }
 refuse_two_jobs() {
   local other

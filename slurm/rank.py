@@ -3,8 +3,9 @@
 Slurm's numbers become the standard environment, output goes to logs/rank-N.log, and this very process is the worker,
 or with --verify the proof before it. Why it ended is left in slurm/marks-ATTEMPT for the job's script, which can't tell
 it from srun's status: `mistake` by any rank that stopped on what only the user can mend, `stopped` by rank 0 when all
-have saved and left, `verified` or `differs` by rank 0 when the proof is done. `corrupt-NODE` is left by rank 0 before
-the ranks end, for a node whose weights were others than most.
+have saved and left, `verified` or `differs` by rank 0 when the proof is done. Whoever finds a rank that hangs, or one
+that computes otherwise than the others, leaves `hang`, `hang-NODE` or `corrupt-NODE` there (NODE as Slurm calls it): a
+node that is corrupt is left out of the job at once, a hang is remembered against the node.
 """
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from common.limits import open_all_files_allowed
 from common.mistakes import Mistake
 from slurm.network import name_network
+from training.marks import leave_marks
 
 MISTAKE, STOPPED, DIFFERS = 2, 75, 78
 """Exit statuses of training.worker and training.verify.job, which are imported late."""
@@ -65,11 +67,10 @@ def _work(run_dir: Path, verifies: bool) -> int:
 
 def mark(run_dir: Path, code: int, verifies: bool = False) -> None:
     """Leaves a word on why this rank ended with this status, where it is one to act on."""
-    folder = run_dir / "slurm" / f"marks-{os.environ['SHARDLINE_ATTEMPT']}"
     of_main = {0: "verified", DIFFERS: "differs"} if verifies else {STOPPED: "stopped"}
     name = "mistake" if code == MISTAKE else of_main.get(code, "") if os.environ["RANK"] == "0" else ""
-    if name and folder.is_dir():  # a later start clears it away
-        (folder / name).touch()
+    if name:
+        leave_marks(run_dir, os.environ["SHARDLINE_ATTEMPT"], name)
 
 
 def _leave(code: int) -> None:

@@ -25,5 +25,6 @@ stage_in() { # an archive has its own folder by its digest, so that one in use i
   why="did not unpack "{{ profile.stage_in.archive | quote }}", see the last lines above"
   [ -n "$answered" ] || give_up mistake 2 "the nodes $why"
   for node in $silent; do event unhealthy "\"node\": \"$(words "$node")\", \"why\": \"$(words "$why")\""; done
-  requeue_without "$(join <<<"$silent") $why" $silent
+  remember unhealthy "$why" $silent
+  requeue_without unhealthy "$(join <<<"$silent") $why" $silent
 }

@@ -240,6 +240,8 @@ class CheckpointConfig(Section):
     """Newest checkpoints kept; older ones are deleted once a newer one is complete."""
     keep_every_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Checkpoints at multiples of this many steps are never deleted."""
+    writers: int | None = Field(default=None, ge=1, le=1_000_000)
+    """Ranks that write at once, for file systems that many slow down; empty is all, or 32 on NFS."""
 
     @model_validator(mode="after")
     def _local_saves_have_a_place(self):

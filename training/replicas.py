@@ -60,6 +60,11 @@ class Deviants:
         """Nodes of those that are named."""
         return sorted({node for _, node in self.named})
 
+    @property
+    def blamed(self) -> list[str]:
+        """Nodes that are known to be at fault."""
+        return self.nodes if self.certain else []
+
     def __str__(self) -> str:
         ranks = ", ".join(f"{rank} on {node}" for rank, node in self.named)
         return ranks + (f" and {self.count - len(self.named)} more" if self.count > len(self.named) else "")

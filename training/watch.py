@@ -19,6 +19,7 @@ from pathlib import Path
 from training import fence
 from training.events import EventLog
 from training.guards import BROKEN
+from training.marks import leave_marks
 from training.neighbours import Neighbour, neighbours_of, spoken
 from training.phases import Phase
 from training.plane import Links, node_name
@@ -206,8 +207,11 @@ class Watch:
         events = self.events
 
         def tell() -> None:
-            if events is not None and not fence.is_lost(events.path.parent, self.attempt):
-                events.error(sentence, BROKEN, culprit.facts)
+            if events is None or fence.is_lost(run_dir := events.path.parent, self.attempt):
+                return
+            events.error(sentence, BROKEN, culprit.facts)
+            if at_once:
+                leave_marks(run_dir, self.attempt, "hang", f"hang-{culprit.node}")
 
         if self._spread(sentence, BROKEN, at_once):
             _patiently(tell)

@@ -81,7 +81,7 @@ def test_values_that_grow_behind_aliases_are_refused(file):
 def test_merge_keys_are_merged_and_what_stands_beside_them_wins(file):
     text = MERGED + "evaluation: &eval {num_samples: 7}\ncheckpoint: {<<: {keep: 5, interval_steps: 3}, keep: 4}\n"
     config = yaml.safe_load(outcome(file, text))
-    assert config["checkpoint"] == {"interval_steps": 3, "keep": 4, "keep_every_steps": None}
+    assert config["checkpoint"] == {"interval_steps": 3, "keep": 4, "keep_every_steps": None, "writers": None}
     deep = MERGED.replace("&short {", "{<<: &base {zero_stage: 2, steps: 99}, ")
     assert yaml.safe_load(outcome(file, deep))["training"]["steps"] == 10
     assert yaml.safe_load(outcome(file, deep))["training"]["zero_stage"] == 2

@@ -32,6 +32,8 @@ def bash(script: str, **environment: str) -> bytes:
 def dry_run(tmp_path, monkeypatch, capsys):
     """The job file that `submit --dry-run` shows for a cluster, without this machine's paths."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("PRACTICE_DIR", str(tmp_path / "practice"))
     tree = {
         "name": "books",
         "tokenizer": {"path": "data/tokenizer"},
@@ -78,6 +80,12 @@ def test_the_job_file_of_a_data_build_is_the_one_that_was_looked_at(dry_run):
 def test_the_job_file_with_a_proof_before_training_is_the_one_that_was_looked_at(dry_run):
     text = dry_run("--cluster", "plain", "--nodes", "2", "--verify")
     assert agrees_with_golden("plain-verify.sbatch", text)
+    assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
+
+
+def test_the_job_file_for_a_range_of_nodes_is_the_one_that_was_looked_at(dry_run):
+    text = dry_run("--cluster", "plain", "--nodes", "8", "--min-nodes", "3", "--set", "training.micro_batch_size=2")
+    assert agrees_with_golden("plain-elastic.sbatch", text)
     assert subprocess.run(["bash", "-n"], input=text, text=True, check=False).returncode == 0
 
 

@@ -44,6 +44,12 @@ def test_an_unknown_profile_names_the_nearest_and_a_path_is_taken_as_one(profile
         ("gpu_type: h100", "gpu_type: gpus_per_node is 0"),
         ("shared_paths: [home]", "shared_paths: 'home' is not an absolute path"),
         ("shared_paths: []", "shared_paths: is empty"),
+        ("lemons: {file: nodes.jsonl}", "lemons.file: 'nodes.jsonl' is not an absolute path"),
+        (
+            "restarts_without_progress: 4",
+            r"restarts_without_progress: is told by cause now; write restarts: {broken: 4}",
+        ),
+        ("restarts: {brokn: 4}", "restarts.brokn: unknown key; did you mean 'broken'"),
     ],
 )
 def test_a_mistake_in_a_profile_is_one_sentence_with_file_and_key(profile_file, text, words):

@@ -1,6 +1,7 @@
 """What `submit` looks at before anything is in the queue, and how `status` reads a run's files and the queue."""
 
 import json
+import re
 import sys
 import time
 
@@ -9,8 +10,8 @@ import yaml
 
 from launcher import cli, slurm_commands
 from launcher.config import check_config
-from launcher.preflight import file_system_of
 from launcher.submit import Request, doubt, problems
+from tests.slurm.commands import Commands
 from tests.training.runs import tiny_config, write_dataset
 
 
@@ -144,11 +145,6 @@ def test_a_python_that_is_not_there_is_told(faults):
     assert any("python: /nowhere/python is not a program" in fault for fault in faults({"python": "/nowhere/python"}))
 
 
-def test_the_file_system_of_a_path_is_that_of_the_nearest_mount():
-    assert file_system_of("/proc/self") == "proc"
-    assert file_system_of("/dev/shm/x/y") == "tmpfs"
-
-
 # ---- the command line, with a queue that says what it is told to
 
 SQUEUE = """#!/bin/bash
@@ -264,3 +260,108 @@ def test_a_missing_log_and_a_missing_slurm_are_one_sentence(submitted, shardline
     )
     assert code == 2
     assert "sbatch: not found" in words
+
+
+# ---- what reaches sbatch
+
+
+@pytest.fixture
+def sbatch(tree, tmp_path, monkeypatch):
+    """Submits a small run to commands that remember what they were told; the calls of sbatch that were no trial."""
+    slurm, config = Commands(tmp_path), tmp_path / "run.yaml"
+    config.write_text(yaml.safe_dump(tree))
+    trials = 'case "$*" in *--test-only*) exit 0 ;; esac\n'
+    slurm.answer("sbatch", trials + "echo $((40 + CALL))")
+    slurm.answer("sinfo", 'printf "node%d main*\\n" 0 1 2; echo "node9 other"')
+    monkeypatch.setenv("PATH", f"{slurm.folder}:/usr/bin:/bin")
+
+    def run(shardline, *words: str, **profile):
+        file = tmp_path / "mine.yaml"
+        file.write_text(yaml.safe_dump({"lemons": {"file": str(tmp_path / "nodes.jsonl")}, **profile}))
+        code, shown, error = shardline("submit", config, "--cluster", file, *words)
+        return code, [call for call in slurm.calls("sbatch") if "--test-only" not in call], shown + error
+
+    run.slurm, run.folder, run.file = slurm, tmp_path / "runs" / "run", tmp_path / "nodes.jsonl"
+    return run
+
+
+def fail(file, node: str, cause: str = "corrupt") -> None:
+    with file.open("a") as lines:
+        lines.write(json.dumps({"time": time.time() - 5000, "node": node, "cause": cause, "why": "seen"}) + "\n")
+
+
+def test_nodes_that_failed_too_often_are_left_out_and_named(sbatch, shardline):
+    fail(sbatch.file, "node1")
+    fail(sbatch.file, "node9")
+    code, (call,), shown = sbatch(shardline, "--nodes", "2", sbatch=["--exclude=login0"])
+    assert (code, call) == (0, "--parsable --exclude=login0,node1 train.sbatch"), shown
+    assert "left out for failing too often: node1 (1 corrupt)" in shown
+
+
+def test_left_out_nodes_may_be_taken_all_the_same_and_must_be_where_there_are_no_others(sbatch, shardline):
+    fail(sbatch.file, "node1")
+    assert sbatch(shardline, "--nodes", "2", "--include-lemons")[1] == ["--parsable train.sbatch"]
+    (_, call), shown = sbatch(shardline, "--nodes", "4", "--set", "training.micro_batch_size=1")[1:]
+    assert call == "--parsable train.sbatch"
+    assert "without them there would not be enough nodes: node1" in shown
+
+
+def test_nodes_that_failed_are_shown_and_can_be_forgotten(sbatch, shardline):
+    fail(sbatch.file, "node1")
+    fail(sbatch.file, "node2", "lost")
+    sbatch(shardline, "--nodes", "1")
+    shown = shardline("status", sbatch.folder, "--nodes")[1]
+    assert [word in shown for word in ("node1", "1 corrupt", "node2", "1 lost", "seen")] == [True] * 5
+    facts = json.loads(shardline("status", sbatch.folder, "--nodes", "--json")[1])
+    assert [(node["name"], node["until"] is not None) for node in facts["nodes"]] == [("node1", True), ("node2", False)]
+    cluster = sbatch.file.with_name("mine.yaml")
+    assert shardline("nodes", "forget", "node1", "--cluster", cluster)[0] == 0
+    facts = json.loads(shardline("status", "--cluster", cluster, "--nodes", "--json")[1])
+    assert [node["name"] for node in facts["nodes"]] == ["node2"]
+    code, _, words = shardline("nodes", "forget", "node7", "--cluster", cluster)
+    assert code == 2 and "knows no failure of it" in words
+
+
+def test_a_file_of_nodes_that_is_no_file_stops_no_submission(sbatch, shardline):
+    sbatch.file.mkdir()
+    code, calls, shown = sbatch(shardline, "--nodes", "1")
+    assert (code, calls) == (0, ["--parsable train.sbatch"])
+    assert "cannot be read" in shown
+
+
+def test_jobs_of_a_chain_by_name_wait_for_all_of_the_run_and_more_may_be_added(sbatch, shardline, tree):
+    code, calls, shown = sbatch(shardline, "--nodes", "1", "--chain", "2", "--singleton")
+    assert (code, calls) == (0, ["--parsable --dependency=singleton train.sbatch"] * 2), shown
+    name = next(
+        line for line in (sbatch.folder / "slurm" / "train.sbatch").read_text().splitlines() if "job-name" in line
+    )
+    assert re.fullmatch(r"#SBATCH --job-name=run-[0-9a-f]{6}", name)
+    first, second = (sbatch.folder / "slurm" / "chain").read_text().split()
+    fields = "\x1f".join(("$ID", "RUNNING", "None", "N/A", "1:00", "1:00:00", "node0", "run"))
+    sbatch.slurm.answer("squeue", f'ID=$(grep -o "jobs=[0-9]*" <<<"$*" | cut -d= -f2); echo "{fields}"')
+    code, calls, shown = sbatch(shardline, "--nodes", "1", "--singleton")
+    assert (code, len(calls)) == (0, 3), shown
+    assert (sbatch.folder / "slurm" / "chain").read_text().split()[:2] == [first, second]
+    code, calls, shown = sbatch(shardline, "--nodes", "1")
+    assert code == 2 and "of this run is running already" in shown
+    code, calls, shown = sbatch(shardline, "--nodes", "1", "--singleton", "--set", "optimizer.lr=0.5")
+    assert code == 2 and "has another config" in shown and len(calls) == 3
+
+
+def test_a_run_that_may_go_on_with_fewer_nodes_asks_for_a_range_of_those_that_can_train(sbatch, shardline):
+    code, _, shown = sbatch(shardline, "--nodes", "4", "--min-nodes", "2", ranks_per_node=2, cpus_per_rank=3)
+    assert code == 0, shown
+    text = (sbatch.folder / "slurm" / "train.sbatch").read_text()
+    assert "#SBATCH --nodes=2-4\n#SBATCH --cpus-per-task=6\n" in text and "#SBATCH --ntasks" not in text
+    assert "USABLE=(2 4)" in text and "PATIENCE=300 " in text
+
+
+def test_a_range_of_nodes_of_which_none_but_the_most_can_train_is_refused_with_one_that_could(faults):
+    (fault,) = faults(request={"nodes": 4, "min_nodes": 3})
+    assert fault.startswith("--min-nodes 3: no number of nodes from there to 3 can train this run; use --min-nodes 2 (")
+    assert "3 x 2 x 2; use a multiple of 12" in fault
+    assert faults(request={"nodes": 4, "min_nodes": 2}) == faults(request={"nodes": 4, "min_nodes": 4}) == []
+    (fault,) = faults(request={"nodes": 2, "min_nodes": 3})
+    assert "is more than --nodes 2" in fault
+    with pytest.raises(ValueError, match="--wait-for-nodes: nodes that wait without end"):
+        faults(request={"nodes": 4, "min_nodes": 2, "wait": "UNLIMITED"})

@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.training.runs import REPOSITORY
 
 FUNCTIONS = REPOSITORY / "slurm" / "functions.sh"
+RESTARTS = "declare -A RESTARTS=([broken]=2 [node_lost]=3 [out_of_memory]=1)"
 
 
 class Commands:
@@ -36,8 +37,7 @@ class Commands:
 
     def script(self, run: Path, text: str, num_nodes: int = 4) -> subprocess.CompletedProcess[str]:
         """Runs some lines after the functions of a job's script."""
-        lines = (
-            f"set -uo pipefail\nRUN='{run}' NODES={num_nodes}\nsource '{FUNCTIONS}'\npause() {{ sleep 0.05; }}\n{text}"
-        )
+        head = f"RUN='{run}' NODES={num_nodes} FEWEST={num_nodes} REQUEUE=1 NODES_FILE='{run}/nodes.jsonl'\n{RESTARTS}"
+        lines = f"set -uo pipefail\n{head}\nsource '{FUNCTIONS}'\npause() {{ sleep 0.05; }}\n{text}"
         command = ["bash", "-c", lines]
         return subprocess.run(command, env=self.environment(), capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""One practice cluster for all tests of Slurm: twelve nodes, up in seconds."""
+"""One practice cluster for all tests of Slurm: sixteen nodes, up in seconds."""
 
 import os
 import shutil
@@ -10,10 +10,10 @@ import pytest
 
 from launcher import practice
 from tests.slurm.cluster import Cluster, train_here
-from tests.slurm.losses import LOCAL_STEPS, WAYS, lose
+from tests.slurm.losses import ELASTIC, LOCAL_STEPS, WAYS, lose, shrink_and_grow
 from tests.training.runs import REPOSITORY, write_dataset
 
-NODES = 12
+NODES = 16
 
 
 @pytest.fixture(scope="session")
@@ -58,3 +58,16 @@ def losing(cluster):
     runs = {way: cluster.submit(config.name, profile, config) for way, config in configs.items()}
     with ThreadPoolExecutor() as threads:
         yield {way: (run, threads.submit(lose, run, way, WAYS[way][1])) for way, run in runs.items()}
+
+
+@pytest.fixture(scope="session")
+def elastic(cluster):
+    """A run of four nodes that goes on with two and grows again: a future of it, and how far it was at each change.
+
+    Its four nodes are reserved for it, so that no other run comes in between.
+    """
+    cluster.call("scontrol", "create", "reservation", *ELASTIC)
+    profile = cluster.profile(ranks_per_node=1, reservation="elastic")
+    run = cluster.submit("elastic", profile, nodes=4, min_nodes=2, wait="3s")
+    with ThreadPoolExecutor() as threads:
+        yield threads.submit(shrink_and_grow, run)

@@ -9,6 +9,23 @@ WAYS = {"off": ("on", 0), "crash": ("on", 1), "cut": ("heal", 0), "stop-slurmd":
 LOCAL_STEPS = 5
 """Steps between saves on the nodes' own disks, of the run whose node is powered off."""
 
+ELASTIC = ("ReservationName=elastic", "Nodes=node[12-15]", "Users=root", "StartTime=now", "Duration=60")
+"""What `scontrol create` takes to reserve nodes for a run that is to find no others."""
+
+
+def shrink_and_grow(run):
+    """Loses one of four nodes, which stays away until the run has gone on without it; then starts the run again."""
+    (job,) = run.jobs
+    run.until_step(35)
+    run.cluster.node("off", "node13")
+    run.until_step(80, restart=1)
+    run.cluster.node("on", "node13")
+    run.until(lambda: "node13" in run.cluster.call("sinfo", "--noheader", "--Node", "--states=resv", "--format=%N"))
+    run.cluster.call("scontrol", "requeue", str(job))
+    run.wait()
+    run.cluster.call("scontrol", "delete", "ReservationName=elastic")
+    return run
+
 
 def lose(run, way, index):
     """Loses a node of a run that has saved; the name of the node and the processes left on it that are still there."""

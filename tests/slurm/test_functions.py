@@ -3,6 +3,7 @@
 import pytest
 
 from common.json_lines import read_lines
+from launcher.nodes import FAILURE
 from tests.slurm.commands import Commands
 
 UP = 'case "$*" in ping) echo "Slurmctld(primary) at ctl is UP"; exit 0 ;; esac\n'
@@ -83,6 +84,95 @@ await "$ranks"
     assert (tmp_path / "heard").exists()
 
 
+# ---- why ranks broke, and how often they may
+
+KILLED = "srun: error: node1: task 1: Killed\nsrun: error: node0: task 0: Terminated"
+ENDED = "srun: error: node0: task 0: Exited with exit code 1\nsrun: error: node1: task 1: Killed"
+OOM = "slurmstepd-node1: error: Detected 1 oom_kill event in StepId=7.1. Some of the step tasks have been OOM Killed."
+GPU = '{"event": "error", "message": "OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB"}'
+STUCK = '{"event": "error", "message": "rank 3 got nowhere for 10 minutes in step 7"}'
+TRAINS = '{"event": "start", "world_size": 2, "attempt": "7.0", "job": 7}'
+
+
+@pytest.mark.parametrize(
+    ("log", "error", "events", "cause"),
+    [
+        (ENDED, "", TRAINS, "broken"),
+        (ENDED, "", "", "start"),
+        (ENDED, "", TRAINS.replace("7.0", "6.0"), "start"),
+        (KILLED, "", TRAINS, "killed"),
+        (f"{OOM}\n{KILLED}", "", TRAINS, "out_of_memory"),
+        (ENDED, GPU, TRAINS, "out_of_memory"),
+        (ENDED, STUCK, TRAINS, "hang"),
+    ],
+)
+def test_why_ranks_broke_is_told_by_what_they_and_slurm_left(slurm, run, log, error, events, cause):
+    (run / "slurm").mkdir(parents=True)
+    (run / "events").mkdir()
+    job_log = run / "slurm" / "train-7.log"
+    job_log.write_text(f"{OOM}, of an earlier start\n")
+    (run / "events.jsonl").write_text(events + "\n")
+    (run / "events" / "error-7.0-abc.jsonl").write_text(error + "\n")
+    done = slurm.script(run, f"cat >>{job_log} <<'END'\n{log}\nEND\ncause")
+    assert done.stdout == f"{cause}\n", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause", "count"),
+    [
+        ("begin 7.0 none", "broken", 1),
+        ("begin 7.0 none; end 7.0 broken; begin 7.1 none", "broken", 2),
+        ("begin 7.0 none; end 7.0 broken; begin 7.1 none", "hang", 1),
+        ("begin 7.0 none; end 7.0 broken; submit - -; begin 8.0 none", "broken", 1),
+        ("begin 7.0 old; end 7.0 broken; begin 7.1 none", "broken", 1),
+        ("begin 7.0 none; end 7.0 grow; begin 7.1 none; end 7.1 stopped; begin 7.2 none", "broken", 1),
+        ("begin 7.0 none; begin 7.1 none; begin 7.2 none", "node_lost", 3),
+        ("begin 7.0 none; begin 7.1 none; begin 7.2 none", "broken", 1),
+        ("begin 7.0 none; end 7.0 node_lost; begin 7.1 none; end 7.1 node_lost", "node_lost", 2),
+        ("begin 7.0 old", "broken", 0),
+    ],
+)
+def test_starts_that_brought_no_newer_checkpoint_are_counted_by_cause(slurm, run, lines, cause, count):
+    (run / "slurm").mkdir(parents=True)
+    (run / "slurm" / "attempts").write_text("submit - -\n" + lines.replace("; ", "\n") + "\n")
+    assert slurm.script(run, f"fruitless {cause}").stdout == f"{count}\n"
+
+
+# ---- what a site remembers of its nodes
+
+
+def test_a_failure_of_a_node_is_a_line_of_its_own_whatever_stood_there(slurm, run):
+    run.mkdir()
+    (run / "nodes.jsonl").write_text('{"torn": ')
+    slurm.script(run, "remember lost 'did \"not\" answer' node2\nremember unhealthy 'no GPU' node1 node3")
+    found = read_lines(run / "nodes.jsonl", FAILURE)
+    assert [(line["node"], line["cause"], line["job"]) for line in found] == [
+        ("node2", "lost", 7),
+        ("node1", "unhealthy", 7),
+        ("node3", "unhealthy", 7),
+    ]
+    assert (found[0]["why"], found[0]["run"]) == ("did ?not? answer", str(run))
+
+
+def test_what_befell_all_nodes_of_a_job_is_held_against_none(slurm, run):
+    slurm.script(run, "remember unhealthy 'no answer' node0 node1 node2 node3\nremember unhealthy 'no answer'")
+    assert not (run / "nodes.jsonl").exists()
+    slurm.script(run, "remember unhealthy 'no GPU' node0", num_nodes=1)
+    assert len(read_lines(run / "nodes.jsonl")) == 1
+
+
+def test_a_file_of_nodes_that_cannot_be_written_is_told_and_stops_nothing(slurm, run):
+    done = slurm.script(run, "NODES_FILE=/proc/none/nodes.jsonl\nremember lost 'no answer' node2\necho goes on")
+    assert done.stdout == "goes on\n"
+    assert done.stderr.count("\n") == 1 and "node2 is not remembered to have failed (lost)" in done.stderr
+
+
+def test_only_nodes_of_the_job_can_be_blamed(slurm, run):
+    slurm.answer("scontrol", HOSTS)
+    marks = "mkdir -p $MARKS; touch $MARKS/corrupt-node2 $MARKS/corrupt-elsewhere $MARKS/hang-node1 $MARKS/mistake"
+    assert slurm.script(run, f"{marks}\nblamed corrupt\nblamed hang").stdout == "node2\nnode1\n"
+
+
 def test_the_job_of_a_chain_knows_those_that_wait_after_it(slurm, run):
     slurm.answer("squeue", 'printf "%s\\n" 4 8 9 12')
     done = slurm.script(run, 'printf "%s\\n" 4 7 8 9 >"$RUN/slurm/chain"\nlater_jobs')
@@ -143,21 +233,3 @@ def test_a_node_that_is_lost_is_named_and_slurm_waited_for(slurm, run):
     assert "node2 does not answer: waiting up to 660 s" in done.stderr
     (event,) = read_lines(run / "events" / "job-7.0.jsonl")
     assert (event["event"], event["nodes"]) == ("node_lost", "node2")
-
-
-def test_a_node_that_held_other_weights_is_excluded_and_named(slurm, run):
-    slurm.answer(
-        "scontrol",
-        'case "$*" in "show hostnames node2") echo node2; exit 0 ;; esac\n'
-        + HOSTS
-        + 'case "$*" in "-o show job"*) echo "JobId=7 Restarts=0 ExcNodeList=(null) Requeue=1" ;; esac',
-    )
-    slurm.answer("sinfo", 'printf "node%d\\n" {0..5}')
-    quiet = slurm.script(run, 'mkdir -p "$MARKS"\nleave_corrupt_nodes\necho stays')
-    assert quiet.stdout == "stays\n", quiet.stderr
-    done = slurm.script(run, 'touch "$MARKS/corrupt-node2" "$MARKS/mistake"\nleave_corrupt_nodes\necho stays')
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
-    assert "update JobId=7 ExcNodeList=node2" in slurm.calls("scontrol")
-    events = read_lines(run / "events" / "job-7.0.jsonl")
-    assert (events[0]["node"], events[0]["why"]) == ("node2", "it held other weights than its replicas")
-    assert events[-1]["reason"] == "unhealthy"

@@ -4,12 +4,15 @@ import time
 
 import pytest
 
+from launcher import practice
+from launcher.nodes import read_nodes
+from launcher.profiles import LemonsConfig
 from tests.slurm.losses import LOCAL_STEPS, WAYS
 from training import fence
 
 
 @pytest.fixture(scope="module")
-def lost(losing):
+def lost(losing, elastic):
     """Four runs, each with the node it lost and what was left on it, once they are over."""
     return {way: (run, *future.result()) for way, (run, future) in losing.items()}
 
@@ -48,3 +51,27 @@ def test_a_rank_that_wakes_up_after_its_run_went_on_elsewhere_leaves_it_alone(lo
         assert time.monotonic() < deadline, run.story()
         time.sleep(0.2)
     assert run.ends() == ["finished"]
+
+
+def test_a_run_whose_node_stays_away_goes_on_with_fewer_and_grows_again(elastic, two_ranks_here):
+    run = elastic.result()
+    assert run.state(run.jobs[0]) == "COMPLETED", run.story()
+    (fewer,) = run.events("fewer_nodes")
+    assert (fewer["restart"], fewer["wanted"], fewer["have"], fewer["use"]) == (1, 4, 3, 2)
+    assert [event["world_size"] for event in run.events("start")] == [4, 2, 4]
+    assert [event["from"]["world_size"] for event in run.events("resharded")] == [4, 2]
+    found = run.losses()
+    assert found.keys() == two_ranks_here.keys()
+    assert all(found[step] == pytest.approx(two_ranks_here[step], abs=1e-5) for step in found)
+    log = (run.folder / "slurm" / f"train-{run.jobs[0]}.log").read_text()
+    assert "3 nodes of 4: waiting up to 3 s for more" in log
+    assert "goes on with 2 nodes; 4 are wanted, it has 3" in log
+
+
+def test_lost_nodes_are_remembered_for_all_runs_of_the_cluster(lost):
+    rule, file = LemonsConfig(), practice.folder() / "state" / "nodes.jsonl"
+    remembered = {node.name: node for node in read_nodes(file, rule)[0]}
+    for run, node, _ in lost.values():
+        assert node in remembered, run.story()
+        assert [failure.cause for failure in remembered[node].failures] == ["lost"]
+    assert "node13" in remembered

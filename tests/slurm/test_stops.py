@@ -93,11 +93,11 @@ def test_the_way_from_submission_to_the_first_step_is_split_by_phase(runs):
     assert order[0] < order[-1]
 
 
-def test_three_restarts_without_progress_end_a_job_with_a_sentence(runs):
+def test_two_restarts_without_progress_end_a_job_with_a_sentence(runs):
     run = runs["hopeless"]
     assert run.state(run.jobs[0]) == "FAILED", run.story()
-    assert run.ends() == ["broken", "broken", "broken", "crash_loop"]
-    assert "3 restarts without a new checkpoint" in run.events("job_end")[-1]["message"]
+    assert run.ends() == ["start", "start", "crash_loop"]
+    assert "2 restarts after that brought no newer checkpoint" in run.events("job_end")[-1]["message"]
 
 
 def test_a_run_that_is_cancelled_with_save_has_saved_and_stays_ended(runs):

@@ -67,9 +67,9 @@ def test_ranks_of_which_one_adds_up_wrongly_are_found_and_train_nothing(cluster)
 
 
 def test_what_sbatch_would_refuse_is_told_before_anything_is_written(cluster):
-    config = cluster.config("refused", training={"micro_batch_size": 1})
+    config = cluster.config("refused", training={"micro_batch_size": 1, "global_batch_size": 32})
     with pytest.raises(ValueError, match=r"sbatch would refuse the job file of stage train: .*not available"):
-        cluster.submit("refused", cluster.profile(ranks_per_node=1), config, nodes=16)
+        cluster.submit("refused", cluster.profile(ranks_per_node=1), config, nodes=32)
     with pytest.raises(ValueError, match="invalid partition"):
         cluster.submit("refused", cluster.profile(partition="none"), config)
     assert not config.run_dir.exists()

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.training.planes import in_threads
-from training.parts.comparing import mark_nodes
 from training.replicas import SHOWN, Deviants, Vote, deviants, digest_of
 
 
@@ -64,12 +63,9 @@ def test_one_bit_makes_another_digest():
     assert digest_of(weights) != before
 
 
-@pytest.mark.parametrize("certain", [True, False])
-def test_only_a_node_that_is_known_to_be_at_fault_is_left_out(tmp_path, certain):
-    (tmp_path / "slurm" / "marks-7.0").mkdir(parents=True)
-    mark_nodes(tmp_path, "7.0", Deviants(1, ((3, "node2"),), certain))
-    marks = [path.name for path in (tmp_path / "slurm" / "marks-7.0").iterdir()]
-    assert marks == (["corrupt-node2"] if certain else [])
+def test_only_a_node_that_is_known_to_be_at_fault_is_blamed():
+    assert Deviants(1, ((3, "node2"),), True).blamed == ["node2"]
+    assert Deviants(1, ((3, "node2"),), False).blamed == []
 
 
 def test_deviants_add_up_in_any_order():

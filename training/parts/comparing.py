@@ -1,8 +1,7 @@
 """What replicas hold alike, compared every `guards.replica_check_interval` steps (see replicas.py)."""
 
-from pathlib import Path
-
 from training.engine import Engine
+from training.marks import leave_marks
 from training.parts.part import Moment, Part, Run
 from training.replicas import Deviants, deviants, digest_of
 from training.state.together import on_main
@@ -36,12 +35,6 @@ def end_of(run: Run, step: int, found: Deviants, what: str) -> Corrupt:
     """Tells who is at fault and marks their nodes; the error to raise. All ranks call it together."""
     ranks = [rank for rank, _ in found.named]
     run.events.write("corrupt", step=step, ranks=ranks, nodes=found.nodes, certain=found.certain, reason=what)
-    on_main(run.world, lambda: mark_nodes(run.folder, run.world.attempt, found))
+    named = [f"corrupt-{node}" for node in found.blamed]
+    on_main(run.world, lambda: leave_marks(run.folder, run.world.attempt, *named))
     return Corrupt(f"step {step}: rank {found} {what}; its machine is at fault")
-
-
-def mark_nodes(run_dir: Path, attempt: str, found: Deviants) -> None:
-    """Leaves the nodes' names for a job's script (see slurm/functions.sh), where it is known which are at fault."""
-    folder = run_dir / "slurm" / f"marks-{attempt}"
-    for node in found.nodes if found.certain and folder.is_dir() else ():
-        (folder / f"corrupt-{node}").touch()

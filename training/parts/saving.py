@@ -105,7 +105,7 @@ class Saving(Part):
 
     def _commit(self, snapshot: Snapshot, state: RunState, started: float) -> Saved:
         run, world, keep = self.run, self._behind.world, self.run.config.checkpoint
-        folder = commit(snapshot, run.folder, state, run.identity, world)
+        folder = commit(snapshot, run.folder, state, run.identity, world, keep.writers)
         seconds = time.perf_counter() - started
         gone = on_main(world, lambda: delete_superseded(run.folder, keep.keep, keep.keep_every_steps))
         return Saved(folder, seconds, gone)

@@ -24,19 +24,34 @@ from training.state.index import Index, index_of
 from training.state.parts import part_name, write_part
 from training.state.snapshot import Snapshot
 from training.state.sums import CHECKSUMS, dump_sums
-from training.state.together import everywhere, on_main
+from training.state.together import on_main
+from training.state.writers import in_turns
 
 if TYPE_CHECKING:
     from training.engine import Engine
 
 
-def save(engine: "Engine", run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
+def save(
+    engine: "Engine",
+    run_dir: Path,
+    state: RunState,
+    identity: RunIdentity,
+    world: World,
+    writers: int | None = None,
+) -> Path:
     """Both halves, one after the other; see `commit`."""
-    return commit(engine.snapshot(), run_dir, state, identity, world)
+    return commit(engine.snapshot(), run_dir, state, identity, world, writers)
 
 
-def commit(snapshot: Snapshot, run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
-    """Writes a checkpoint and returns its folder; all ranks call it together.
+def commit(
+    snapshot: Snapshot,
+    run_dir: Path,
+    state: RunState,
+    identity: RunIdentity,
+    world: World,
+    writers: int | None = None,
+) -> Path:
+    """Writes a checkpoint and returns its folder; all ranks call it together, and at most `writers` write at once.
 
     Raises OSError on every rank when one could not write: nothing half-written is left, and the checkpoints from
     before stay as they are. Raises Superseded when another start of the run has taken it over.
@@ -46,7 +61,7 @@ def commit(snapshot: Snapshot, run_dir: Path, state: RunState, identity: RunIden
         aside = on_main(world, lambda: make_room(run_dir, state.step, world.attempt))
         name = part_name(world.mesh.part)
         kinds = {kind: [part] for kind, part in snapshot.kinds.items()}
-        digest = everywhere(world, lambda: write_part(aside / name, kinds))
+        digest = in_turns(world, aside, writers, lambda: write_part(aside / name, kinds))
         digests = dict(world.gather_to_main((name, digest)) or ())
         return on_main(world, lambda: _complete(aside, digests, snapshot, state, identity, world.attempt))
     except OSError as error:
