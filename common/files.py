@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -194,6 +195,23 @@ def write_whole(path: Path, data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def open_file(path: Path) -> IO[bytes]:
+    """A file to be read. OSError, of the kind that a folder gives, for a pipe or a device, which may never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise IsADirectoryError(errno.EISDIR, f"it is {what}, where a file belongs", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file; OSError as of `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
 class HashingWriter(io.RawIOBase):
     """A new binary file; `digest` is the xxh3_128 of what was written once it is closed, synced to the disk.
 
@@ -241,7 +259,7 @@ class HashingWriter(io.RawIOBase):
 def checksum(path: Path) -> str:
     """xxh3_128 of a file, read in pieces of 8 MiB."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(8 * 2**20):
             digest.update(piece)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import read_file, write_whole
 
 NAME = "attempt"
 VARIABLE = "SHARDLINE_ATTEMPT"
@@ -52,7 +52,7 @@ def is_scheduled(attempt: str) -> bool:
 def read(run_dir: Path) -> str:
     """Name of the attempt that holds the run, empty when none ever did."""
     path = run_dir / NAME
-    return path.read_text(errors="replace").strip() if path.exists() else ""
+    return read_file(path).decode(errors="replace").strip() if path.exists() else ""
 
 
 def take(run_dir: Path, attempt: str) -> None:

@@ -18,7 +18,8 @@ from typing import Any
 import sentencepiece
 import xxhash
 
-from common.files import meant_name, sweep, written_aside
+from common.files import meant_name, read_file, sweep, written_aside
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import Rejects, Unit, plan_units, read_documents
@@ -114,7 +115,7 @@ def _settings(config: TokenizerConfig, sources: Sequence[SourceConfig]) -> dict[
 def _read_info(folder: Path) -> dict[str, Any] | None:
     path = folder / INFO_NAME
     try:
-        info = json.loads(path.read_bytes())
+        info = parse_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:

@@ -154,7 +154,7 @@ def reading(run_dir: Path) -> Iterator[None]:
     """Keeps the run, which may be training, from deleting checkpoints while the block reads one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # every save makes it first, so none is under way
-            descriptor = os.open(run_dir / READERS, os.O_RDONLY)
+            descriptor = os.open(run_dir / READERS, os.O_RDONLY | os.O_NONBLOCK)
             stack.callback(os.close, descriptor)
             _lock(run_dir / READERS, descriptor, fcntl.LOCK_SH)
         yield

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
+from common.files import read_file
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import comparable
@@ -116,7 +118,7 @@ def parse_state(data: bytes, folder: Path) -> Saved:
     Raises OtherFormat where it is of a format that this version does not read, ValueError where it is damaged.
     """
     try:
-        facts = json.loads(data)
+        facts = parse_json(data)
         written = facts.get("format", 0)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{STATE} cannot be read ({error})") from None
@@ -139,7 +141,7 @@ def parse_state(data: bytes, folder: Path) -> Saved:
 def read_saved(folder: Path) -> Saved:
     """What a checkpoint says of its run. ValueError when `state.json` is missing, broken or of another format."""
     try:
-        return parse_state((folder / STATE).read_bytes(), folder)
+        return parse_state(read_file(folder / STATE), folder)
     except OtherFormat:
         raise
     except ValueError as error:

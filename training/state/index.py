@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from common.json_lines import parse_json
 from training.state.boxes import Box, shared
 from training.state.layout import Layout, Slice
 
@@ -230,7 +231,7 @@ class Index:
     def loads(cls, data: bytes) -> "Index":
         """From JSON. ValueError when it is not whole and consistent: every element in one place, and no other."""
         try:
-            facts = json.loads(data)
+            facts = parse_json(data)
             cuts = tuple(_cut_from_json(cut) for cut in facts["cuts"])
             index = cls(tuple(map(str, facts["kinds"])), int(facts["updates"]), cuts)
         except (KeyError, TypeError, IndexError, AttributeError) as error:

@@ -51,6 +51,12 @@ def write_part(path: Path, kinds: Mapping[str, Sequence[torch.Tensor]]) -> str:
     return file.digest
 
 
+def part_bytes(index: Index, part: int) -> int:
+    """Bytes of a part's file, by the index."""
+    sizes = {kind: index.size(part, kind) for kind in index.kinds}
+    return len(_header(sizes)) + sum(sizes.values()) * _ITEM
+
+
 def _header(sizes: Mapping[str, int]) -> bytes:
     header, end = {}, 0
     for kind, size in sizes.items():
