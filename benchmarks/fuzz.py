@@ -15,6 +15,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import io
 import json
 import logging
 import multiprocessing
@@ -81,8 +82,9 @@ class Valid:
             if kind.make not in self.folders:
                 folder = self.folders[kind.make] = work / f"valid-{len(self.folders)}"
                 folder.mkdir()
-                kind.make(folder)
-            with self.copy(kind) as folder:
+                with contextlib.chdir(folder):
+                    kind.make(folder)
+            with self.copy(kind) as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
                 self.found[kind.name] = kind.read(folder)
 
     @contextlib.contextmanager

@@ -20,16 +20,18 @@ import xxhash
 import yaml
 
 from common.files import checksum
-from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo
 from data_pipeline.opening import open_dataset
 from data_pipeline.reading.dataset import TokenDataset
 from data_pipeline.reading.inspect import inspect_dataset, verify_dataset
 from data_pipeline.shards import ShardReader, ShardWriter, write_sums
 from data_pipeline.tokenizer import MODEL_NAME, Tokenizer, train_tokenizer
+from launcher import views
 from launcher.config import load_config, save_config, to_yaml
+from launcher.console import StageProgress
 from launcher.report import write_report
 from launcher.run_folder import RunFolder, last_step, metrics_of
+from launcher.stages import train_tokenizer as train_tokenizer_of
 from launcher.status import status
 from launcher.submit import Request, scripts
 from training import fence
@@ -57,7 +59,7 @@ CONFIG = """
 name: run
 runs_dir: runs
 tokenizer: {path: tokenizer, vocab_size: 320, num_sentinels: 8, training_megabytes: 0.1}
-data: {path: dataset, sources: [{path: text.jsonl}, {path: 'more/*.jsonl.gz'}], validation_fraction: 0.1}
+data: {path: dataset, sources: [{path: text.jsonl}], validation_fraction: 0.1}
 objective: {name: next_token}
 model: {shape: causal, num_layers: 2, d_model: 64, num_heads: 4, num_kv_heads: 2, d_ff: 128}
 optimizer: {lr: 3.0e-4, betas: [0.9, 0.95], weight_decay: 0.1}
@@ -175,8 +177,8 @@ def make_tokenizer(folder: Path) -> None:
     with (folder / "text.jsonl").open("w") as file:
         for _ in range(200):
             file.write(json.dumps({"text": " ".join(rng.choice(words, 30))}) + "\n")
-    config = TokenizerConfig(path=str(folder / "tokenizer"), vocab_size=320, num_sentinels=8, training_megabytes=0.1)
-    train_tokenizer(config, [SourceConfig(path=str(folder / "text.jsonl"))])
+    config = load_config(folder / "run.yaml")
+    train_tokenizer(config.tokenizer, config.data.sources)
 
 
 def read_tokenizer(folder: Path) -> tuple[str, Any]:
@@ -186,6 +188,11 @@ def read_tokenizer(folder: Path) -> tuple[str, Any]:
     ids = tokenizer.encode("they have the word\n\u00e9\U0001f600<mask>")
     tokens, lengths = tokenizer.encode_documents(["from this", ""])
     return tokenizer.fingerprint, (ids.tolist(), tokenizer.decode(ids), tokens.tolist(), lengths.tolist())
+
+
+def read_record(folder: Path) -> str:
+    """What is said of a tokenizer that was trained already."""
+    return views.tokenizer(train_tokenizer_of(load_config(folder / "run.yaml"), StageProgress("training")))
 
 
 def same_fingerprint_same_meaning(found: tuple[str, Any], valid: tuple[str, Any]) -> str:
@@ -450,8 +457,8 @@ ALL = (
         "tokenizer record",
         {"tokenizer/tokenizer_info.json": "json"},
         make_dataset,
-        read_tokenizer,
-        the_same,
+        read_record,
+        any_value,
         ("tokenizer", "train", "run.yaml"),
     ),
     Kind(

@@ -197,13 +197,18 @@ def write_whole(path: Path, data: bytes) -> str:
 
 def open_file(path: Path) -> IO[bytes]:
     """A file to be read. OSError, of the kind that a folder gives, for a pipe or a device, which may never end."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    return os.fdopen(open_descriptor(path, os.O_RDONLY), "rb")
+
+
+def open_descriptor(path: Path, flags: int) -> int:
+    """Its descriptor, by the flags of open(2); the same OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
         raise IsADirectoryError(errno.EISDIR, f"it is {what}, where a file belongs", str(path))
-    return os.fdopen(descriptor, "rb")
+    return descriptor
 
 
 def read_file(path: Path) -> bytes:

@@ -159,8 +159,10 @@ def _look(folder: Path) -> tuple[str, dict[str, bytes], tuple[str, ...]]:
             return _other_checksum(name), {}, ()
     try:
         parse_state(contents[STATE], folder)
-        parts = [part_name(part) for part in range(Index.loads(contents[INDEX]).num_parts)]
-        check_complete(digests, [STATE, INDEX, *parts])
+        num_parts = Index.loads(contents[INDEX]).num_parts
+        if num_parts != len(digests) - 2:
+            raise ValueError(f"{INDEX} has {num_parts} parts and {CHECKSUMS} {len(digests) - 2}")
+        check_complete(digests, [STATE, INDEX, *map(part_name, range(num_parts))])
     except OtherFormat:
         raise
     except ValueError as error:

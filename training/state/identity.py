@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ValidationError
 
 from common.files import read_file
-from common.json_lines import parse_json
+from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import comparable
@@ -86,6 +86,23 @@ _REMEDIES = {
 }
 
 
+FORM = Form(
+    {
+        "state": Form(dict.fromkeys(("step", "samples_consumed", "tokens_consumed"), int)),
+        "identity": Form(
+            {
+                **dict.fromkeys(("world_size", "zero_stage"), int),
+                **dict.fromkeys(("precision", "tokenizer"), str),
+                **dict.fromkeys(("order", "model"), dict),
+                "data": (dict, str),
+            },
+            {"tensor": int, "context": int, "optimizer": str},
+        ),
+    }
+)
+"""What `state.json` holds at least; keys of `RunIdentity` that came later may be missing."""
+
+
 class OtherFormat(Mistake):
     """A checkpoint that is whole for all we know, but not of a format that this version reads."""
 
@@ -132,6 +149,8 @@ def parse_state(data: bytes, folder: Path) -> Saved:
             f"{folder}: written in format {written}, and this version of shardline reads formats up to {FORMAT}; "
             "go on with the version that wrote it, or a newer one"
         )
+    if fault := FORM.fault(facts):
+        raise ValueError(f"{STATE} is not that of a checkpoint, for {fault}")
     try:
         return Saved(RunState(**facts["state"]), _as_today(RunIdentity(**facts["identity"])))
     except (KeyError, TypeError, AttributeError) as error:

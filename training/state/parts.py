@@ -131,7 +131,7 @@ class Parts:
         else:
             if len(self._open) >= MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[part] = os.open(part_name(part), os.O_RDONLY, dir_fd=self._folder)
+            self._open[part] = os.open(part_name(part), os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._folder)
         return self._open[part]
 
     @contextlib.contextmanager
