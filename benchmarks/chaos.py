@@ -137,8 +137,8 @@ def attempt(plan: Trial, ground: Ground) -> Outcome:
     began, straight = time.monotonic(), ground.undisturbed(plan.way)
     outcome, home = Outcome(plan.number, plan.way.name), ground.folder / f"trial-{plan.number}"
     needs_disk = ground.can_mount and any(strike.deed == "disk full" for strike in plan.strikes)
-    with small_disk(home, DISK_MEGABYTES) if needs_disk else contextlib.nullcontext():
-        home.mkdir(parents=True, exist_ok=True)
+    home.mkdir()
+    with small_disk(home / "disk", DISK_MEGABYTES) if needs_disk else contextlib.nullcontext():
         try:
             run = Course(plan, ground, home, outcome).through()
             outcome.faults += differences(run, straight) if not outcome.faults else []
@@ -158,7 +158,8 @@ class Course:
 
     def __init__(self, plan: Trial, ground: Ground, home: Path, outcome: Outcome):
         self.plan, self.ground, self.home, self.outcome = plan, ground, home, outcome
-        self.config, self.run = ground.config(plan.way, home, "run"), home / "run"
+        self.runs = home / "disk"
+        self.config, self.run = ground.config(plan.way, self.runs, "run"), self.runs / "run"
         self.reached = 0
         """Last step that was trained."""
         self.extra = 0
@@ -187,7 +188,7 @@ class Course:
         if strike and start.until(strike):
             if strike.deed == "disk full" and self.ground.can_mount:
                 outcome.struck.append(strike)
-                ballast = fill_disk(self.home)
+                ballast = fill_disk(self.runs)
             else:  # without the right to mount, a full disk is a kill
                 deed = dataclasses.replace(strike, deed="SIGKILL") if strike.deed == "disk full" else strike
                 if start.signal(deed):
@@ -199,7 +200,7 @@ class Course:
         said = start.log.read_text(errors="replace")
         if code is None:
             outcome.faults.append(f"start {number} hung")
-        elif "Traceback (most recent call last)" in said:
+        elif "Traceback (most recent call last)" in said and "KeyboardInterrupt" not in said:
             outcome.faults.append(f"start {number}: a traceback")
         elif code == 2 and not ballast:
             outcome.faults.append(f"start {number} gave up: {said.strip().splitlines()[-1][:300]}")

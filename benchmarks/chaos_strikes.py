@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos_plan import EVALUATION, INTERVAL, Strike
-from training.state.folder import complete_checkpoints, named_latest, step_of
+from launcher.local_rank import end_with_parent
+from training.state.folder import DAMAGED, complete_checkpoints, named_latest, step_name, step_of
 
 POLL_SECONDS = 0.003
 PATIENCE = 420
@@ -38,7 +39,13 @@ class Start:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with log.open("wb") as file:
             self.process = subprocess.Popen(
-                command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, cwd=ROOT, env=environment
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
+                cwd=ROOT,
+                env=environment,
             )
         self._members = {self.process.pid: psutil.Process(self.process.pid)}
 
@@ -49,7 +56,8 @@ class Start:
 
     def members(self) -> list[psutil.Process]:
         """All processes that this start has made so far and that are there."""
-        for parent in list(self._members.values()):
+        root = self._members[self.process.pid]  # while it is there, all others are below it
+        for parent in [root] if _is_alive(root) else list(self._members.values()):
             with contextlib.suppress(psutil.Error):
                 self._members |= {child.pid: child for child in parent.children(recursive=True)}
         return [member for member in self._members.values() if _is_alive(member)]
@@ -95,6 +103,7 @@ class Start:
 
     def signal(self, strike: Strike) -> bool:
         """Sends the signal of a strike; False where nobody is there to get it."""
+        self.members()  # who is there is known even when their parent is gone
         found = self.targets(strike.target)
         for each in found:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -112,7 +121,7 @@ class Start:
                 self.process.wait()
                 return None
             self.process.poll()
-            time.sleep(0.05)
+            time.sleep(0.2)
         return self.process.wait()
 
 
@@ -165,10 +174,12 @@ def fill_disk(folder: Path) -> Path:
 
 
 def damage(run: Path, how: str, name: str, where: float) -> bool:
-    """Spoils a file of the newest checkpoint; False, and nothing done, where it is the only one."""
-    if len(complete_checkpoints(run)) < 2:
+    """Spoils a file of the newest checkpoint; False, and nothing done, where no sound one is older."""
+    newest = saved_step(run)
+    older = [path for path in complete_checkpoints(run) if step_of(path) < newest and not (path / DAMAGED).exists()]
+    path = run / "checkpoints" / step_name(newest) / name
+    if not older or not path.exists():
         return False
-    path = complete_checkpoints(run)[-1] / name
     data = bytearray(path.read_bytes())
     at = int(where * (len(data) - 1))
     if how == "missing":
