@@ -85,7 +85,7 @@ class Valid:
                 with contextlib.chdir(folder):
                     kind.make(folder)
             with self.copy(kind) as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-                self.found[kind.name] = kind.read(folder)
+                self.found[kind.name] = (kind.right or kind.read)(folder)
 
     @contextlib.contextmanager
     def copy(self, kind: Kind):

@@ -7,7 +7,6 @@ at all; where the file is the authority itself (a config, a line of metrics), it
 """
 
 import dataclasses
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -15,19 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xxhash
 import yaml
 
+from benchmarks.fuzz_folders import NEWEST, RUN, make_config, make_dataset, make_foreign, make_profile, make_run
 from common.files import checksum
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo
+from data_pipeline.manifest import FILE_NAME
 from data_pipeline.opening import open_dataset
 from data_pipeline.reading.dataset import TokenDataset
 from data_pipeline.reading.inspect import inspect_dataset, verify_dataset
-from data_pipeline.shards import ShardReader, ShardWriter, write_sums
-from data_pipeline.tokenizer import MODEL_NAME, Tokenizer, train_tokenizer
+from data_pipeline.shards import ShardReader, write_sums
+from data_pipeline.tokenizer import MODEL_NAME, Tokenizer
 from launcher import views
-from launcher.config import load_config, save_config, to_yaml
+from launcher.config import load_config, to_yaml
 from launcher.console import StageProgress
 from launcher.report import write_report
 from launcher.run_folder import RunFolder, last_step, metrics_of
@@ -40,57 +39,12 @@ from training.distributed import World
 from training.events import EventLog
 from training.lock import refuse_second_writer
 from training.metrics import forget_after
-from training.state.boxes import Box
 from training.state.choosing import choose, read_index
 from training.state.folder import delete_superseded, latest_checkpoint, point_to, reading
-from training.state.identity import RunIdentity, RunState, check_identity
-from training.state.index import written_slices
-from training.state.layout import sharded
+from training.state.identity import check_identity
 from training.state.loading import stream_weights
-from training.state.saving import Snapshot, commit
 from training.state.sums import CHECKSUMS, dump_sums
 from training.worker import read_config
-
-SHAPES = {"embedding": (11, 3), "matrix": (40, 50), "norm": (7,), "scale": ()}
-KINDS = ("weight", "exp_avg", "exp_avg_sq")
-STEPS = (10, 20)
-"""Steps of the two checkpoints of a run."""
-CONFIG = """
-name: run
-runs_dir: runs
-tokenizer: {path: tokenizer, vocab_size: 320, num_sentinels: 8, training_megabytes: 0.1}
-data: {path: dataset, sources: [{path: text.jsonl}], validation_fraction: 0.1}
-objective: {name: next_token}
-model: {shape: causal, num_layers: 2, d_model: 64, num_heads: 4, num_kv_heads: 2, d_ff: 128}
-optimizer: {lr: 3.0e-4, betas: [0.9, 0.95], weight_decay: 0.1}
-schedule: {name: wsd, warmup_steps: 3, decay_steps: 5}
-training: {steps: 20, sequence_length: 32, global_batch_size: 16, micro_batch_size: 4, num_processes: 2, zero_stage: 1,
-  precision: bf16, profile: {start: 3, steps: 2, ranks: [0]}, 
-  deepspeed: {zero_optimization: {reduce_bucket_size: 1000000}}}
-parallel: {tensor: 1}
-evaluation: {interval_steps: 5, num_samples: 16, objectives: [{name: prefix_lm}]}
-checkpoint: {interval_steps: 10, keep: 2, keep_every_steps: 100}
-"""
-PROFILE = """
-description: a cluster
-partition: batch
-account: physics
-gpus_per_node: 4
-gpu_type: h100
-ranks_per_node: 4
-time: "24:00:00"
-sbatch: [--switches=1]
-srun: [--mpi=none]
-modules: [cuda/12.4]
-source: [/etc/profile.d/modules.sh]
-container: {kind: apptainer, image: "${HOME}/a.sif", mounts: ["/lustre:/lustre"], options: [--nv]}
-scratch: "/scratch/${USER}"
-shared_paths: ["/"]
-environment: {NCCL_DEBUG: WARN}
-health: {level: full, min_memory_gb: 2.5, timeout_seconds: 60}
-"""
-SQUEUE = "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
-"""A cluster that knows none of the jobs any more."""
 
 Judge = Callable[[Any, Any], str]
 
@@ -115,6 +69,8 @@ class Kind:
     """How many cases it gets for each one of others."""
     mend: Callable[[Path], object] = lambda folder: None
     """Done after a file was spoilt: makes checksums fit what is there now."""
+    right: Callable[[Path], Any] | None = None
+    """What a valid folder is read as, for `judge`; as by `read` if empty."""
 
 
 def any_value(found: Any, valid: Any) -> str:
@@ -127,11 +83,6 @@ def the_same(found: Any, valid: Any) -> str:
     return "" if found == valid else "what was read is not what was written"
 
 
-def make_config(folder: Path) -> None:
-    """A config with a key of every section."""
-    (folder / "run.yaml").write_text(CONFIG)
-
-
 def read_run_config(folder: Path) -> str:
     """The resolved config, which must mean the same when it is read again."""
     text = to_yaml(load_config(folder / "run.yaml"))
@@ -140,45 +91,10 @@ def read_run_config(folder: Path) -> str:
     return text
 
 
-def make_profile(folder: Path) -> None:
-    """A cluster's profile, and a config to submit."""
-    make_config(folder)
-    (folder / "cluster.yaml").write_text(PROFILE)
-
-
 def read_profile(folder: Path) -> list[str]:
     """Job files of both stages."""
     config = load_config(folder / "run.yaml")
     return list(scripts(config, Request(str(folder / "cluster.yaml"), 2, stage="data")).values())
-
-
-def make_tokenizer(folder: Path) -> None:
-    """A tokenizer of 320 pieces with its sources, and a config."""
-    make_config(folder)
-    words = [
-        "the",
-        "of",
-        "and",
-        "to",
-        "in",
-        "you",
-        "that",
-        "he",
-        "was",
-        "for",
-        "on",
-        "with",
-        "they",
-        "this",
-        "have",
-        "from",
-    ]
-    rng = np.random.default_rng(0)
-    with (folder / "text.jsonl").open("w") as file:
-        for _ in range(200):
-            file.write(json.dumps({"text": " ".join(rng.choice(words, 30))}) + "\n")
-    config = load_config(folder / "run.yaml")
-    train_tokenizer(config.tokenizer, config.data.sources)
 
 
 def read_tokenizer(folder: Path) -> tuple[str, Any]:
@@ -198,21 +114,6 @@ def read_record(folder: Path) -> str:
 def same_fingerprint_same_meaning(found: tuple[str, Any], valid: tuple[str, Any]) -> str:
     """A model file of another fingerprint is another tokenizer, which datasets and runs refuse."""
     return "another meaning under the same fingerprint" if found[0] == valid[0] and found != valid else ""
-
-
-def make_dataset(folder: Path) -> None:
-    """Two shards of training, the first of more than one block, and one of validation, with their tokenizer."""
-    make_tokenizer(folder)
-    record, data = Tokenizer.load(folder / "tokenizer", "off").record(), folder / "dataset"
-    splits: dict[str, list[ShardInfo]] = {}
-    for split, number, documents in (("train", 0, 900), ("train", 1, 20), ("validation", 0, 15)):
-        name, rng = f"{split}-{number:05d}", np.random.default_rng(documents)
-        lengths = rng.integers(3, 90, documents)
-        with ShardWriter(data / name, record["vocab_size"]) as shard:
-            shard.add(rng.integers(20, record["vocab_size"], lengths.sum()), lengths)
-        counts = {"num_documents": documents, "num_tokens": shard.num_tokens, "source_bytes": 3 * shard.num_tokens}
-        splits.setdefault(split, []).append(ShardInfo(name=name, checksums=shard.checksums, **counts))
-    Manifest(**record, config_fingerprint="c" * 32, splits=splits, counts={"kept": 935}).save(data)  # type: ignore[arg-type]
 
 
 def read_data(folder: Path) -> dict[str, Any]:
@@ -240,14 +141,6 @@ def same_documents(found: dict[str, Any], valid: dict[str, Any]) -> str:
     return "" if read <= written else "a document that nobody wrote"
 
 
-def make_foreign(folder: Path) -> None:
-    """A shard without .sums, as another program leaves it."""
-    lengths = np.random.default_rng(1).integers(3, 90, 200)
-    with ShardWriter(folder / "theirs", 320) as shard:
-        shard.add(np.arange(lengths.sum()) % 320, lengths)
-    (folder / "theirs.sums").unlink()
-
-
 def read_foreign(folder: Path) -> list[int]:
     """Lengths of its documents, which must make up its tokens."""
     write_sums(folder / "theirs")
@@ -258,69 +151,9 @@ def read_foreign(folder: Path) -> list[int]:
     return starts.tolist()
 
 
-def make_run(folder: Path) -> None:
-    """A run with two checkpoints, metrics, events of two machines, and jobs of a cluster that forgot them."""
-    make_dataset(folder)
-    run = folder / "runs" / "run"
-    run.mkdir(parents=True)
-    save_config(load_config(folder / "run.yaml"), run / "config.yaml")
-    for step in STEPS:
-        save_step(run, step)
-    (run / "attempt").write_text("7.1\n")
-    (run / "lock").write_text("process 1 on nowhere, attempt 7.1\n")
-    (run / "slurm").mkdir()
-    (run / "events").mkdir()
-    commands = folder / "commands"
-    commands.mkdir()
-    (commands / "squeue").write_text(SQUEUE)
-    (commands / "squeue").chmod(0o755)
-    write_lines(run / "metrics.jsonl", [line for step in range(1, 21) for line in metrics_line(step)])
-    write_lines(run / "events.jsonl", list(map(event, ("submit", "start", "ready", "evaluate", "save", "stop"))))
-    write_lines(run / "events" / "job-7.0.jsonl", list(map(event, ("job_start", "launch", "unhealthy", "job_end"))))
-    jobs = [{"time": 1.0, "job": job, "stage": "train", "commands": str(commands), "log": "x.log"} for job in (6, 7)]
-    write_lines(run / "slurm" / "jobs.jsonl", jobs)
-
-
-def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
-    """A file of JSON lines."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-
-
-def metrics_line(step: int) -> list[dict[str, Any]]:
-    """Lines of one step, with an evaluation after every fifth."""
-    figures = {"loss": 5.0 / step, "grad_norm": 1.0, "tokens_per_second": 10.0, "step_seconds": 0.5, "lr": 1e-3}
-    totals = {"samples_consumed": 16 * step, "tokens_consumed": 500 * step, "memory_gb": 0.5, "time": float(step)}
-    lines: list[dict[str, Any]] = [{"step": step, **figures, "mfu": 0.1, **totals}]
-    evaluation = {"loss": 4.0, "unigram_entropy": 5.0, "perplexity": 55.0, "targets": 100, "seconds": 1.0}
-    return [*lines, {"step": step, "evaluation": evaluation}] if step % 5 == 0 else lines
-
-
-def event(name: str) -> dict[str, Any]:
-    """An event of a job's start."""
-    told = {"unhealthy": {"node": "node1", "why": "no GPU"}, "job_end": {"reason": "time", "message": "over"}}
-    return {"time": 5.0, "event": name, "attempt": "7.1", "job": 7, "restart": 1, "step": 10, **told.get(name, {})}
-
-
-def save_step(run: Path, step: int) -> None:
-    """A checkpoint of four tensors that one rank writes, after two that others wrote in its place."""
-    groups = [[Box.whole(name, shape) for name, shape in list(SHAPES.items())[i::2]] for i in range(2)]
-    layout = sharded(1, 1, groups, [sum(box.size for box in group) for group in groups])
-    size = sum(piece.length for piece in written_slices(layout, 0, 1))
-    kinds = {kind: torch.arange(size) * 0.5 + 1000 * step + number for number, kind in enumerate(KINDS)}
-    world = World.alone()
-    commit(Snapshot(kinds, (layout,), step), run, RunState(step, 16 * step, 500 * step), identity(), world)
-
-
-def identity() -> RunIdentity:
-    """What the run of `make_run` is made of."""
-    order = {"seed": 1, "sequence_length": 32, "objective": {"name": "next_token"}, "target_length": None}
-    model = {"d_model": 64, "num_layers": 2, "num_heads": 4, "d_ff": 128, "vocab_size": 320}
-    return RunIdentity(1, 1, "fp32", {"tokens": "d" * 32}, "t" * 32, order, model)
-
-
 def read_checkpoint(folder: Path) -> tuple[int, str, Any]:
     """Step, digest of all tensors and state of the checkpoint that the run would go on from."""
-    run = folder / "runs" / "run"
+    run = folder / RUN
     with reading(run):
         chosen = choose(run, World.alone()).checkpoint
         assert chosen is not None, "a run with checkpoints would begin anew"
@@ -335,37 +168,22 @@ def read_checkpoint(folder: Path) -> tuple[int, str, Any]:
     return state.step, digest.hexdigest(), dataclasses.asdict(state)
 
 
-def one_of_its_checkpoints(found: tuple[int, str, Any], valid: tuple[int, str, Any]) -> str:
+def read_both_checkpoints(folder: Path) -> list[tuple[int, str, Any]]:
+    """What `read_checkpoint` may say of a run: of the newest, or of the one before it."""
+    newest, home = read_checkpoint(folder), folder / RUN / "checkpoints"
+    shutil.rmtree(home / "step-00000020")
+    (home / "latest").unlink()
+    return [newest, read_checkpoint(folder)]
+
+
+def one_of_its_checkpoints(found: tuple[int, str, Any], valid: list[tuple[int, str, Any]]) -> str:
     """The newest as it was written, or the one before it as that was."""
-    return "" if found in (valid, _earlier()) else f"a checkpoint of step {found[0]} that nobody wrote"
-
-
-def _earlier() -> tuple[int, str, Any]:
-    return EARLIER[0]
-
-
-EARLIER: list[Any] = []
-"""What `read_checkpoint` says of the older checkpoint."""
-
-
-def note_earlier(folder: Path) -> None:
-    """Reads the older checkpoint of a run on its own."""
-    shutil.copytree(
-        folder / "runs" / "run" / "checkpoints" / "step-00000010", folder / "alone/runs/run/checkpoints/step-00000010"
-    )
-    EARLIER[:] = [read_checkpoint(folder / "alone")]
-    shutil.rmtree(folder / "alone")
-
-
-def make_checkpoints(folder: Path) -> None:
-    """A run whose checkpoints are to be spoilt."""
-    make_run(folder)
-    note_earlier(folder)
+    return "" if found in valid else f"a checkpoint of step {found[0]} that nobody wrote"
 
 
 def reseal(folder: Path) -> None:
     """Computes the list of checksums anew, as somebody would who changes a checkpoint on purpose."""
-    newest = folder / "runs/run/checkpoints/step-00000020"
+    newest = folder / NEWEST
     if newest.is_dir() and not (newest / CHECKSUMS).is_symlink():
         files = [path for path in newest.iterdir() if path.name != CHECKSUMS and path.is_file()]
         if not any(path.is_symlink() for path in files):
@@ -374,7 +192,7 @@ def reseal(folder: Path) -> None:
 
 def read_state(folder: Path) -> tuple[int, str, Any]:
     """What a start does with the small files of a run, and what the run would go on from."""
-    run = folder / "runs" / "run"
+    run = folder / RUN
     found = read_checkpoint(folder)
     RunFolder.read(run)
     fence.read(run)
@@ -390,7 +208,7 @@ def read_state(folder: Path) -> tuple[int, str, Any]:
 
 def read_run(folder: Path) -> list[str]:
     """All that is made of a run's files: status, report, progress; and what a start makes of them."""
-    run = folder / "runs" / "run"
+    run = folder / RUN
     status(run)
     stands = RunFolder.read(run)
     assert stands.config is not None
@@ -407,15 +225,13 @@ def read_run(folder: Path) -> list[str]:
 
 def read_worker_config(folder: Path) -> str:
     """The config that a rank reads, and what others read of the same file."""
-    run = folder / "runs" / "run"
+    run = folder / RUN
     config: RunConfig = read_config(run)
     (folder / "same.yaml").write_bytes((run / "config.yaml").read_bytes())
     assert to_yaml(load_config(folder / "same.yaml")) == to_yaml(config), "ranks and commands read another config"
     return yaml.safe_dump(config.model_dump(mode="json"))
 
 
-RUN = "runs/run"
-NEWEST = f"{RUN}/checkpoints/step-00000020"
 INSPECT = ("data", "inspect", "dataset", "--tokenizer", "tokenizer")
 STATUS = ("status", RUN)
 
@@ -472,11 +288,12 @@ ALL = (
                 ("part-00000.safetensors", "binary"),
             )
         },
-        make_checkpoints,
+        make_run,
         read_checkpoint,
         one_of_its_checkpoints,
         ("convert", RUN, "--out", "served"),
         3,
+        right=read_both_checkpoints,
     ),
     Kind(
         "resealed checkpoint",
@@ -484,7 +301,7 @@ ALL = (
             f"{NEWEST}/{name}": form
             for name, form in (("index.json", "json"), ("state.json", "json"), ("part-00000.safetensors", "binary"))
         },
-        make_checkpoints,
+        make_run,
         read_checkpoint,
         any_value,
         ("convert", RUN, "--out", "served"),
@@ -494,10 +311,11 @@ ALL = (
     Kind(
         "state",
         {f"{RUN}/{name}": "binary" for name in ("checkpoints/latest", "attempt", "lock", "readers")},
-        make_checkpoints,
+        make_run,
         read_state,
         one_of_its_checkpoints,
         STATUS,
+        right=read_both_checkpoints,
     ),
     Kind("config of a run", {f"{RUN}/config.yaml": "yaml"}, make_run, read_worker_config, any_value, STATUS),
     Kind("metrics", {f"{RUN}/metrics.jsonl": "lines"}, make_run, read_run, any_value, STATUS, 2),
