@@ -15,6 +15,10 @@ import argparse
 import concurrent.futures
 import contextlib
 import dataclasses
+import faulthandler
+import functools
+import gc
+import importlib
 import io
 import json
 import logging
@@ -28,7 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +43,10 @@ from rich.table import Table
 
 import launcher.cli
 from benchmarks.fuzz_kinds import ALL, Kind
-from benchmarks.mutations import mutated
+from benchmarks.mutations import Mutation, mutated
 from common.mistakes import SENTENCE, is_mistake, sentence
 
-SECONDS = 10
+SECONDS = 20
 """Most that a case may take; usual are some hundredths."""
 MEMORY = 8 * 2**30
 """Most address space of a case, in bytes: that of torch, and room to be wasteful."""
@@ -50,8 +54,11 @@ FILE_BYTES = 2**28
 """Longest file that a case may write."""
 EVERY = 10
 """Of so many cases, one is given to the command too."""
+LATE = ("launcher.generate", "launcher.inspection", "launcher.preflight", "launcher.stages", "model.exchange.convert")
+"""What commands import when they are called: seconds that need to pass once only."""
 AT_ONCE = 20
-"""Cases of one errand of a worker."""
+"""Cases that are done in one process, as long as none ends it."""
+USUAL_PATH = os.environ.get("PATH", "")
 READ, REFUSED, WRONG = "read", "refused", "wrong"
 
 
@@ -88,8 +95,8 @@ class Valid:
                 self.found[kind.name] = (kind.right or kind.read)(folder)
 
     @contextlib.contextmanager
-    def copy(self, kind: Kind):
-        """A copy to be spoilt, always at the same place for the paths that stand in it; gone afterwards."""
+    def copy(self, kind: Kind) -> Iterator[Path]:
+        """A copy of a kind's folder to be spoilt; gone afterwards."""
         folder = Path(tempfile.mkdtemp(dir=self.work))
         try:
             shutil.copytree(self.folders[kind.make], folder, dirs_exist_ok=True)
@@ -97,53 +104,80 @@ class Valid:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def case(self, kind: Kind, number: int, seed: int) -> tuple[str, Mutation]:
+        """Which file is spoilt in a case, and how."""
+        rng = random.Random(f"{seed}/{kind.name}/{number}")
+        name = rng.choice(list(kind.files))
+        return name, mutated((self.folders[kind.make] / name).read_bytes(), kind.files[name], rng)
 
-def judged(kind: Kind, number: int, seed: int, valid: Valid) -> Verdict:
-    """Does one case and says how it ended."""
-    rng = random.Random(f"{seed}/{kind.name}/{number}")
-    name = rng.choice(list(kind.files))
-    with valid.copy(kind) as folder:
-        mutation = mutated((folder / name).read_bytes(), kind.files[name], rng)
-        mutation.put(folder / name)
-        kind.mend(folder)
-        done = f"{name}: {mutation.words}"
-        # a command may write into the folder, so it comes first only where nothing else does
-        outcome, words = isolated(lambda: _read(kind, folder, valid.found[kind.name]))
-        if outcome == WRONG or not kind.words or number % EVERY:
-            return Verdict(kind.name, number, outcome, words, done)
-    with valid.copy(kind) as folder:
-        mutation.put(folder / name)
-        kind.mend(folder)
-        ended, said = isolated(lambda: _run(kind.words, folder))
-    return Verdict(kind.name, number, *((WRONG, said) if ended == WRONG else (outcome, words)), done)
+    @contextlib.contextmanager
+    def spoilt(self, kind: Kind, number: int, seed: int) -> Iterator[Path]:
+        """The folder of a case; gone afterwards."""
+        name, mutation = self.case(kind, number, seed)
+        with self.copy(kind) as folder:
+            mutation.put(folder / name)
+            kind.mend(folder)
+            yield folder
 
 
-def isolated(action: Callable[[], tuple[str, str]]) -> tuple[str, str]:
-    """What `action` returns in a process of its own, which can neither wait for ever nor take all memory."""
+def judged(cases: Sequence[tuple[Kind, int]], seed: int, valid: Valid) -> list[Verdict]:
+    """Does some cases and says how each ended."""
+    ends = isolated([functools.partial(_outcome, kind, number, seed, valid) for kind, number in cases])
+    done = (valid.case(kind, number, seed) for kind, number in cases)
+    return [
+        Verdict(kind.name, number, *end, f"{name}: {mutation.words}")
+        for (kind, number), end, (name, mutation) in zip(cases, ends, done, strict=True)
+    ]
+
+
+def _outcome(kind: Kind, number: int, seed: int, valid: Valid) -> tuple[str, str]:
+    """How a case ends: the reader first, then, now and then, the command on another copy."""
+    with valid.spoilt(kind, number, seed) as folder:
+        outcome, words = _read(kind, folder, valid.found[kind.name])
+    if outcome == WRONG or not kind.words or number % EVERY:
+        return outcome, words
+    with valid.spoilt(kind, number, seed) as folder:
+        ((ended, said),) = isolated([functools.partial(_run, kind.words, folder)])
+    return (WRONG, said) if ended == WRONG else (outcome, words)
+
+
+def isolated(actions: Sequence[Callable[[], tuple[str, str]]]) -> list[tuple[str, str]]:
+    """What each returns, in a process that can neither wait for ever nor take all memory; after its end in another."""
+    answers: list[tuple[str, str]] = []
+    while len(answers) < len(actions):
+        answers += _answered(actions[len(answers) :])
+    return answers
+
+
+def _answered(actions: Sequence[Callable[[], tuple[str, str]]]) -> list[tuple[str, str]]:
+    """The same as far as one process gets, the one that ended it included."""
+    signal.alarm(0)
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(SECONDS)
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-            resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-            os.write(writer, json.dumps(action()).encode()[:60_000])
+            _limit_this_process()
+            for action in actions:
+                signal.alarm(SECONDS)
+                os.write(writer, json.dumps([text[:2000] for text in action()]).encode() + b"\n")
         finally:
             os._exit(0)
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
-        answer = pipe.read()
+        answers = [(outcome, words) for outcome, words in map(json.loads, pipe)]
     _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        return (
-            WRONG,
-            f"no end within {SECONDS} s" if number == signal.SIGALRM else f"ended by {signal.strsignal(number)}",
-        )
-    outcome, words = json.loads(answer) if answer else (WRONG, "ended without a word")
-    return outcome, words
+    if len(answers) < len(actions):
+        number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+        ends = {0: "ended without a word", signal.SIGALRM: f"no end within {SECONDS} s"}
+        answers.append((WRONG, ends.get(number) or f"ended by {signal.strsignal(number)}"))
+    return answers
+
+
+def _limit_this_process() -> None:
+    faulthandler.disable()  # how a case died is told by its parent
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    for what, most in ((resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_FSIZE, FILE_BYTES), (resource.RLIMIT_CORE, 0)):
+        resource.setrlimit(what, (most, most))
 
 
 def _read(kind: Kind, folder: Path, valid: Any) -> tuple[str, str]:
@@ -188,12 +222,13 @@ def _silence(folder: Path) -> Path:
     """Sends what this process prints to a file, which it returns."""
     said = folder.with_name(f"{folder.name}.said")
     descriptor = os.open(said, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-    said_null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(said_null, 0)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for source, target in ((nothing, 0), (descriptor, 1), (descriptor, 2)):
+        os.dup2(source, target)
+    os.close(nothing)
+    os.close(descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    os.environ["PATH"] = f"{folder / 'commands'}{os.pathsep}{os.environ['PATH']}"
+    os.environ["PATH"] = f"{folder / 'commands'}{os.pathsep}{USUAL_PATH}"
     logging.disable()
     return said
 
@@ -219,6 +254,9 @@ def plan(kinds: Sequence[Kind], num_cases: int) -> list[tuple[Kind, int]]:
 def campaign(kinds: Sequence[Kind], num_cases: int, seed: int, jobs: int, work: Path) -> list[Verdict]:
     """Does all cases, `jobs` at a time, and shows how far it is."""
     torch.set_num_threads(1)  # threads do not survive a fork
+    for module in LATE:
+        importlib.import_module(module)
+    gc.freeze()  # a collection in a child would copy all that it shares with its parent
     valid, cases = Valid(work, kinds), plan(kinds, num_cases)
     errands = [cases[at : at + AT_ONCE] for at in range(0, len(cases), AT_ONCE)]
     fork = multiprocessing.get_context("fork")
@@ -237,7 +275,7 @@ _SHARED: list[Any] = []
 def _errand(cases: list[tuple[str, int]]) -> list[Verdict]:
     valid, seed = _SHARED
     kinds = {kind.name: kind for kind in ALL}
-    return [judged(kinds[name], number, seed, valid) for name, number in cases]
+    return judged([(kinds[name], number) for name, number in cases], seed, valid)
 
 
 def reproduction(verdict: Verdict, seed: int) -> str:
@@ -275,7 +313,7 @@ def main() -> int:
     kinds, started = [kind for kind in ALL if kind.name in (args.only or [kind.name])], time.monotonic()
     with tempfile.TemporaryDirectory(prefix="shardline-fuzz-") as work:
         if args.case is not None:
-            verdict = judged(kinds[0], args.case, args.seed, Valid(Path(work), kinds[:1]))
+            (verdict,) = judged([(kinds[0], args.case)], args.seed, Valid(Path(work), kinds[:1]))
             print(f"{verdict.done!r}\n{verdict.outcome}: {verdict.words}")
             return int(verdict.outcome == WRONG)
         verdicts = campaign(kinds, args.cases, args.seed, args.jobs, Path(work))
