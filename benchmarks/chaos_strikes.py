@@ -66,7 +66,8 @@ class Start:
         """Processes of a target of the plan; empty while they are not there."""
         if name == "launcher":
             return [self._members[self.process.pid]]
-        named = {_role(member): member for member in self.members()}
+        # the first of a name is the one: what it forks looks like it until it becomes something else
+        named = {_role(member): member for member in reversed(self.members())}
         wanted = ["rank 0", "rank 1"] if name == "both ranks" else [name]
         return [named[each] for each in wanted] if all(each in named for each in wanted) else []
 
