@@ -103,6 +103,7 @@ class Valid:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            _said(folder).unlink(missing_ok=True)
 
     def case(self, kind: Kind, number: int, seed: int) -> tuple[str, Mutation]:
         """Which file is spoilt in a case, and how."""
@@ -220,7 +221,7 @@ def _run(words: Sequence[str], folder: Path) -> tuple[str, str]:
 
 def _silence(folder: Path) -> Path:
     """Sends what this process prints to a file, which it returns."""
-    said = folder.with_name(f"{folder.name}.said")
+    said = _said(folder)
     descriptor = os.open(said, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
     nothing = os.open(os.devnull, os.O_RDWR)
     for source, target in ((nothing, 0), (descriptor, 1), (descriptor, 2)):
@@ -231,6 +232,10 @@ def _silence(folder: Path) -> Path:
     os.environ["PATH"] = f"{folder / 'commands'}{os.pathsep}{USUAL_PATH}"
     logging.disable()
     return said
+
+
+def _said(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.said")
 
 
 def _traced(error: BaseException) -> str:
