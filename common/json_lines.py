@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import open_descriptor, open_file, read_file
+from common.files import open_file, read_file
 
 Record = dict[str, Any]
 NUMBER: tuple[type, ...] = (int, float)
@@ -74,7 +74,7 @@ def append_line(path: Path, record: Record) -> None:
     not fit the disk.
     """
     line = (json.dumps(record) + "\n").encode()
-    file = open_descriptor(path, os.O_RDWR | os.O_APPEND | os.O_CREAT)
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
         if _is_torn(file):
             line = b"\n" + line
