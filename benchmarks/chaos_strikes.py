@@ -43,7 +43,7 @@ class Start:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=end_with_parent,
+                preexec_fn=_as_from_a_terminal,
                 cwd=ROOT,
                 env=environment,
             )
@@ -124,6 +124,12 @@ class Start:
             self.process.poll()
             time.sleep(0.2)
         return self.process.wait()
+
+
+def _as_from_a_terminal() -> None:
+    """What is started ends with us, and hears of ctrl-C also where we run in the background."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _is_alive(process: psutil.Process) -> bool:

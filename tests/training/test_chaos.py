@@ -1,6 +1,7 @@
 """A run that is killed again and again ends as the one that is left alone; more of it is in `benchmarks.chaos`."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -11,17 +12,17 @@ from common.json_lines import append_line
 from launcher.config import check_config
 
 KILLS = (
-    Strike("SIGKILL", "rank 1", "commit", 1, 0.0, None),
+    Strike("SIGKILL", "rank 1", "steps", 3, 0.0, None),
     Strike("SIGKILL", "launcher", "start", 1, 0.2, None),
 )
 
 
-def test_killed_in_a_commit_and_in_a_start_a_run_ends_as_the_one_that_was_left_alone(tmp_path):
+def test_killed_between_steps_and_in_a_start_a_run_ends_as_the_one_that_was_left_alone(tmp_path):
     plan = Trial(0, Way("causal", 2, "fp32", 1), KILLS)
     outcome = chaos.attempt(plan, chaos.Ground(tmp_path))
     assert outcome.verdict == "identical"
     assert outcome.starts == 3 and list(KILLS) == outcome.struck
-    assert 0 < outcome.lost <= INTERVAL
+    assert outcome.lost <= INTERVAL
 
 
 def test_a_plan_depends_on_its_numbers_alone_and_takes_everything_in():
@@ -38,6 +39,34 @@ def test_a_plan_depends_on_its_numbers_alone_and_takes_everything_in():
 def test_every_way_is_a_config_that_can_be_trained():
     for way in {trial(5, number).way for number in range(200)}:
         assert check_config(config_of(way, "data", "runs", "run"), "plan").training.steps == STEPS
+
+
+def test_steps_that_are_trained_again_are_counted_and_more_than_an_interval_is_a_fault(tmp_path):
+    outcome = chaos.Outcome(0, "way")
+    ground = SimpleNamespace(config=lambda way, runs, name: runs / f"{name}.yaml")
+    course = chaos.Course(trial(1, 0), ground, tmp_path, outcome)
+    course.run.mkdir(parents=True)
+
+    def start(number, resumed, last) -> None:
+        append_line(course.run / "events.jsonl", {"event": "ready", "time": float(number), "step": resumed})
+        for step in range(resumed + 1, last + 1):
+            append_line(course.run / "metrics.jsonl", {"step": step, "loss": 1.0})
+        course._count(SimpleNamespace(began=float(number)))
+
+    start(1, 0, 9)
+    start(2, 6, 12)
+    assert (outcome.lost, outcome.faults) == (3, [])
+    course.extra = 6  # the newest checkpoint was damaged
+    start(3, 0, 20)
+    assert (outcome.lost, outcome.lost_to_damage, outcome.faults) == (3, 12, [])
+    (course.run / "checkpoints" / ".tmp-x-step-00000024-y").mkdir(parents=True)
+    start(4, 18, 28)
+    start(5, 18, 28)
+    assert (outcome.lost, outcome.behind, outcome.faults) == (10, 4, [])
+    (course.run / "checkpoints" / ".tmp-x-step-00000024-y").rmdir()
+    start(6, 18, 29)
+    start(7, 18, 29)
+    assert outcome.faults == [f"11 steps were lost, where {INTERVAL} may be"]
 
 
 @pytest.fixture
