@@ -13,8 +13,8 @@ from typing import Any
 STEPS, INTERVAL, EVALUATION = 36, 6, 9
 """Steps of a run, and those between checkpoints and evaluations."""
 KEEP = 2
-HANG_MINUTES = 0.4
-"""How long ranks wait for each other: what a stopped rank costs."""
+HANG_MINUTES = 1.0
+"""How long ranks wait for each other: what a stopped rank costs, and more than any phase takes on a busy machine."""
 VOCAB_SIZE = 320
 OBJECTIVES = {"causal": "next_token", "prefix": "prefix_lm", "encoder": "masked_lm", "encdec": "span_corruption"}
 """An objective for each shape."""

@@ -23,7 +23,7 @@ from launcher.local_rank import end_with_parent
 from training.state.folder import DAMAGED, complete_checkpoints, named_latest, step_name, step_of
 
 POLL_SECONDS = 0.003
-PATIENCE = 420
+PATIENCE = 600
 """Seconds after which a start that goes nowhere is called a hang."""
 ROOT = Path(__file__).resolve().parents[1]
 
