@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -209,6 +210,28 @@ def write_whole(path: Path, data: bytes) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
+def open_file(path: Path) -> IO[bytes]:
+    """A file to be read. OSError, of the kind that a folder gives, for a pipe or a device, which may never end."""
+    return os.fdopen(open_descriptor(path, os.O_RDONLY), "rb")
+
+
+def open_descriptor(path: Path, flags: int) -> int:
+    """Its descriptor, by the flags of open(2); the same OSError."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+        raise IsADirectoryError(errno.EISDIR, f"it is {what}, where a file belongs", str(path))
+    return descriptor
+
+
+def read_file(path: Path) -> bytes:
+    """All of a file; OSError as of `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
 class HashingWriter:
     """A new binary file; `digest` is the xxh3_128 of what was written once it is closed, synced to the disk.
 
@@ -285,7 +308,7 @@ def _through_cache(file: int) -> bool:
 def checksum(path: Path) -> str:
     """xxh3_128 of a file, read in pieces of 8 MiB."""
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(8 * 2**20):
             digest.update(piece)
     return digest.hexdigest()

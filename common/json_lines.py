@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import open_file, read_file
+
 Record = dict[str, Any]
 NUMBER: tuple[type, ...] = (int, float)
 """A finite number."""
@@ -57,6 +59,14 @@ class Lines:
     """The other lines, one sentence each."""
 
 
+def parse_json(data: bytes) -> Any:
+    """The value of a JSON text. ValueError for whatever is none: no UTF-8, numbers too long, values nested too deep."""
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+
+
 def append_line(path: Path, record: Record) -> None:
     """Appends one JSON line in a single write, so that lines of several processes never mix.
 
@@ -84,7 +94,7 @@ def read_lines(path: Path, form: Form = ANY) -> list[Record]:
 def examine(path: Path, form: Form = ANY) -> Lines:
     """The same, and what is wrong with the others."""
     records, left_out = [], []
-    for number, line in enumerate(path.read_bytes().split(b"\n") if path.exists() else (), start=1):
+    for number, line in enumerate(read_file(path).split(b"\n") if path.exists() else (), start=1):
         record, fault = _parsed(line, form)
         if fault:
             left_out.append(f"{path}: line {number} is left out, for {fault}")
@@ -118,8 +128,8 @@ def _parsed(line: bytes, form: Form) -> tuple[Record | None, str]:
     if not line.strip():
         return None, ""
     try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):  # also UnicodeDecodeError, and numbers of more digits than Python reads
+        record = parse_json(line)
+    except ValueError:
         return None, "it is cut short or no JSON"
     fault = form.fault(record)
     return (None, fault) if fault else (record, "")
@@ -127,7 +137,7 @@ def _parsed(line: bytes, form: Form) -> tuple[Record | None, str]:
 
 def _backwards(path: Path) -> Iterator[bytes]:
     """Lines of a file, the last one first."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         position, rest = file.seek(0, os.SEEK_END), b""
         while position > 0:
             start = max(0, position - _BLOCK)

@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 from pydantic import Field, ValidationError, model_validator
 
-from common.files import written_aside
+from common.files import read_file, written_aside
 from common.mistakes import Mistake
 from data_pipeline.flags import unpacked_flags
 from data_pipeline.shard_table import ManifestPart, ShardInfo, ShardTable
@@ -140,7 +140,7 @@ class Manifest(ManifestPart):
         """
         path = Path(folder) / FILE_NAME
         try:
-            body = path.read_bytes()
+            body = read_file(path)
         except (FileNotFoundError, NotADirectoryError):
             raise Mistake(
                 f"data.path: {folder} holds no {FILE_NAME}; run 'shardline data build CONFIG' first"

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from common.files import naming, sync_folder, temporary_name, written_aside
+from common.files import naming, open_file, sync_folder, temporary_name, written_aside
 from common.mistakes import Mistake
 
 BLOCK = 1 << 16
@@ -220,7 +220,7 @@ class _CheckedFile:
 
     def __init__(self, path: Path):
         self.path = path
-        with path.open("rb") as file:
+        with open_file(path) as file:
             self.size = os.fstat(file.fileno()).st_size
             # an empty file cannot be mapped
             self.bytes = memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) if self.size else b"")

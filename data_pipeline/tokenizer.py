@@ -17,7 +17,7 @@ import numpy as np
 import sentencepiece
 import xxhash
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from data_pipeline.building.tokenizer_training import (
     MODEL_NAME,
     SPECIAL,
@@ -79,7 +79,7 @@ class Tokenizer:
             self._model.Load(str(model_path))
         except (RuntimeError, OSError) as error:
             raise Mistake(
-                f"{model_path}: not a sentencepiece model ({str(error).splitlines()[0]}); "
+                f"{model_path}: not a sentencepiece model ({cut(str(error)) or type(error).__name__}); "
                 "delete it and run 'shardline tokenizer train CONFIG'"
             ) from None
         self.vocab_size: int = self._model.get_piece_size()

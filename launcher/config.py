@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from common.files import write_whole
+from common.files import read_file, write_whole
 from common.mistakes import Mistake, cut, shown
 from common.plain_yaml import read_plain
 from launcher import models, places
@@ -151,15 +151,15 @@ def read_yaml(path: Path, *, any_base: bool = True) -> dict[str, Any]:
     any_base: numbers such as 0123 and 24:00:00 are read, for keys that say better what is wrong with them.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_file(path).decode()
     except FileNotFoundError:
         folder = path.parent
         names = [p.name for p in folder.glob("*.yaml")] if folder.is_dir() else []
         nearest = difflib.get_close_matches(path.name, names, n=1)
         hint = f"did you mean {folder / nearest[0]}?" if nearest else "check the path"
         raise Mistake(f"{path}: no such config file; {hint}") from None
-    except IsADirectoryError:
-        raise Mistake(f"{path}: this is a folder; name the YAML file in it") from None
+    except IsADirectoryError as error:
+        raise Mistake(f"{path}: {error.strerror}; name a YAML file") from None
     except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from None
     try:

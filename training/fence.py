@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import discard, write_whole
+from common.files import discard, read_file, write_whole
 
 LOG = logging.getLogger("training.fence")
 
@@ -57,7 +57,7 @@ def is_scheduled(attempt: str) -> bool:
 def read(run_dir: Path) -> str:
     """Name of the attempt that holds the run, empty when none ever did."""
     path = run_dir / NAME
-    return path.read_text(errors="replace").strip() if path.exists() else ""
+    return read_file(path).decode(errors="replace").strip() if path.exists() else ""
 
 
 def take(run_dir: Path, attempt: str) -> None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from common.files import open_descriptor
 from common.mistakes import Mistake
 from training import fence
 from training.distributed import World
@@ -93,7 +94,7 @@ def _refuse(folder: Path, holder: str) -> None:
 
 def _acquire(path: Path, attempt: str = "") -> tuple[int | None, str]:
     """The locked file and no holder, or no file and who holds it."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_descriptor(path, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

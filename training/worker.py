@@ -26,6 +26,7 @@ import torch.distributed as dist
 import yaml
 from pydantic import ValidationError
 
+from common.files import read_file
 from common.mistakes import Mistake, cut, is_mistake, sentence, shown
 from common.plain_yaml import read_plain
 from training import fence, log
@@ -199,7 +200,7 @@ def read_config(folder: Path) -> RunConfig:
     if not path.is_file():
         raise Mistake(f"{path}: no such file; start a run with `shardline train CONFIG`")
     try:
-        return RunConfig.model_validate(read_plain(path.read_text(encoding="utf-8")))
+        return RunConfig.model_validate(read_plain(read_file(path).decode()))
     except UnicodeDecodeError as error:
         raise Mistake(f"{path}: not UTF-8 text (byte {error.start})") from None
     except yaml.YAMLError as error:

@@ -18,7 +18,8 @@ from typing import Any
 
 import xxhash
 
-from common.files import meant_name, sweep
+from common.files import meant_name, read_file, sweep
+from common.json_lines import parse_json
 from common.mistakes import SHOWN_PATH, Mistake, cut
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
@@ -106,7 +107,7 @@ def _located(setting: Any) -> Any:
 def _read_settings(folder: Path) -> dict[str, Any]:
     """What the dataset was built with, empty if its file is gone or broken."""
     try:
-        found = json.loads((folder / SETTINGS_NAME).read_bytes())
+        found = parse_json(read_file(folder / SETTINGS_NAME))
     except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -176,7 +177,7 @@ def _delete_work(work: Path, keep: Collection[str]) -> None:
 def _read_plan(work: Path) -> dict[str, Any] | None:
     """What build the folder is of, None if it holds no plan of ours."""
     try:
-        plan = json.loads((work / PLAN_NAME).read_bytes())
+        plan = parse_json(read_file(work / PLAN_NAME))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return plan if isinstance(plan, dict) and "fingerprint" in plan else None
@@ -192,7 +193,7 @@ def planned_units(folder: Path, plan: str) -> list[Unit] | None:
     if found is None or found["fingerprint"] != plan:
         return None
     try:
-        return [Unit(*values) for values in json.loads((work / UNITS_NAME).read_bytes())]
+        return [Unit(*values) for values in parse_json(read_file(work / UNITS_NAME))]
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

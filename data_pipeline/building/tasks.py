@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from common.files import written_aside
+from common.files import open_file, read_file, written_aside
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
@@ -233,14 +234,17 @@ def write_json(path: Path, facts: Any) -> None:
 def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
     """Facts of a finished task, if they are of this build and all files are as they were written."""
     try:
-        facts = json.loads(path.read_bytes())
+        facts = parse_json(read_file(path))
     except (FileNotFoundError, ValueError):
         return None
-    if facts.get("fingerprint") != job.fingerprint:
+    try:
+        if facts["fingerprint"] != job.fingerprint:
+            return None
+        if job.reference_only and facts["encoder"] != "sentencepiece":
+            return None
+        sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
+    except (KeyError, TypeError, AttributeError):
         return None
-    if job.reference_only and facts["encoder"] != "sentencepiece":
-        return None
-    sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
     whole = all(_file_digest(job.folder / name) == digest for name, digest in sums.items())
     return facts if whole else None
 
@@ -248,7 +252,7 @@ def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
 def _file_digest(path: Path) -> str | None:
     digest = xxhash.xxh3_128()
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             while block := file.read(1 << 20):
                 digest.update(block)
     except FileNotFoundError:

@@ -18,7 +18,8 @@ from typing import Any
 import sentencepiece
 import xxhash
 
-from common.files import meant_name, sweep, written_aside
+from common.files import meant_name, read_file, sweep, written_aside
+from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import Rejects, Unit, plan_units, read_documents
@@ -26,6 +27,8 @@ from data_pipeline.config import SourceConfig, TokenizerConfig
 
 MODEL_NAME = "tokenizer.model"
 INFO_NAME = "tokenizer_info.json"
+INFO = Form({"settings": dict, "vocab_size": int, "training_bytes": int, "training_documents": int})
+"""What the info says of a tokenizer at least."""
 SPECIAL = ("<mask>", "<cls>", "<sep>", "[R]", "[S]", "[X]")
 """Control symbols after <unk> 0, <s> 1, </s> 2 and <pad> 3; the sentinels follow them."""
 MAX_LINE_BYTES = 4192
@@ -114,15 +117,13 @@ def _settings(config: TokenizerConfig, sources: Sequence[SourceConfig]) -> dict[
 def _read_info(folder: Path) -> dict[str, Any] | None:
     path = folder / INFO_NAME
     try:
-        info = json.loads(path.read_bytes())
+        info = parse_json(read_file(path))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise Mistake(f"{path}: is no JSON; delete {folder} to train again") from None
-    if not isinstance(info, dict) or not {"settings", "vocab_size", "training_bytes", "training_documents"} <= set(
-        info
-    ):
-        raise Mistake(f"{path}: does not describe a tokenizer; delete {folder} to train again")
+    if fault := INFO.fault(info):
+        raise Mistake(f"{path}: does not describe a tokenizer, for {fault}; delete {folder} to train again")
     model = folder / MODEL_NAME
     if not model.is_file():
         return None  # a training that was interrupted

@@ -8,13 +8,14 @@ where a blank belongs between query and choice, the choice begins with it.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
+from common.files import read_file
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig, ObjectivePart
 from data_pipeline.reading.examples import Examples, Ragged
@@ -50,7 +51,7 @@ def read_questions(path: Path) -> list[Question]:
     """Questions of a jsonl file. ValueError, naming the line, where one is not as it should be."""
     if not path.is_file():
         raise Mistake(f"{path}: no such file; give a jsonl file of questions")
-    lines = path.read_bytes().split(b"\n")
+    lines = read_file(path).split(b"\n")
     questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not questions:
         raise Mistake(f"{path}: no question in it; a line is {_PATTERN}")
@@ -62,7 +63,7 @@ _PATTERN = '{"query": "text", "choices": ["text", "text"], "gold": 0}'
 
 def _question(line: bytes, where: str) -> Question:
     try:
-        record: Any = json.loads(line)
+        record: Any = parse_json(line)
     except ValueError as error:  # invalid UTF-8 is one too
         raise Mistake(f"{where}: not JSON ({error}); a line is {_PATTERN}") from None
     found = record if isinstance(record, dict) else {}

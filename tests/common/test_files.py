@@ -8,7 +8,8 @@ import pytest
 import xxhash
 
 from common import files
-from common.files import HashingWriter, checksum, folder_aside, write_whole
+from common.files import HashingWriter, checksum, folder_aside, read_file, write_whole
+from common.mistakes import is_mistake
 
 
 @pytest.fixture
@@ -91,3 +92,24 @@ def test_what_a_killed_attempt_left_is_swept_and_what_another_is_writing_is_not(
     os.close(held)
     assert (tmp_path / "out" / "weights").read_text() == "whole"
     assert not dead.exists() and alive.exists() and others.exists()
+
+
+@pytest.mark.parametrize("what", ["pipe", "folder", "/dev/zero"])
+def test_what_is_no_file_is_an_error_of_the_user_s_and_nobody_waits_for_its_end(tmp_path, what):
+    path = tmp_path / "file"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(what)
+    for read in (read_file, checksum):
+        with pytest.raises(OSError, match=r"it is a (folder|pipe or a device), where a file belongs") as caught:
+            read(path)
+        assert is_mistake(caught.value) and caught.value.filename == str(path)
+
+
+def test_a_file_is_read_as_it_is(tmp_path):
+    (tmp_path / "file").write_bytes(b"a\0b")
+    (tmp_path / "link").symlink_to("file")
+    assert read_file(tmp_path / "file") == read_file(tmp_path / "link") == b"a\0b"

@@ -1,5 +1,6 @@
 import gzip
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -8,6 +9,7 @@ import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
+from common.mistakes import Mistake
 from data_pipeline import fast_encoder
 from data_pipeline import tokenizer as module
 from data_pipeline.building.tokenizer_training import MAX_LINE_BYTES, MODEL_NAME, SPECIAL, split_lines
@@ -247,3 +249,20 @@ def test_where_gigatoken_is_missing_sentencepiece_encodes_and_says_why(tokenizer
     assert tokenizer.encoder == "sentencepiece"
     reason = {"auto": "gigatoken is not installed; pip install", "off": "fast_encoder is off"}[fast_encoder]
     assert reason in tokenizer.encoder_note
+
+
+def test_a_record_whose_settings_are_none_is_named(tmp_path, tokenizer):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(tokenizer.model_path.parent, folder)
+    record = json.loads((folder / "tokenizer_info.json").read_text())
+    config = TokenizerConfig(path=str(folder), vocab_size=2000)
+    for settings in (7, None, "x"):
+        (folder / "tokenizer_info.json").write_text(json.dumps(record | {"settings": settings}))
+        with pytest.raises(Mistake, match=r"does not describe a tokenizer, for its settings is"):
+            train_tokenizer(config, [])
+
+
+def test_bytes_that_sentencepiece_refuses_without_a_word_are_one_sentence(tmp_path):
+    (tmp_path / MODEL_NAME).write_bytes(b"\xff\xfe\xc0\x80" * 40)
+    with pytest.raises(Mistake, match=r"not a sentencepiece model \(.+\)"):
+        Tokenizer.load(tmp_path)

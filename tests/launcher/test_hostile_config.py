@@ -1,6 +1,7 @@
 """Whatever stands in a config file or after --set: it is read, or it ends in one sentence."""
 
 import itertools
+import os
 import string
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from common.mistakes import Mistake
 from launcher.config import check_config, load_config, to_yaml
+from launcher.profiles import load_profile
 from tests.launcher.test_config import MINIMAL
 
 LONGEST_SENTENCE = 900
@@ -222,3 +224,12 @@ def test_a_folder_or_an_unreadable_file_in_place_of_a_config_is_named(tmp_path):
         with pytest.raises((Mistake, OSError)) as caught:
             load_config(name)
         assert isinstance(caught.value, Mistake) or caught.value.filename
+
+
+def test_a_pipe_in_place_of_a_config_or_of_a_profile_is_named_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "run.yaml")
+    for read in (load_config, lambda path: load_profile(str(path))):
+        with pytest.raises(
+            Mistake, match=r"run\.yaml: it is a pipe or a device, where a file belongs; name a YAML file"
+        ):
+            read(tmp_path / "run.yaml")

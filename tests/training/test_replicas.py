@@ -4,7 +4,6 @@ import collections
 import functools
 import operator
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st

@@ -7,12 +7,14 @@ No step depends on what one rank alone saw, so an error that only one rank meets
 
 import dataclasses
 import errno
+import functools
 import itertools
+from collections.abc import Mapping
 from pathlib import Path
 
 import xxhash
 
-from common.files import checksum
+from common.files import checksum, read_file
 from common.mistakes import Mistake, shown
 from training.distributed import World
 from training.state.folder import (
@@ -27,7 +29,7 @@ from training.state.folder import (
 )
 from training.state.identity import STATE, OtherFormat, RunIdentity, RunState, parse_state
 from training.state.index import Index
-from training.state.parts import part_name, patiently
+from training.state.parts import part_bytes, part_name, patiently
 from training.state.sums import CHECKSUMS, check_complete, parse_sums
 from training.state.together import everywhere, on_main
 
@@ -101,8 +103,8 @@ def examine(folder: Path, world: World) -> Checkpoint | list[str]:
         return [fault]
     saved = parse_state(contents[STATE], folder)
     index, digests = Index.loads(contents[INDEX]), parse_sums(contents[CHECKSUMS])
-    parts = [part_name(part) for part in range(world.rank, index.num_parts, world.size)]
-    faults = everywhere(world, lambda: [fault for name in parts for fault in _faults(folder / name, digests[name])])
+    parts = range(world.rank, index.num_parts, world.size)
+    faults = everywhere(world, lambda: [fault for part in parts for fault in _faults(folder, index, part, digests)])
     if world.max([len(faults)])[0]:
         found = world.gather_to_main(faults)
         return world.from_main(sorted(itertools.chain(*found)) if found else None)
@@ -111,7 +113,7 @@ def examine(folder: Path, world: World) -> Checkpoint | list[str]:
 
 def read_index(folder: Path) -> Index:
     """The index of a checkpoint that was found sound."""
-    return Index.loads(patiently((folder / INDEX).read_bytes))
+    return Index.loads(patiently(lambda: read_file(folder / INDEX)))
 
 
 def small_files_of(folder: Path) -> dict[str, bytes] | None:
@@ -151,7 +153,7 @@ def _look(folder: Path) -> tuple[str, dict[str, bytes], tuple[str, ...]]:
     contents: dict[str, bytes] = {}
     try:
         for name in (CHECKSUMS, STATE, INDEX):
-            contents[name] = patiently((folder / name).read_bytes)
+            contents[name] = patiently(functools.partial(read_file, folder / name))
     except OSError as error:
         if error.errno not in GONE:
             raise
@@ -167,8 +169,10 @@ def _look(folder: Path) -> tuple[str, dict[str, bytes], tuple[str, ...]]:
             return _other_checksum(name), {}, ()
     try:
         parse_state(contents[STATE], folder)
-        parts = [part_name(part) for part in range(Index.loads(contents[INDEX]).num_parts)]
-        check_complete(digests, [STATE, INDEX, *parts])
+        num_parts = Index.loads(contents[INDEX]).num_parts
+        if num_parts != len(digests) - 2:
+            raise ValueError(f"{INDEX} has {num_parts} parts and {CHECKSUMS} {len(digests) - 2}")
+        check_complete(digests, [STATE, INDEX, *map(part_name, range(num_parts))])
     except OtherFormat:
         raise
     except ValueError as error:
@@ -187,9 +191,13 @@ def _refuse_other_format(contents: dict[str, bytes], folder: Path) -> None:
         return
 
 
-def _faults(path: Path, digest: str) -> list[str]:
+def _faults(folder: Path, index: Index, part: int, digests: Mapping[str, str]) -> list[str]:
+    path = folder / part_name(part)
     try:
-        return [] if patiently(lambda: checksum(path)) == digest else [_other_checksum(path.name)]
+        if patiently(lambda: checksum(path)) != digests[path.name]:
+            return [_other_checksum(path.name)]
+        size, needed = path.stat().st_size, part_bytes(index, part)
+        return [] if size == needed else [f"{path.name} has {size} bytes, where {INDEX} says {needed}"]
     except OSError as error:
         if error.errno not in GONE:
             raise

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from common.files import discard, write_whole
+from common.files import discard, open_descriptor, write_whole
 from common.mistakes import Mistake
 from training.lock import WITHOUT_LOCKS
 
@@ -153,7 +153,7 @@ def reading(run_dir: Path) -> Iterator[None]:
     """Keeps the run, which may be training, from deleting checkpoints while the block reads one."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(FileNotFoundError):  # every save makes it first, so none is under way
-            descriptor = os.open(run_dir / READERS, os.O_RDONLY)
+            descriptor = open_descriptor(run_dir / READERS, os.O_RDONLY)
             stack.callback(os.close, descriptor)
             _lock(run_dir / READERS, descriptor, fcntl.LOCK_SH)
         yield
@@ -162,7 +162,7 @@ def reading(run_dir: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def without_readers(run_dir: Path) -> Iterator[bool]:
     """Whether nobody reads a checkpoint of the run; who wants to waits until the block ends."""
-    descriptor = os.open(run_dir / READERS, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = open_descriptor(run_dir / READERS, os.O_RDWR | os.O_CREAT)
     try:
         yield _lock(run_dir / READERS, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:

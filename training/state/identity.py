@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ValidationError
 
+from common.files import read_file
+from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import comparable
@@ -87,6 +89,23 @@ _REMEDIES = {
 }
 
 
+FORM = Form(
+    {
+        "state": Form(dict.fromkeys(("step", "samples_consumed", "tokens_consumed"), int)),
+        "identity": Form(
+            {
+                **dict.fromkeys(("world_size", "zero_stage"), int),
+                **dict.fromkeys(("precision", "tokenizer"), str),
+                **dict.fromkeys(("order", "model"), dict),
+                "data": (dict, str),
+            },
+            {"tensor": int, "context": int, "optimizer": str},
+        ),
+    }
+)
+"""What `state.json` holds at least; keys of `RunIdentity` that came later may be missing."""
+
+
 class OtherFormat(Mistake):
     """A checkpoint that is whole for all we know, but not of a format that this version reads."""
 
@@ -121,7 +140,7 @@ def parse_state(data: bytes, folder: Path) -> Saved:
     Raises OtherFormat where it is of a format that this version does not read, ValueError where it is damaged.
     """
     try:
-        facts = json.loads(data)
+        facts = parse_json(data)
         written = facts.get("format", 0)
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{STATE} cannot be read ({error})") from None
@@ -135,6 +154,8 @@ def parse_state(data: bytes, folder: Path) -> Saved:
             f"{folder}: written in format {written}, and this version of shardline reads formats up to {FORMAT}; "
             "go on with the version that wrote it, or a newer one"
         )
+    if fault := FORM.fault(facts):
+        raise ValueError(f"{STATE} is not that of a checkpoint, for {fault}")
     try:
         state = RunState(**facts["state"], guards=_guards(facts.get("guards", {})))
         return Saved(state, _as_today(RunIdentity(**facts["identity"])))
@@ -152,7 +173,7 @@ def _guards(facts: dict[str, Any]) -> GuardState:
 def read_saved(folder: Path) -> Saved:
     """What a checkpoint says of its run. ValueError when `state.json` is missing, broken or of another format."""
     try:
-        return parse_state((folder / STATE).read_bytes(), folder)
+        return parse_state(read_file(folder / STATE), folder)
     except OtherFormat:
         raise
     except ValueError as error:

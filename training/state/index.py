@@ -12,12 +12,14 @@ import dataclasses
 import itertools
 import json
 import math
+import operator
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from common.json_lines import parse_json
 from training.state.boxes import Box, shared
 from training.state.layout import Layout, Slice
 
@@ -230,9 +232,9 @@ class Index:
     def loads(cls, data: bytes) -> "Index":
         """From JSON. ValueError when it is not whole and consistent: every element in one place, and no other."""
         try:
-            facts = json.loads(data)
+            facts = parse_json(data)
             cuts = tuple(_cut_from_json(cut) for cut in facts["cuts"])
-            index = cls(tuple(map(str, facts["kinds"])), int(facts["updates"]), cuts)
+            index = cls(tuple(map(str, facts["kinds"])), operator.index(facts["updates"]), cuts)
         except (KeyError, TypeError, IndexError, AttributeError) as error:
             raise ValueError(f"not an index ({type(error).__name__}: {error})") from None
         index._check()
@@ -335,17 +337,22 @@ def _follows(last: Copy, copy: Copy) -> bool:
     )
 
 
+def _whole(numbers: Sequence[Any]) -> tuple[int, ...]:
+    """Whole numbers, as JSON has them. TypeError where one is something else."""
+    return tuple(map(operator.index, numbers))
+
+
 def _box_as_json(box: Box) -> list[Any]:
     return [box.name, box.tensor] if box.is_whole else [box.name, box.tensor, box.offset, box.shape]
 
 
 def _cut_from_json(facts: dict[str, Any]) -> Cut:
-    first_part, num_parts = map(int, facts["parts"])
+    first_part, num_parts = _whole(facts["parts"])
     boxes = []
     for name, tensor, *block in facts["boxes"]:
         offset, shape = block or ([0] * len(tensor), tensor)
-        boxes.append(Box(str(name), *(tuple(map(int, numbers)) for numbers in (tensor, offset, shape))))
-    bounds = None if facts["bounds"] == "even" else tuple(map(int, facts["bounds"]))
-    groups = tuple(map(int, facts["groups"])) if "groups" in facts else None
-    num_kinds = int(facts["kinds"]) if "kinds" in facts else None
+        boxes.append(Box(str(name), *map(_whole, (tensor, offset, shape))))
+    bounds = None if facts["bounds"] == "even" else _whole(facts["bounds"])
+    groups = _whole(facts["groups"]) if "groups" in facts else None
+    num_kinds = operator.index(facts["kinds"]) if "kinds" in facts else None
     return Cut(tuple(boxes), first_part, num_parts, bounds, groups, num_kinds)

@@ -6,14 +6,14 @@
 Reading a pickle runs whatever code lies in it. Files are mapped, so memory is that of one rank's part at most.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common.files import checksum, discard
+from common.files import checksum, discard, read_file
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from training import fence
 from training.lock import refuse_second_writer
@@ -89,7 +89,7 @@ def _convert(folder: Path, aside: Path, state: RunState, identity: RunIdentity) 
 
 def _read_state(folder: Path) -> tuple[RunState, RunIdentity]:
     try:
-        facts = json.loads((folder / STATE).read_bytes())
+        facts = parse_json(read_file(folder / STATE))
         return RunState(**facts["state"]), RunIdentity(**facts["identity"])
     except (ValueError, KeyError, TypeError) as error:
         raise Mistake(f"{folder / STATE}: cannot be read ({error}); restore it from a copy") from None
@@ -97,7 +97,7 @@ def _read_state(folder: Path) -> tuple[RunState, RunIdentity]:
 
 def _refuse_damaged(folder: Path) -> None:
     try:
-        digests = dict(json.loads((folder / CHECKSUMS).read_bytes()))
+        digests = dict(parse_json(read_file(folder / CHECKSUMS)))
     except (ValueError, TypeError) as error:
         raise Mistake(f"{folder / CHECKSUMS}: cannot be read ({error}); restore it from a copy") from None
     unsummed = {str(path.relative_to(folder)) for path in folder.rglob("*.pt")} - digests.keys()

@@ -57,6 +57,12 @@ def pieces_of(kinds: Mapping[str, Sequence[torch.Tensor]]) -> Iterator[bytes | m
             yield _bytes(vector.contiguous())
 
 
+def part_bytes(index: Index, part: int) -> int:
+    """Bytes of a part's file, by the index."""
+    sizes = {kind: index.size(part, kind) for kind in index.kinds}
+    return len(_header(sizes)) + sum(sizes.values()) * _ITEM
+
+
 def _header(sizes: Mapping[str, int]) -> bytes:
     header, end = {}, 0
     for kind, size in sizes.items():
@@ -131,7 +137,7 @@ class Parts:
         else:
             if len(self._open) >= MOST_OPEN:
                 os.close(self._open.popitem(last=False)[1])
-            self._open[part] = os.open(part_name(part), os.O_RDONLY, dir_fd=self._folder)
+            self._open[part] = os.open(part_name(part), os.O_RDONLY | os.O_NONBLOCK, dir_fd=self._folder)
         return self._open[part]
 
     @contextlib.contextmanager

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 
 import xxhash
 
+from common.json_lines import parse_json
+
 CHECKSUMS = "checksums.json"
 
 
@@ -19,7 +21,7 @@ def dump_sums(digests: Mapping[str, str]) -> bytes:
 
 def parse_sums(data: bytes) -> dict[str, str]:
     """Digests by name. ValueError when the list is broken, or was changed after it was written."""
-    facts = json.loads(data)
+    facts = parse_json(data)
     if not isinstance(facts, dict) or not isinstance(facts.get("files"), dict):
         raise ValueError("it lists no files")
     digests = {str(name): str(digest) for name, digest in facts["files"].items()}

@@ -409,3 +409,58 @@ def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path):
     (tmp_path / "checkpoints" / "step-mine").mkdir()
     shutil.copytree(tmp_path / "checkpoints" / "step-00000010", tmp_path / "checkpoints" / "copy")
     assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000010"]
+
+
+def test_a_part_that_is_not_as_long_as_the_index_says_is_damage_whatever_its_checksum(tmp_path):
+    save_step(tmp_path, 10)
+    folder = save_step(tmp_path, 20)
+    (folder / PART).write_bytes((folder / PART).read_bytes()[:-4])
+    reseal(folder)
+    choice = choose(tmp_path, ALONE)
+    assert choice.folder.name == "step-00000010"
+    assert f"where {choosing.INDEX} says" in choice.damaged["step-00000020"][0]
+
+
+def test_an_index_of_more_parts_than_there_are_is_damage_before_they_are_counted(tmp_path):
+    folder = save_step(tmp_path, 10)
+    facts = json.loads((folder / "index.json").read_text())
+    for cut in facts["cuts"]:
+        cut.update(parts=[0, 2**40], bounds="even")
+    (folder / "index.json").write_text(json.dumps(facts))
+    reseal(folder)
+    with pytest.raises(Mistake, match=r"index\.json has 1099511627776 parts and checksums\.json 1"):
+        choose(tmp_path, ALONE)
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "words"),
+    [
+        (("state", "step"), "20", "in its state, its step is text"),
+        (("state", "samples_consumed"), None, "its samples_consumed is empty"),
+        (("identity", "data"), 1.5, "its data is a number"),
+        (("identity", "order"), [], "its order is a list"),
+        (("identity",), {}, "it has no"),
+    ],
+)
+def test_a_state_that_does_not_hold_what_it_should_is_damage_whatever_its_checksum(tmp_path, where, value, words):
+    folder = save_step(tmp_path, 10)
+    facts = json.loads((folder / "state.json").read_text())
+    node = facts
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = value
+    (folder / "state.json").write_text(json.dumps(facts))
+    reseal(folder)
+    with pytest.raises(Mistake, match=words):
+        choose(tmp_path, ALONE)
+
+
+@pytest.mark.parametrize("name", [PART, "index.json", "state.json", "checksums.json"])
+def test_a_pipe_where_a_file_was_is_damage_and_no_reason_to_wait(tmp_path, name):
+    save_step(tmp_path, 10)
+    folder = save_step(tmp_path, 20)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    choice = choose(tmp_path, ALONE)
+    assert choice.folder.name == "step-00000010"
+    assert "a pipe or a device" in choice.damaged["step-00000020"][0]

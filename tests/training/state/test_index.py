@@ -145,6 +145,9 @@ HARMS = {
     "too few bounds": lambda facts: facts["cuts"][0]["bounds"].pop(1),
     "no weights": lambda facts: facts.update(kinds=["exp_avg"]),
     "a box outside of its tensor": lambda facts: facts["cuts"][0]["boxes"].__setitem__(0, ["e", [4], [3], [2]]),
+    "a number that is none": lambda facts: facts.update(updates=float("inf")),
+    "a size with a fraction": lambda facts: facts["cuts"][0]["boxes"][0].__setitem__(1, [11.0, 3]),
+    "nested without end": lambda facts: None,
     "dims that do not fit": lambda facts: facts["cuts"][0]["boxes"].__setitem__(0, ["e", [4], [3, 0], [2]]),
 }
 
@@ -154,7 +157,7 @@ def test_an_index_that_is_not_whole_is_a_value_error_and_nothing_else(harm):
     facts = json.loads(index_of(layout_of(1, 2), KINDS, 7, 2).dumps())
     HARMS[harm](facts)
     with pytest.raises(ValueError):
-        Index.loads(b"{" if harm == "no json" else json.dumps(facts).encode())
+        Index.loads({"no json": b"{", "nested without end": b"[" * 9999}.get(harm, json.dumps(facts).encode()))
 
 
 def test_slices_come_in_the_order_of_the_vector():
