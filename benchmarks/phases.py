@@ -34,7 +34,7 @@ POINTS = {
     "load": "1 training.first_weights put_weights",
     "first step": "1 training.step run_step",
     "step": "5 training.step run_step",
-    "save": "1 training.state.saving save",
+    "save": "1 training.state.saving commit",
     "evaluation": "1 training.evaluation Evaluator.run",
     "leaving": "1 training.distributed disconnect",
 }

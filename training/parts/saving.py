@@ -15,6 +15,7 @@ from training.engine import Engine
 from training.local.partners import Partners
 from training.local.saving import LocalSaves
 from training.parts.part import Moment, Part, Run
+from training.phases import Phase
 from training.state.behind import Behind
 from training.state.folder import delete_superseded, step_name
 from training.state.identity import RunState
@@ -72,13 +73,13 @@ class Saving(Part):
         return moment.last or moment.due(self.run.config.checkpoint.interval_steps)
 
     def begin(self) -> None:
-        training, local = self.run.config.training, self.run.local
-        patience = timedelta(minutes=training.start_minutes)
-        self._behind = Behind(self.run.world, "saver", training.hang_minutes, patience)
+        config, local = self.run.config, self.run.local
+        patience, minutes = timedelta(minutes=config.training.start_minutes), config.phase_minutes[Phase.SAVE]
+        self._behind = Behind(self.run.world, "saver", minutes, patience)
         if local is None:
             return
         world = self._behind.world
-        partners = Partners.connect(local.nodes, world, patience, training.hang_minutes)
+        partners = Partners.connect(local.nodes, world, patience, minutes)
         self._local = LocalSaves(local, partners, world, self.run.folder)
         if partners is None:
             reason = "there is one node, so local checkpoints have no copies on another: with it they are lost"
@@ -95,7 +96,7 @@ class Saving(Part):
         self.settle()
         for part in self.others:
             part.before_save()
-        snapshot, words = self.engine.snapshot(), f"the writing of {step_name(moment.step)}"
+        snapshot, words = self.engine.snapshot(), f"phase {Phase.SAVE}, the writing of {step_name(moment.step)}"
         shared = self._is_shared(moment)
         commit = self._commit if shared else self._commit_locally
         self._behind.begin(words, lambda: commit(snapshot, moment.state, started))
@@ -133,6 +134,7 @@ class Saving(Part):
     def settle(self) -> None:
         """Returns once the save that goes on, if any, is complete; all ranks call it together."""
         if self._save is not None:
+            self.run.world.watch.beat(Phase.SAVE)
             self._complete(self._save)
 
     def close(self) -> None:

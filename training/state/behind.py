@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from training.distributed import World
-from training.plane import PeerLost, Pending
+from training.plane import PeerLost, Pending, node_name
 
 T = TypeVar("T")
 SLACK = 1.25
@@ -58,7 +58,7 @@ class Behind(Generic[T]):
         """
         assert self._work is not None, "nothing goes on"
         if self._work.done() and isinstance(error := self._work.exception(), PeerLost):
-            raise error
+            raise self._lost(error)
         if not self._work.done() and time.monotonic() > self._deadline:
             raise self._hanging()
         asked, self._asked = self._asked, None
@@ -74,13 +74,19 @@ class Behind(Generic[T]):
         if not self._work.done():
             raise self._hanging()
         work, self._work, self._asked = self._work, None, None
-        return work.result()
+        try:
+            return work.result()
+        except PeerLost as error:
+            raise self._lost(error) from None
 
     def close(self) -> None:
         """Ends the thread and the exchanges; work that still goes on loses its peers and fails."""
         self.world.plane.close()
         self._thread.shutdown(wait=False, cancel_futures=True)
 
+    def _lost(self, error: PeerLost) -> PeerLost:
+        return PeerLost(f"{error} in {self._what}, behind the steps")
+
     def _hanging(self) -> Hanging:
-        rank, minutes = self._ranks.rank, self._minutes
-        return Hanging(f"rank {rank} got nowhere for {minutes:g} minutes in {self._what}, behind the steps")
+        who, minutes = f"rank {self._ranks.rank} on node {node_name()}", self._minutes
+        return Hanging(f"{who} got nowhere for {minutes:g} minutes in {self._what}, behind the steps")
