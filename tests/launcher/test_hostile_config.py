@@ -13,6 +13,7 @@ from common.mistakes import Mistake
 from launcher.config import check_config, load_config, to_yaml
 from launcher.profiles import load_profile
 from tests.launcher.test_config import MINIMAL
+from training.config import CheckpointConfig
 
 LONGEST_SENTENCE = 900
 MERGED = """
@@ -83,7 +84,7 @@ def test_values_that_grow_behind_aliases_are_refused(file):
 def test_merge_keys_are_merged_and_what_stands_beside_them_wins(file):
     text = MERGED + "evaluation: &eval {num_samples: 7}\ncheckpoint: {<<: {keep: 5, interval_steps: 3}, keep: 4}\n"
     config = yaml.safe_load(outcome(file, text))
-    assert config["checkpoint"] == {"interval_steps": 3, "keep": 4, "keep_every_steps": None, "writers": None}
+    assert config["checkpoint"] == CheckpointConfig(interval_steps=3, keep=4).model_dump()
     deep = MERGED.replace("&short {", "{<<: &base {zero_stage: 2, steps: 99}, ")
     assert yaml.safe_load(outcome(file, deep))["training"]["steps"] == 10
     assert yaml.safe_load(outcome(file, deep))["training"]["zero_stage"] == 2

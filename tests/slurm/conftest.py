@@ -10,7 +10,7 @@ import pytest
 
 from launcher import practice
 from tests.slurm.cluster import Cluster, train_here
-from tests.slurm.losses import ELASTIC, LOCAL_STEPS, WAYS, lose, shrink_and_grow
+from tests.slurm.losses import ELASTIC, LOCAL, LOCAL_STEPS, WAYS, lose, shrink_and_grow
 from tests.training.runs import REPOSITORY, write_dataset
 
 NODES = 16
@@ -48,14 +48,17 @@ def losing(cluster):
 
     By way: the run, and a future of the node and the processes that were left on it.
     """
-    profile = cluster.profile(ranks_per_node=1)
+    cluster.call("scontrol", "create", "reservation", *LOCAL)
+    profiles = {
+        way: cluster.profile(ranks_per_node=1, **{"reservation": "local"} if way == "off" else {}) for way in WAYS
+    }
     local = {
         "interval_steps": 150,
         "local_interval_steps": LOCAL_STEPS,
         "local_dir": f"{cluster.disks}/$SLURMD_NODENAME",
     }
     configs = {way: cluster.config(f"lost-{way}", checkpoint=local if way == "off" else {}) for way in WAYS}
-    runs = {way: cluster.submit(config.name, profile, config) for way, config in configs.items()}
+    runs = {way: cluster.submit(config.name, profiles[way], config) for way, config in configs.items()}
     with ThreadPoolExecutor() as threads:
         yield {way: (run, threads.submit(lose, run, way, WAYS[way][1])) for way, run in runs.items()}
 

@@ -9,6 +9,9 @@ WAYS = {"off": ("on", 0), "crash": ("on", 1), "cut": ("heal", 0), "stop-slurmd":
 LOCAL_STEPS = 5
 """Steps between saves on the nodes' own disks, of the run whose node is powered off."""
 
+LOCAL = ("ReservationName=local", "Nodes=node[9-11]", "Users=root", "StartTime=now", "Duration=60")
+"""Reserves nodes for that run: what the node that is left holds is of use if the next start has it again."""
+
 ELASTIC = ("ReservationName=elastic", "Nodes=node[12-15]", "Users=root", "StartTime=now", "Duration=60")
 """What `scontrol create` takes to reserve nodes for a run that is to find no others."""
 
@@ -45,4 +48,6 @@ def lose(run, way, index):
             rank.resume()
     run.wait()
     run.cluster.node(WAYS[way][0], node)
+    if way == "off":
+        run.cluster.call("scontrol", "delete", LOCAL[0])
     return node, frozen
