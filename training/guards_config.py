@@ -32,6 +32,9 @@ class GuardsConfig(Section):
     recompute_interval: int | None = Field(default=None, ge=1, le=10**9)
     """Steps after which one is computed twice more, to see that a rank gets the same bits; empty never does."""
 
+    reload_check: bool = False
+    """Keep the loss of a fixed batch with each checkpoint, and see after loading that it is the same to the bit."""
+
     @model_validator(mode="after")
     def _window_fills(self):
         if self.min_steps > self.window:

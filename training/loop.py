@@ -21,6 +21,7 @@ from training.parts.profiling import Profiling
 from training.parts.recomputing import Recomputing
 from training.parts.saving import Saving
 from training.parts.watching import Watching
+from training.probe import Probe
 from training.schedule import learning_rate
 from training.state.identity import RunState
 from training.step import run_step
@@ -30,10 +31,16 @@ class Trainer:
     """Trains from `state` on; rank 0 writes metrics, events and what checkpoints share."""
 
     def __init__(
-        self, run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
+        self,
+        run: Run,
+        engine: Engine,
+        evaluators: Mapping[str, Evaluator],
+        state: RunState,
+        peak: float | None,
+        probe: Probe | None = None,
     ):
         self.run, self.engine, self.state = run, engine, state
-        saving = Saving(run, engine, others := usual_parts(run, engine, evaluators, state, peak))
+        saving = Saving(run, engine, others := usual_parts(run, engine, evaluators, state, peak), probe)
         self.parts: Sequence[Part] = [*others, saving]
         self.guarding = Guarding(run, engine, state.guards, saving.settle)
         self._unseen: Moment | None = None

@@ -38,6 +38,7 @@ from training.loop import Trainer
 from training.mesh import sharing
 from training.parts.part import Run
 from training.phases import Phase
+from training.probe import Probe
 from training.state.choosing import Checkpoint, Choice, NothingSound, choose
 from training.state.folder import (
     LATEST,
@@ -191,7 +192,10 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     world.watch.beat(Phase.LOAD)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = jumped(_resume(run, engine, choice), jumps)
-    trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device))
+    probe = _probe(run, manifest, engine)
+    if probe is not None and choice.folder is not None:
+        probe.check(state.probe, str(choice.folder))
+    trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device), probe)
     loader = _loader(run, manifest, state)
     try:
         yield trainer, loader
@@ -363,6 +367,14 @@ def _named(objectives: Sequence[ObjectiveConfig]) -> Iterator[tuple[str, Objecti
             seen.append(objective)
             count = sum(each.name == objective.name for each in seen)
             yield (objective.name if count == 1 else f"{objective.name}-{count}"), objective
+
+
+def _probe(run: Run, manifest: Manifest, engine: Engine) -> Probe | None:
+    """Of the first batch of the run, where the config asks for it."""
+    if not run.config.guards.reload_check:
+        return None
+    with _loader(run, manifest, RunState()) as loader:
+        return Probe(run, engine, next(loader)[0])
 
 
 def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:

@@ -60,7 +60,7 @@ def go_back_to(folder: Path, step: int, aside: Path) -> Path:
 
 def test_bad_steps_are_passed_over_and_a_replay_that_begins_between_them_is_the_same(dataset, tmp_path):
     faults = {"factors": {str(16 * 8): float("nan"), str(16 * 14): 100.0, str(16 * 19): 100.0}}
-    folder = run_of(dataset, tmp_path / "run", faults)
+    folder = run_of(dataset, tmp_path / "run", faults, {"reload_check": True})
     train(folder)
     skips = events_of(folder, "skip")
     assert [(skip["step"], skip["samples"], skip["ranks"]) for skip in skips] == [
@@ -83,6 +83,7 @@ def test_bad_steps_are_passed_over_and_a_replay_that_begins_between_them_is_the_
     train(again)
     assert exact(again) == exact(folder)
     assert same_end(again, folder)
+    assert state.probe and read_saved(latest_checkpoint(again)).state.probe == state.probe
 
 
 def test_a_run_goes_back_over_too_many_spikes_and_the_same_when_it_is_killed_there(dataset, tmp_path):

@@ -16,6 +16,7 @@ from training.local.partners import Partners
 from training.local.saving import LocalSaves
 from training.parts.part import Moment, Part, Run
 from training.phases import Phase
+from training.probe import Probe
 from training.state.behind import Behind
 from training.state.folder import delete_superseded, step_name
 from training.state.identity import RunState
@@ -59,9 +60,9 @@ class Saving(Part):
     the same on every rank.
     """
 
-    def __init__(self, run: Run, engine: Engine, others: Sequence[Part]):
-        """`others` are told before and after each checkpoint."""
-        self.run, self.engine, self.others = run, engine, others
+    def __init__(self, run: Run, engine: Engine, others: Sequence[Part], probe: Probe | None = None):
+        """`others` are told before and after each checkpoint, which keeps what comes of the `probe`."""
+        self.run, self.engine, self.others, self._probe = run, engine, others, probe
         self._behind: Behind[Saved]  # from `begin` on, when all ranks are there
         self._local: LocalSaves | None = None
         self._save: Save | None = None
@@ -96,10 +97,11 @@ class Saving(Part):
         self.settle()
         for part in self.others:
             part.before_save()
+        state = moment.state if self._probe is None else dataclasses.replace(moment.state, probe=self._probe())
         snapshot, words = self.engine.snapshot(), f"phase {Phase.SAVE}, the writing of {step_name(moment.step)}"
         shared = self._is_shared(moment)
         commit = self._commit if shared else self._commit_locally
-        self._behind.begin(words, lambda: commit(snapshot, moment.state, started))
+        self._behind.begin(words, lambda: commit(snapshot, state, started))
         self._save = Save(moment.step, "save" if shared else "local save", stalled=time.perf_counter() - started)
         if moment.last or not self.run.config.checkpoint.in_background:
             self._complete(self._save, awaited=True)

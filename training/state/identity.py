@@ -40,6 +40,8 @@ class RunState:
     """Tokens trained on, padding left out."""
     guards: GuardState = dataclasses.field(default_factory=GuardState)
     """What later steps are judged by."""
+    probe: str = ""
+    """What came of a fixed batch when it was saved (see probe.py); empty where nobody looked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +127,9 @@ def dump_state(state: RunState, identity: RunIdentity) -> bytes:
     where = dataclasses.asdict(state)
     facts = {
         "format": FORMAT,
-        "guards": where.pop("guards"),  # beside the state, where versions that know nothing of them pass over them
+        # beside the state, where versions that know nothing of them pass over them
+        "guards": where.pop("guards"),
+        "probe": where.pop("probe"),
         "state": where,
         "identity": dataclasses.asdict(identity),
         "code": code_version(),
@@ -157,17 +161,21 @@ def parse_state(data: bytes, folder: Path) -> Saved:
     if fault := FORM.fault(facts):
         raise ValueError(f"{STATE} is not that of a checkpoint, for {fault}")
     try:
-        state = RunState(**facts["state"], guards=_guards(facts.get("guards", {})))
+        guards, probe = _guards(facts.get("guards", {})), str(facts.get("probe", ""))
+        state = RunState(**facts["state"], guards=guards, probe=probe)
         return Saved(state, _as_today(RunIdentity(**facts["identity"])))
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{STATE} cannot be read ({error})") from None
 
 
 def _guards(facts: dict[str, Any]) -> GuardState:
     """As they were saved: keys that came later have their defaults, those of later versions are passed over."""
-    names = {field.name for field in dataclasses.fields(GuardState)}
-    known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in facts.items() if key in names}
-    return GuardState(**known)
+    forms: dict[str, Any] = {"losses": _figures, "norms": _figures, "in_a_row": int, "jumps": int}
+    return GuardState(**{key: forms[key](value) for key, value in facts.items() if key in forms})
+
+
+def _figures(values: list[Any]) -> tuple[float, ...]:
+    return tuple(map(float, values))
 
 
 def read_saved(folder: Path) -> Saved:
