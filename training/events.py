@@ -37,13 +37,16 @@ class EventLog:
         if self.rank == 0:
             append_line(self.path, {"time": time.time(), "event": event, **facts, **self.facts})
 
-    def error(self, message: str, exit_code: int, facts: dict[str, Any] | None = None) -> None:
-        """Adds an error, unless a rank of the same start has just said the same; of this rank, if `facts` name none."""
-        facts = {"rank": self.rank, "message": message, "exit_code": exit_code, **(facts or {})}
+    def error(self, message: str, exit_code: int, facts: dict[str, Any] | None = None, where: str = "") -> None:
+        """Adds an error, unless a rank of the same start has just said the same; of this rank, if `facts` name none.
+
+        `where` follows the message, and may differ between those who say the same.
+        """
+        facts = {"rank": self.rank, "message": message + where, "exit_code": exit_code, **(facts or {})}
         record = {"time": time.time(), "event": "error", **facts, **self.facts}
         if self._of_job:
-            self._error_of_job(record)
-        elif not any(each.get("message") == message for each in self._recent_errors()):
+            self._error_of_job(record, message)
+        elif not any(str(each.get("message")).startswith(message) for each in self._recent_errors()):
             append_line(self.path, record)
 
     def has_been_told(self) -> bool:
@@ -62,9 +65,9 @@ class EventLog:
         recent = [record for record in read_lines(self.path, EVENT)[-RECENT:] if record.get("time", 0) > since]
         return [record for record in recent if all(record.get(key) == value for key, value in same.items())]
 
-    def _error_of_job(self, record: dict[str, Any]) -> None:
+    def _error_of_job(self, record: dict[str, Any], message: str) -> None:
         """The first rank of a start to say something makes the file for it, and no other does."""
-        digest = xxhash.xxh3_64_hexdigest(record["message"].encode(errors="replace"))
+        digest = xxhash.xxh3_64_hexdigest(message.encode(errors="replace"))
         path = self.path.parent / FOLDER / f"error-{self._of_job}-{digest}.jsonl"
         path.parent.mkdir(exist_ok=True)
         try:

@@ -152,9 +152,9 @@ def report(error: Exception, events: EventLog | None, watch: Watch | None = None
     if is_of_a_peer(error):
         return _report_peer(error, events, watch)
     place = watch.place
-    words = f"{type(error).__name__}: {error}" + (f" ({place.name}, in {place.at})" if place.phase else "")
-    _note(events, words, EXIT_BROKEN, place.facts)
-    watch.end_all(words, EXIT_BROKEN)
+    words, where = f"{type(error).__name__}: {error}", f" ({place.name}, in {place.at})" if place.phase else ""
+    _note(events, words, EXIT_BROKEN, place.facts, where)
+    watch.end_all(words + where, EXIT_BROKEN)
     traceback.print_exception(error)
     if place.phase:
         print(f"{place.name} broke in {place.at}", file=sys.stderr, flush=True)
@@ -185,11 +185,11 @@ def _report_peer(error: Exception, events: EventLog | None, watch: Watch) -> int
     return EXIT_BROKEN
 
 
-def _note(events: EventLog | None, message: str, code: int, facts: dict[str, Any]) -> None:
+def _note(events: EventLog | None, message: str, code: int, facts: dict[str, Any], where: str = "") -> None:
     if events is None:
         return
     try:
-        events.error(message, code, facts)
+        events.error(message, code, facts, where)
     except OSError as error:  # a full disk is what stderr will tell of next
         print(f"events.jsonl: not written ({error.strerror})", file=sys.stderr)
 

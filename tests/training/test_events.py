@@ -18,10 +18,11 @@ def test_only_rank_0_writes_ordinary_events_and_any_rank_an_error(tmp_path):
     assert events[1]["exit_code"] == 2
 
 
-def test_an_error_that_all_ranks_share_is_written_once(tmp_path):
+def test_an_error_that_all_ranks_share_is_written_once_wherever_each_of_them_met_it(tmp_path):
     for rank in range(3):
-        EventLog(tmp_path, rank).error("no such dataset", 2)
-    assert len(read_lines(tmp_path / "events.jsonl")) == 1
+        EventLog(tmp_path, rank).error("no such dataset", 2, where=f" (rank {rank})")
+    (line,) = read_lines(tmp_path / "events.jsonl")
+    assert line["message"] == "no such dataset (rank 0)"
 
 
 def test_each_start_of_a_job_tells_each_error_once_in_a_file_of_its_own(tmp_path):
@@ -29,7 +30,7 @@ def test_each_start_of_a_job_tells_each_error_once_in_a_file_of_its_own(tmp_path
     EventLog(tmp_path, 0, job).write("start")
     assert not EventLog(tmp_path, 1, job).has_been_told()
     for rank in range(3):
-        EventLog(tmp_path, rank, job).error("no such dataset", 2)
+        EventLog(tmp_path, rank, job).error("no such dataset", 2, where=f" (rank {rank})")
     EventLog(tmp_path, 2, job).error("another", 1)
     assert EventLog(tmp_path, 1, job).has_been_told()
     again = {"attempt": "7.1", "job": 7, "restart": 1}
