@@ -36,6 +36,8 @@ STARTING = ("nodes", "proof", "ranks", "preparing", "first step")
 """Parts of the way to a first step: checking nodes, proving them, starting ranks, model and data, the step itself."""
 TRAINING = ("steps", "evaluation", "saving")
 """What is lost where a later start goes on from before it."""
+SAVES = ("save", "local save")
+"""Events of checkpoints that are complete, on the file system that all share or on the nodes' own disks."""
 SILENT_SECONDS = 600
 """A start that has said nothing for so long is over, whether it said so or not."""
 MICRO = 1_000_000
@@ -158,7 +160,7 @@ def starts_of(events: Sequence[Record], last: Record, now: float) -> list[Start]
     for event in events:
         name = event.get("attempt") or (f"{event['job']}.{event.get('restart', 0)}" if "job" in event else "")
         if name and _is_time(event.get("time")) and event["time"] <= now:
-            groups.setdefault(name, []).append(event)
+            groups.setdefault(name, []).append(_as_steps_saw_it(event))
     ordered = sorted((sorted(group, key=moment) for group in groups.values()), key=lambda group: moment(group[0]))
     starts = []
     for group, following in itertools.zip_longest(ordered, ordered[1:]):
@@ -170,6 +172,14 @@ def starts_of(events: Sequence[Record], last: Record, now: float) -> list[Start]
             signs = [min(sign, moment(following[0])) for sign in signs]
         starts.append(Start(group, max(signs)))
     return starts
+
+
+def _as_steps_saw_it(event: Record) -> Record:
+    """A save that was written behind the steps, at the moment when these went on: what came later is not in it."""
+    due, stalled = event.get("due"), event.get("stalled_seconds")
+    if event["event"] not in SAVES or not (_is_time(due) and _is_time(stalled)):
+        return event
+    return {**event, "time": min(event["time"], due + stalled)}
 
 
 def spans_of(starts: Sequence[Start], jobs: Sequence[Record], now: int) -> list[Span]:
@@ -203,7 +213,7 @@ def _moments(start: Start, end: int) -> list[Span]:
         cut = max(cursor, time - taken)
         spans.append(Span(cursor, cut, what))
         if taken:
-            spans.append(Span(cut, time, {"save": "saving", "evaluate": "evaluation"}[event["event"]]))
+            spans.append(Span(cut, time, "evaluation" if event["event"] == "evaluate" else "saving"))
         what = what if what in ("building", "ending") else follows.get(event["event"], what)
         cursor = time
     return [*spans, Span(cursor, max(cursor, end), what)]
@@ -211,7 +221,7 @@ def _moments(start: Start, end: int) -> list[Span]:
 
 def _seconds_of(event: Record) -> int:
     """Microseconds before it that a save or an evaluation kept steps from going on."""
-    if event["event"] not in ("save", "evaluate"):
+    if event["event"] not in (*SAVES, "evaluate"):
         return 0
     seconds = event.get("stalled_seconds", event.get("seconds"))
     return micro(seconds) if _is_time(seconds) else 0
@@ -219,7 +229,7 @@ def _seconds_of(event: Record) -> int:
 
 def lost_work(starts: Sequence[Start]) -> list[tuple[int, int]]:
     """Times of steps that a later start trained again: from a checkpoint to whoever goes on there."""
-    saves = sorted((moment(event), event["step"]) for event in _all(starts, "save") if "step" in event)
+    saves = sorted((moment(event), event["step"]) for name in SAVES for event in _all(starts, name) if "step" in event)
     lost = []
     for ready in _all(starts, "ready"):
         step, time = ready.get("step", 0), moment(ready)

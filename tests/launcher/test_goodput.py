@@ -52,6 +52,15 @@ def test_a_killed_run_lost_what_came_after_the_checkpoint_that_it_goes_on_from()
     assert (interruption.lost, interruption.seconds) == (65, 65 + 835 + 35)
 
 
+@pytest.mark.parametrize("kind", ["save", "local save"])
+def test_a_save_behind_the_steps_covers_what_came_before_it_was_due(kind):
+    save = event(1140, kind, step=10, due=1100.0, seconds=38, stalled_seconds=2)
+    events = [*start(1000, "a"), save, *start(2000, "b", step=10), event(2100, "finish", "b")]
+    found = goodput([*events, event(2030, "lost work", "b", until=1150.0)], [], {}, 9999.0)
+    seconds = {kind: length for kind, length in found.seconds.items() if length}
+    assert seconds == {"starting": 70, "steps": 65 + 65, "saving": 2, "lost": 48, "stopped": 850}
+
+
 def test_the_way_of_a_job_through_queues_and_a_broken_node():
     events = [event(150, "job_start", **JOB), event(160, "unhealthy", node="n", **JOB)]
     events.append(event(170, "job_end", reason="unhealthy", message="n is broken", **JOB))
@@ -95,7 +104,17 @@ records = st.builds(
     st.sampled_from(["a", "b", "c", "7.0", ""]),
     st.integers(0, 5),
     st.floats(0, 1e5),
-    st.sampled_from([{}, JOB, {"until": 5e5}, {"stalled_seconds": 3.0}, {"stage": "data"}, {"message": "why"}]),
+    st.sampled_from(
+        [
+            {},
+            JOB,
+            {"until": 5e5},
+            {"stalled_seconds": 3.0},
+            {"stalled_seconds": 3.0, "due": 1e5},
+            {"stage": "data"},
+            {"message": "why"},
+        ]
+    ),
 )
 
 

@@ -47,6 +47,8 @@ class Save:
     """Steps done then."""
     event: str
     """What it is called in events: `save`, or `local save` for one on the nodes' own disks."""
+    due: float
+    """When, in seconds since 1970."""
     stalled: float
     """Seconds that the steps waited for it."""
 
@@ -102,7 +104,8 @@ class Saving(Part):
         shared = self._is_shared(moment)
         commit = self._commit if shared else self._commit_locally
         self._behind.begin(words, lambda: commit(snapshot, state, started))
-        self._save = Save(moment.step, "save" if shared else "local save", stalled=time.perf_counter() - started)
+        stalled, event = time.perf_counter() - started, "save" if shared else "local save"
+        self._save = Save(moment.step, event, time.time() - stalled, stalled)
         if moment.last or not self.run.config.checkpoint.in_background:
             self._complete(self._save, awaited=True)
 
@@ -129,7 +132,8 @@ class Saving(Part):
     def _note(self, save: Save, saved: Saved, stalled: float) -> None:
         inside = saved.folder.is_relative_to(self.run.folder)
         path, seconds = os.path.relpath(saved.folder, self.run.folder) if inside else str(saved.folder), saved.seconds
-        self.run.events.write(save.event, step=save.step, path=path, seconds=seconds, stalled_seconds=stalled)
+        times = {"due": save.due, "seconds": seconds, "stalled_seconds": stalled}
+        self.run.events.write(save.event, step=save.step, path=path, **times)
         for gone in saved.given_up:
             self.run.events.write("delete", path=os.path.relpath(gone, self.run.folder))
 
