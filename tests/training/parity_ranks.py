@@ -193,7 +193,7 @@ def train(way: Way, data: Path, world: World, reduced: Reduced) -> tuple[dict[st
 
 def held(way: Way, data: Path, world: World) -> dict[str, int]:
     """What the engine says that a rank holds, and the bytes of all tensors that live in the middle of a step."""
-    before = _live_bytes()
+    kept = _live()  # what an earlier way has left stays, so that it is in both counts
     engine = build_engine(way.config(data), VOCAB_SIZE, world)
     with batches_of(way.config(data), world.rank, world.size) as loader:
         train_step(engine, next(loader), LR, world)
@@ -203,21 +203,22 @@ def held(way: Way, data: Path, world: World) -> dict[str, int]:
             engine.backward(loss)
             engine.step(LR)
         del loss
-        live = _live_bytes() - before
+        live = sum(_live().values()) - sum(kept.values())
     holdings = engine.holdings()
     engine.close()
     return dataclasses.asdict(holdings) | {"live": live}
 
 
-def _live_bytes() -> int:
+def _live() -> dict[torch.UntypedStorage, int]:
+    """Bytes of the memory of all tensors."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
         if type(thing) in (torch.Tensor, torch.nn.Parameter):
             for tensor in (thing, thing.grad if thing.is_leaf else None, getattr(thing, "grad_accum", None)):
                 if tensor is not None and not tensor.is_meta:  # what has no memory has no place either
-                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(storages.values())
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+    return {storage: storage.nbytes() for storage in storages.values()}
 
 
 def main() -> None:
