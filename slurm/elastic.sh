@@ -8,12 +8,17 @@ usable() { # NUMBER: the largest of them that is not above it
   echo "$best"
 }
 within_reach() { # nodes that this job has, or could have if it asked again
-  local left_out free=idle
-  [ -z "${SLURM_JOB_RESERVATION-}" ] || free=resv # it gets no others
+  local left_out own= free=idle
+  if [ -n "${SLURM_JOB_RESERVATION-}" ]; then # it gets nodes of this one and no others
+    free=resv
+    patiently scontrol -o show reservation "$SLURM_JOB_RESERVATION"
+    own=$(scontrol show hostnames "$(field Nodes <<<"$ANSWER")")
+  fi
   patiently scontrol -o show job "$SLURM_JOB_ID"
   left_out=$(field ExcNodeList <<<"$ANSWER" | grep -vxF '(null)')
   patiently sinfo --noheader --Node --partition="$SLURM_JOB_PARTITION" --states="$free" --format='%N %t'
   ANSWER=$(awk -v free="$free" '{ sub(/~$/, "", $2) } $2 == free { print $1 }' <<<"$ANSWER") # no resv that is down too
+  [ -z "$own" ] || ANSWER=$(grep -xFf <(echo "$own") <<<"$ANSWER")
   { allocated; without "${left_out:+$(scontrol show hostnames "$left_out")}" <<<"$ANSWER"; } | sort -u | grep -c .
 }
 wait_for_nodes() { # a node that was lost is often back within minutes; asking again then costs one more start
