@@ -43,34 +43,40 @@ def two_ranks_here(cluster):
 
 
 @pytest.fixture(scope="session")
-def losing(cluster):
+def reserved(cluster):
+    """The cluster with nodes set apart, before anybody else is on them, for runs that are to find no others."""
+    for reservation in (LOCAL, ELASTIC):
+        cluster.call("scontrol", "create", "reservation", *reservation)
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def losing(reserved):
     """Four runs that lose a node each, every one in its own way: begun here, for much of it is waiting for Slurm.
 
     By way: the run, and a future of the node and the processes that were left on it.
     """
-    cluster.call("scontrol", "create", "reservation", *LOCAL)
     profiles = {
-        way: cluster.profile(ranks_per_node=1, **{"reservation": "local"} if way == "off" else {}) for way in WAYS
+        way: reserved.profile(ranks_per_node=1, **{"reservation": "local"} if way == "off" else {}) for way in WAYS
     }
     local = {
         "interval_steps": 150,
         "local_interval_steps": LOCAL_STEPS,
-        "local_dir": f"{cluster.disks}/$SLURMD_NODENAME",
+        "local_dir": f"{reserved.disks}/$SLURMD_NODENAME",
     }
-    configs = {way: cluster.config(f"lost-{way}", checkpoint=local if way == "off" else {}) for way in WAYS}
-    runs = {way: cluster.submit(config.name, profiles[way], config) for way, config in configs.items()}
+    configs = {way: reserved.config(f"lost-{way}", checkpoint=local if way == "off" else {}) for way in WAYS}
+    runs = {way: reserved.submit(config.name, profiles[way], config) for way, config in configs.items()}
     with ThreadPoolExecutor() as threads:
         yield {way: (run, threads.submit(lose, run, way, WAYS[way][1])) for way, run in runs.items()}
 
 
 @pytest.fixture(scope="session")
-def elastic(cluster):
+def elastic(reserved):
     """A run of four nodes that goes on with two and grows again: a future of it, and how far it was at each change.
 
     Its four nodes are reserved for it, so that no other run comes in between.
     """
-    cluster.call("scontrol", "create", "reservation", *ELASTIC)
-    profile = cluster.profile(ranks_per_node=1, reservation="elastic")
-    run = cluster.submit("elastic", profile, nodes=4, min_nodes=2, wait="3s")
+    profile = reserved.profile(ranks_per_node=1, reservation="elastic")
+    run = reserved.submit("elastic", profile, nodes=4, min_nodes=2, wait="3s")
     with ThreadPoolExecutor() as threads:
         yield threads.submit(shrink_and_grow, run)
