@@ -36,12 +36,12 @@ from rich.table import Table
 
 from benchmarks.chaos_plan import INTERVAL, VOCAB_SIZE, Strike, Trial, Way, config_of, trial
 from benchmarks.chaos_strikes import Start, can_mount, damage, fill_disk, saved_step, small_disk, training_lines
+from benchmarks.synthetic import save_shard
 from common.json_lines import read_lines
-from data_pipeline.manifest import Manifest, ShardInfo
-from data_pipeline.shards import ShardWriter
+from data_pipeline.manifest import Manifest
 from training.lines import EVENT
 from training.state.choosing import read_index
-from training.state.folder import complete_checkpoints, latest_checkpoint
+from training.state.folder import complete_checkpoints, latest_checkpoint, step_of
 from training.state.loading import load_weights
 
 DISK_MEGABYTES = 48
@@ -92,10 +92,7 @@ def write_dataset(folder: Path) -> Path:
         lengths = rng.integers(3, 120, count)
         body = [np.cumsum(rng.integers(0, 3, length - 2)) + rng.integers(0, VOCAB_SIZE) for length in lengths]
         documents = [np.concatenate([[1], 30 + ids % (VOCAB_SIZE - 30), [2]]) for ids in body]
-        with ShardWriter(folder / f"{split}-00000", VOCAB_SIZE) as shard:
-            shard.add(np.concatenate(documents), lengths)
-        counts = {"num_documents": count, "num_tokens": shard.num_tokens, "source_bytes": shard.num_tokens}
-        splits[split] = [ShardInfo(name=f"{split}-00000", checksums=shard.checksums, **counts)]
+        splits[split] = [save_shard(folder / f"{split}-00000", np.concatenate(documents), lengths, VOCAB_SIZE)]
     facts: dict[str, Any] = {"tokenizer_fingerprint": "chaos", "vocab_size": VOCAB_SIZE, "dtype": "uint16"}
     facts |= {"bos_id": 1, "eos_id": 2, "special_ids": {"pad": 0, "mask": 3}, "config_fingerprint": "chaos"}
     Manifest(**facts, num_sentinels=20, first_sentinel_id=5, splits=splits).save(folder)  # type: ignore[arg-type]
@@ -232,14 +229,14 @@ class Course:
         home = self.run / "checkpoints"
         if not home.is_dir():
             return False
-        newer = [path for path in complete_checkpoints(self.run) if int(path.name[5:]) > saved_step(self.run)]
+        newer = [path for path in complete_checkpoints(self.run) if step_of(path) > saved_step(self.run)]
         return bool(newer) or any(path.name.startswith(".tmp-") for path in home.iterdir())
 
     def _damage(self, strike: Strike) -> None:
         before = saved_step(self.run)
         assert strike.damage
         if damage(self.run, *strike.damage):
-            older = [int(path.name[5:]) for path in complete_checkpoints(self.run) if int(path.name[5:]) < before]
+            older = [step_of(path) for path in complete_checkpoints(self.run) if step_of(path) < before]
             self.extra = before - max(older, default=0)
             self.outcome.damaged.append(" ".join(strike.damage[1::-1]))
 

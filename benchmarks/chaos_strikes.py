@@ -7,7 +7,6 @@ Nothing here knows how a run works inside: who is struck is found among the proc
 
 import contextlib
 import errno
-import json
 import os
 import signal
 import subprocess
@@ -19,6 +18,7 @@ from typing import Any
 import psutil
 
 from benchmarks.chaos_plan import EVALUATION, INTERVAL, Strike
+from common.json_lines import read_lines
 from launcher.local_rank import end_with_parent
 from training.state.folder import DAMAGED, complete_checkpoints, named_latest, step_name, step_of
 
@@ -151,13 +151,7 @@ def _role(process: psutil.Process) -> str:
 
 def training_lines(run: Path) -> list[dict[str, Any]]:
     """Whole lines of metrics of training steps."""
-    path, found = run / "metrics.jsonl", []
-    for line in path.read_bytes().split(b"\n")[:-1] if path.exists() else ():
-        with contextlib.suppress(ValueError):  # torn by a kill
-            record = json.loads(line)
-            if isinstance(record, dict) and "loss" in record and "step" in record:
-                found.append(record)
-    return found
+    return [line for line in read_lines(run / "metrics.jsonl") if {"loss", "step"} <= line.keys()]
 
 
 def saved_step(run: Path) -> int:

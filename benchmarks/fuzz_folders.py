@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.synthetic import save_shard
 from data_pipeline.manifest import Manifest, ShardInfo
-from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from launcher.config import load_config, save_config
 from training.distributed import World
@@ -115,18 +115,15 @@ def make_dataset(folder: Path) -> None:
     for split, number, documents in (("train", 0, 900), ("train", 1, 20), ("validation", 0, 15)):
         name, rng = f"{split}-{number:05d}", np.random.default_rng(documents)
         lengths = rng.integers(3, 90, documents)
-        with ShardWriter(data / name, record["vocab_size"]) as shard:
-            shard.add(rng.integers(20, record["vocab_size"], lengths.sum()), lengths)
-        counts = {"num_documents": documents, "num_tokens": shard.num_tokens, "source_bytes": 3 * shard.num_tokens}
-        splits.setdefault(split, []).append(ShardInfo(name=name, checksums=shard.checksums, **counts))
+        tokens = rng.integers(20, record["vocab_size"], lengths.sum())
+        splits.setdefault(split, []).append(save_shard(data / name, tokens, lengths, record["vocab_size"], 3))
     Manifest(**record, config_fingerprint="c" * 32, splits=splits, counts={"kept": 935}).save(data)  # type: ignore[arg-type]
 
 
 def make_foreign(folder: Path) -> None:
     """A shard without .sums, as another program leaves it."""
     lengths = np.random.default_rng(1).integers(3, 90, 200)
-    with ShardWriter(folder / "theirs", 320) as shard:
-        shard.add(np.arange(lengths.sum()) % 320, lengths)
+    save_shard(folder / "theirs", np.arange(lengths.sum()) % 320, lengths, 320)
     (folder / "theirs.sums").unlink()
 
 
