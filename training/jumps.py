@@ -9,18 +9,18 @@ at any moment gives the same run.
 
 import dataclasses
 import json
-import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.files import write_whole
+from common.files import read_file, write_whole
+from common.json_lines import parse_json
 from common.mistakes import Mistake
 from training import fence
 from training.state.folder import (
     LATEST,
-    REPLACED,
     complete_checkpoints,
     discard,
+    give_up,
     latest_checkpoint,
     point_to,
     step_of,
@@ -54,7 +54,7 @@ def read_jumps(run_dir: Path) -> list[Jump]:
     if not path.exists():
         return []
     try:
-        return [Jump(**jump) for jump in json.loads(path.read_bytes())]
+        return [Jump(**jump) for jump in parse_json(read_file(path))]
     except (ValueError, TypeError) as error:
         raise Mistake(f"{path}: not a list of jumps ({error}); restore it from a copy") from None
 
@@ -102,7 +102,7 @@ def settle(run_dir: Path, attempt: str) -> list[Jump]:
             point_to(kept[-1])
         else:
             (gone[0].parent / LATEST).unlink(missing_ok=True)
-    aside = [folder.rename(folder.with_name(f"{REPLACED}{folder.name}-{secrets.token_hex(4)}")) for folder in gone]
+    aside = [give_up(folder) for folder in gone]
     with without_readers(run_dir) as free:
         for folder in aside if free else ():
             discard(folder)

@@ -7,14 +7,13 @@ gradient is wrong. Ranks that hold the same part of the model are compared, each
 """
 
 import dataclasses
-import os
-import socket
 from collections.abc import Iterable
 
 import torch
 import xxhash
 
 from training.distributed import World
+from training.plane import node_name
 
 CHUNK = 2**26
 """Bytes that are taken off a device at once."""
@@ -96,8 +95,3 @@ def deviants(digest: int, world: World) -> Deviants | None:
 def _united(a: dict, b: dict) -> dict:
     """Sums by tensor rank."""
     return {key: a[key] + b[key] if key in a and key in b else a.get(key, b.get(key)) for key in a | b}
-
-
-def node_name() -> str:
-    """What the scheduler calls this machine, else its host name."""
-    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()

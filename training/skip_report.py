@@ -18,10 +18,8 @@ import torch
 from common.files import write_whole
 from training.distributed import World
 from training.engine import Engine
-from training.guards_config import GuardsConfig
-from training.spikes import Closed
 from training.state.folder import step_name
-from training.step import StepInput, StepResult, run_step
+from training.step import StepInput, StepResult, run_again
 
 FOLDER = "skips"
 """In a run's folder."""
@@ -75,8 +73,7 @@ def report(engine: Engine, data: StepInput, result: StepResult, world: World) ->
     def note(name: str, gradient: torch.Tensor) -> None:
         squares[name] = squares.get(name, 0.0) + gradient.detach().float().square().sum().double()
 
-    with engine.watching_gradients(note):
-        run_step(engine, data, 0.0, world, result.where, Closed(GuardsConfig(), world.device))
+    run_again(engine, data, world, result.where, note)
     norms = norms_by_group((name, float(square)) for name, square in squares.items())
     losses = (total / max(batch.num_targets, 1) for total, batch in zip(result.own_losses, data.batches, strict=True))
     mine = Findings(

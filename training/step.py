@@ -28,7 +28,7 @@ from model.network.transformer import EncoderInput
 from training.distributed import World
 from training.engine import Engine
 from training.guards_config import GuardsConfig
-from training.spikes import Guard
+from training.spikes import Closed, Guard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,6 +425,14 @@ def run_step(engine: Engine, data: StepInput, lr: float, world: World, where: st
     result = StepResult(data.counts, where, clock, {name: each.to(total.device) for name, each in scalars.items()})
     clock.stop()
     return result
+
+
+def run_again(
+    engine: Engine, data: StepInput, world: World, where: str, note: Callable[[str, torch.Tensor], None]
+) -> StepResult:
+    """A step once more, which changes nothing; `note` is given what `Engine.watching_gradients` says."""
+    with engine.watching_gradients(note):
+        return run_step(engine, data, 0.0, world, where, Closed(GuardsConfig(), world.device))
 
 
 def _over_ranks(local: torch.Tensor, world: World) -> tuple[torch.Tensor, torch.Tensor]:

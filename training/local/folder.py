@@ -14,12 +14,12 @@ from pathlib import Path
 
 import xxhash
 
-from common.files import discard, write_whole
+from common.files import discard, read_file, write_whole
 from common.mistakes import Mistake
 from training.config import CheckpointConfig
 from training.distributed import World
 from training.local.nodes import Nodes
-from training.state.folder import is_checkpoint, step_of
+from training.state.folder import give_up, is_checkpoint, step_of
 from training.state.together import everywhere, on_main
 
 ID = "local-id"
@@ -69,8 +69,7 @@ class LocalFolder:
     def give_up_old(self) -> None:
         """Deletes all but the newest; a kill in the middle leaves nothing that looks complete."""
         for old in self.checkpoints()[:-KEPT]:
-            gone = old.rename(old.with_name(f".tmp-old-{old.name}-{secrets.token_hex(4)}"))
-            discard(gone)
+            discard(give_up(old))
 
 
 def located(local_dir: str) -> Path:
@@ -87,7 +86,7 @@ def _id_of(run_dir: Path) -> str:
     path = run_dir / ID
     if not path.exists():
         write_whole(path, f"{secrets.token_hex(8)}\n".encode())
-    return path.read_text().strip()
+    return read_file(path).decode().strip()
 
 
 def _make(path: Path, place: str) -> None:

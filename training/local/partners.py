@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from common.files import HashingWriter
+from common.files import HashingWriter, open_file
 from training.distributed import World
 from training.local.nodes import Nodes
 from training.plane import Link, answer, call, listen, publish
@@ -98,6 +98,6 @@ class Partners:
 
 def pieces_from(path: Path) -> Iterator[bytes]:
     """A file, piece by piece."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while piece := file.read(AT_ONCE):
             yield piece

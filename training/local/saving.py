@@ -3,7 +3,6 @@
 parts and copies, beside -> digests -> small files of rank 0 on every node -> renamed on all -> older ones deleted
 """
 
-import secrets
 from pathlib import Path
 
 from common.files import discard, sync_folder
@@ -11,7 +10,7 @@ from training import fence
 from training.distributed import World
 from training.local.folder import LocalFolder
 from training.local.partners import Partners
-from training.state.folder import step_name
+from training.state.folder import give_up, name_aside, step_name
 from training.state.identity import RunIdentity, RunState, dump_state
 from training.state.parts import part_name, pieces_of, write_part
 from training.state.saving import index_for, small_files, write_small_files
@@ -57,7 +56,7 @@ class LocalSaves:
 
     def _name_aside(self, step: int) -> str:
         fence.check(self._run_dir, self._world.attempt)
-        return f".tmp-{self._world.attempt or 'lone'}-{step_name(step)}-{secrets.token_hex(4)}"
+        return name_aside(step, self._world.attempt)
 
     def _make_room(self, aside: Path) -> None:
         self._local.sweep()
@@ -74,7 +73,7 @@ class LocalSaves:
 
     def _put_in_place(self, aside: Path, final: Path) -> None:
         if final.exists():  # a run that went back to an older checkpoint comes by here again
-            final.rename(final.with_name(f".tmp-old-{aside.name.removeprefix('.tmp-')}"))
+            give_up(final)
         aside.rename(final)
         sync_folder(final.parent)
         self._local.give_up_old()

@@ -7,7 +7,7 @@ from typing import NoReturn
 from common.mistakes import Mistake
 from training.engine import Engine
 from training.jumps import Jump, RolledBack, note_jump, reach
-from training.parts.part import Moment, Part, Run
+from training.parts.part import Moment, Run
 from training.skip_report import report, write_report
 from training.spikes import Guard, GuardState
 from training.state.together import on_main
@@ -16,7 +16,7 @@ from training.step import ADVICE
 LOG = logging.getLogger("training.parts.guarding")
 
 
-class Guarding(Part):
+class Guarding:
     """Has a guard that judges every step where the weights are (see spikes.py), and looks later at what it said.
 
     It is not called after each step, but by the loop once a step's figures are to be had: at most one step later.

@@ -40,11 +40,6 @@ class Behind(Generic[T]):
         self._what, self._deadline = "", 0.0
         self._asked: Pending | None = None
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether there is work whose outcome nobody has taken."""
-        return self._work is not None
-
     def begin(self, what: str, work: Callable[[], T]) -> None:
         """Begins work, named in words; all ranks call it together."""
         assert self._work is None, f"{self._what} is still going on"

@@ -89,6 +89,16 @@ def half_upgraded(run_dir: Path) -> Path | None:
     return kept if kept.is_dir() else None
 
 
+def name_aside(step: int, attempt: str) -> str:
+    """A name, no other writer's, for the checkpoint of a step while it is written."""
+    return f".tmp-{attempt or 'lone'}-{step_name(step)}-{secrets.token_hex(4)}"
+
+
+def give_up(folder: Path) -> Path:
+    """Takes its name from a complete checkpoint, so that a kill leaves nothing that looks complete; where it is now."""
+    return folder.rename(folder.with_name(f"{REPLACED}{folder.name}-{secrets.token_hex(4)}"))
+
+
 def point_to(folder: Path) -> None:
     """Makes `latest` name a checkpoint; a folder of that name, which no run makes, is moved out of the way."""
     pointer = folder.parent / LATEST
@@ -142,7 +152,7 @@ def delete_superseded(run_dir: Path, keep: int, keep_every_steps: int | None) ->
     with without_readers(run_dir) as free:
         if not free:
             return []
-        aside = [path.rename(path.with_name(f"{REPLACED}{path.name}-{secrets.token_hex(4)}")) for path in gone]
+        aside = [give_up(path) for path in gone]
     for path in aside:
         discard(path)
     return gone

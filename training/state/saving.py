@@ -7,7 +7,6 @@ engine.snapshot() -> copies on the host -> commit(): part files, index, state, c
 """
 
 import errno
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +17,7 @@ from common.files import discard, sync_folder, write_whole
 from training import fence
 from training.distributed import World
 from training.state.choosing import INDEX
-from training.state.folder import REPLACED, checkpoints_dir, point_to, step_name, sweep, without_readers
+from training.state.folder import checkpoints_dir, give_up, name_aside, point_to, step_name, sweep, without_readers
 from training.state.identity import STATE, RunIdentity, RunState, dump_state
 from training.state.index import Index, index_of
 from training.state.parts import part_name, write_part
@@ -31,16 +30,9 @@ if TYPE_CHECKING:
     from training.engine import Engine
 
 
-def save(
-    engine: "Engine",
-    run_dir: Path,
-    state: RunState,
-    identity: RunIdentity,
-    world: World,
-    writers: int | None = None,
-) -> Path:
+def save(engine: "Engine", run_dir: Path, state: RunState, identity: RunIdentity, world: World) -> Path:
     """Both halves, one after the other; see `commit`."""
-    return commit(engine.snapshot(), run_dir, state, identity, world, writers)
+    return commit(engine.snapshot(), run_dir, state, identity, world)
 
 
 def commit(
@@ -79,7 +71,7 @@ def make_room(run_dir: Path, step: int, attempt: str) -> Path:
     home = checkpoints_dir(run_dir)
     home.mkdir(parents=True, exist_ok=True)
     sweep(run_dir)
-    aside = home / f".tmp-{attempt or 'lone'}-{step_name(step)}-{secrets.token_hex(4)}"
+    aside = home / name_aside(step, attempt)
     aside.mkdir()
     return aside
 
@@ -128,8 +120,7 @@ def put_in_place(aside: Path, final: Path, attempt: str) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
-        replaced = aside.with_name(f"{REPLACED}{aside.name.removeprefix('.tmp-')}")
-        final.rename(replaced)  # a run that went back to an older checkpoint comes by here again, or it is a file
+        replaced = give_up(final)  # a run that went back to an older checkpoint comes by here again, or it is a file
         aside.rename(final)
         with without_readers(run_dir) as free:
             if free:
