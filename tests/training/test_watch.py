@@ -191,14 +191,16 @@ def test_a_process_that_hangs_ends_and_shows_where_it_was():
 @pytest.mark.parametrize("backend", ["gloo", pytest.param("nccl", marks=pytest.mark.gpu)])
 def test_collectives_are_counted_by_torchs_own_record(backend):
     code = (
-        "import os, torch, torch.distributed as dist\n"
+        "import os, time, torch, torch.distributed as dist\n"
         "from training.whereabouts import collectives\n"
         "os.environ['TORCH_FR_BUFFER_SIZE'] = os.environ['TORCH_NCCL_TRACE_BUFFER_SIZE'] = '100'\n"
         f"device = torch.device('cuda' if '{backend}' == 'nccl' else 'cpu')\n"
         f"dist.init_process_group('{backend}', store=dist.HashStore(), rank=0, world_size=1)\n"
         "before = collectives()\n"
         "for _ in range(3):\n    dist.all_reduce(torch.ones(2, device=device))\n"
-        "if device.type == 'cuda':\n    torch.cuda.synchronize(); import time; time.sleep(2)\n"
+        # A thread of torch's own writes down that one is done, a moment after its waiters have gone on.
+        "end = time.monotonic() + 60\n"
+        "while collectives()[1] < 3 and time.monotonic() < end:\n    time.sleep(0.01)\n"
         "begun, done = collectives()\n"
         "assert before == (0, 0) and begun == done == 3, (before, begun, done)\n"
     )
