@@ -17,7 +17,9 @@ from data_pipeline.manifest import Manifest, ShardInfo
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from launcher.config import load_config, save_config
 from training.distributed import World
+from training.jumps import Jump, note_jump
 from training.state.boxes import Box
+from training.state.folder import point_to, step_name
 from training.state.identity import RunIdentity, RunState
 from training.state.index import written_slices
 from training.state.layout import sharded
@@ -27,6 +29,8 @@ SHAPES = {"embedding": (11, 3), "matrix": (40, 50), "norm": (7,), "scale": ()}
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 RUN = "runs/run"
 """Folder of the run below the folder of a case."""
+LOCAL = "local"
+"""Folder of local checkpoints below the folder of a case."""
 STEPS = (10, 20)
 """Steps of the two checkpoints of a run."""
 CONFIG = """
@@ -43,7 +47,11 @@ training: {steps: 20, sequence_length: 32, global_batch_size: 16, micro_batch_si
   deepspeed: {zero_optimization: {reduce_bucket_size: 1000000}}}
 parallel: {tensor: 1}
 evaluation: {interval_steps: 5, num_samples: 16, objectives: [{name: prefix_lm}]}
-checkpoint: {interval_steps: 10, keep: 2, keep_every_steps: 100}
+checkpoint: {interval_steps: 10, keep: 2, keep_every_steps: 100, local_interval_steps: 5, local_dir: /tmp/local,
+  writers: 8}
+guards: {skips_in_a_row: 2, spikes: roll_back, window: 16, deviations: 5.5, min_steps: 8, roll_backs: 2,
+  replica_check_interval: 50, recompute_interval: 100, reload_check: true}
+deadlines: {rendezvous_minutes: 10, first_step_minutes: 20.5, step_minutes: 3, save_minutes: 5, slow_step_factor: 10}
 """
 PROFILE = """
 description: a cluster
@@ -62,6 +70,8 @@ scratch: "/scratch/${USER}"
 shared_paths: ["/"]
 environment: {NCCL_DEBUG: WARN}
 health: {level: full, min_memory_gb: 2.5, timeout_seconds: 60}
+lemons: {file: /lustre/lemons.jsonl, points: 4, days: 3.5, weights: {unhealthy: 2}}
+restarts: {broken: 1, hang: 0, node_lost: 5, out_of_memory: 0}
 """
 SQUEUE = "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\nexit 1\n"
 """A cluster that knows none of the jobs any more."""
@@ -150,6 +160,21 @@ def make_run(folder: Path) -> None:
     write_lines(run / "slurm" / "jobs.jsonl", jobs)
 
 
+def make_jump(folder: Path) -> None:
+    """A run that goes back over its newest checkpoint, and has not done so yet."""
+    make_run(folder)
+    note_jump(folder / RUN, Jump(15, 400, "loss 9.1 at step 17"), "7.1")
+
+
+def make_local(folder: Path) -> None:
+    """A run whose newest checkpoint is on the disk of its node alone."""
+    make_run(folder)
+    shared, local = folder / NEWEST, folder / LOCAL
+    local.mkdir()
+    shared.rename(local / shared.name)
+    point_to(shared.with_name(step_name(STEPS[0])))
+
+
 def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
     """A file of JSON lines."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -187,4 +212,4 @@ def identity() -> RunIdentity:
     return RunIdentity(1, 1, "fp32", {"tokens": "d" * 32}, "t" * 32, order, model)
 
 
-NEWEST = f"{RUN}/checkpoints/step-00000020"
+NEWEST = f"{RUN}/checkpoints/{step_name(STEPS[-1])}"

@@ -17,7 +17,19 @@ import numpy as np
 import xxhash
 import yaml
 
-from benchmarks.fuzz_folders import NEWEST, RUN, make_config, make_dataset, make_foreign, make_profile, make_run
+from benchmarks.fuzz_folders import (
+    LOCAL,
+    NEWEST,
+    RUN,
+    STEPS,
+    make_config,
+    make_dataset,
+    make_foreign,
+    make_jump,
+    make_local,
+    make_profile,
+    make_run,
+)
 from common.files import checksum
 from data_pipeline.manifest import FILE_NAME
 from data_pipeline.opening import open_dataset
@@ -37,16 +49,22 @@ from training import fence
 from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
+from training.jumps import is_given_up, jumped, settle
+from training.local.folder import LocalFolder
+from training.local.nodes import Nodes
+from training.local.promoting import promote
 from training.lock import refuse_second_writer
 from training.metrics import forget_after
 from training.state.choosing import choose, read_index
 from training.state.folder import delete_superseded, latest_checkpoint, point_to, reading
-from training.state.identity import check_identity
+from training.state.identity import RunState, check_identity
 from training.state.loading import stream_weights
 from training.state.sums import CHECKSUMS, dump_sums
 from training.worker import read_config
 
 Judge = Callable[[Any, Any], str]
+FROM_THE_BEGINNING = (0, "", None)
+"""What a run goes on from that went back over all its checkpoints."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,6 +224,36 @@ def read_state(folder: Path) -> tuple[int, str, Any]:
     return found
 
 
+def read_jump(folder: Path) -> tuple[int, str, Any]:
+    """What the run would go on from, once it has gone back as its file of jumps says."""
+    run = folder / RUN
+    fence.take(run, "8.0")
+    jumps = settle(run, "8.0")
+    found = FROM_THE_BEGINNING if is_given_up(STEPS[0], 0, jumps) else read_checkpoint(folder)
+    state = jumped(RunState(found[0], 16 * found[0], 500 * found[0]), jumps)
+    assert 0 <= state.samples_consumed < 2**62, "samples that no order has"
+    return found
+
+
+def read_jump_and_newest(folder: Path) -> list[tuple[int, str, Any]]:
+    """What `read_jump` may say: the newest where the jump is spoilt to none, the one before it, or none at all."""
+    return [read_checkpoint(folder), read_jump(folder), FROM_THE_BEGINNING]
+
+
+def read_local(folder: Path) -> tuple[int, str, Any]:
+    """What the run would go on from, once what its node holds was looked at."""
+    run, world = folder / RUN, World.alone()
+    fence.take(run, "8.0")
+    local = LocalFolder(folder / LOCAL, Nodes.of(world), is_first=True)
+    promote(local, run, world, STEPS[0], lambda state: False)
+    return read_checkpoint(folder)
+
+
+def read_local_and_shared(folder: Path) -> list[tuple[int, str, Any]]:
+    """What `read_local` may say: the local checkpoint, or the shared one before it."""
+    return [read_checkpoint(folder), read_local(folder)]
+
+
 def read_run(folder: Path) -> list[str]:
     """All that is made of a run's files: status, report, progress; and what a start makes of them."""
     run = folder / RUN
@@ -316,6 +364,33 @@ ALL = (
         one_of_its_checkpoints,
         STATUS,
         right=read_both_checkpoints,
+    ),
+    Kind(
+        "jumps",
+        {f"{RUN}/jumps.json": "json"},
+        make_jump,
+        read_jump,
+        one_of_its_checkpoints,
+        STATUS,
+        right=read_jump_and_newest,
+    ),
+    Kind(
+        "local checkpoint",
+        {
+            f"{LOCAL}/{Path(NEWEST).name}/{name}": form
+            for name, form in (
+                ("index.json", "json"),
+                ("state.json", "json"),
+                (CHECKSUMS, "json"),
+                ("part-00000.safetensors", "binary"),
+            )
+        },
+        make_local,
+        read_local,
+        one_of_its_checkpoints,
+        (),
+        2,
+        right=read_local_and_shared,
     ),
     Kind("config of a run", {f"{RUN}/config.yaml": "yaml"}, make_run, read_worker_config, any_value, STATUS),
     Kind("metrics", {f"{RUN}/metrics.jsonl": "lines"}, make_run, read_run, any_value, STATUS, 2),

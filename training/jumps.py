@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import read_file, write_whole
-from common.json_lines import parse_json
+from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from training import fence
 from training.state.folder import (
@@ -30,6 +30,9 @@ from training.state.identity import OtherFormat, RunState, read_saved
 
 FILE = "jumps.json"
 """In a run's folder."""
+FORM = Form({"before": int, "samples": int, "why": str})
+MOST_SAMPLES = 2**62
+"""More than any order of samples has."""
 
 
 class RolledBack(Exception):
@@ -54,9 +57,16 @@ def read_jumps(run_dir: Path) -> list[Jump]:
     if not path.exists():
         return []
     try:
-        return [Jump(**jump) for jump in parse_json(read_file(path))]
+        records = parse_json(read_file(path))
+        fault = next(filter(None, map(FORM.fault, records)), "")
+        jumps = [] if fault else [Jump(**record) for record in records]
     except (ValueError, TypeError) as error:
         raise Mistake(f"{path}: not a list of jumps ({error}); restore it from a copy") from None
+    if not fault and any(jump.before < 1 or not 0 <= jump.samples < MOST_SAMPLES for jump in jumps):
+        fault = "one of its numbers is out of range"
+    if fault:
+        raise Mistake(f"{path}: not a list of jumps, for {fault}; restore it from a copy")
+    return jumps
 
 
 def reach(run_dir: Path, first: int, num_jumps: int) -> int:
