@@ -10,6 +10,9 @@ import pytest
 from benchmarks.slurm_start import PHASES, moments
 from common.json_lines import read_lines
 
+LONG = 5000
+"""Steps of a run that is still going on when a command comes, however busy the machine."""
+
 
 def disturb(run):
     """Signals the run, requeues it, lets it run out of time."""
@@ -37,7 +40,7 @@ def cancel(run):
     """Asks `status` how it is, and has it saved and ended."""
     run.until_step(20)
     facts = json.loads(shardline("status", run.folder, "--json"))
-    assert (facts["state"], facts["job"], facts["steps"]) == ("running", run.jobs[0], 160)
+    assert (facts["state"], facts["job"], facts["steps"]) == ("running", run.jobs[0], LONG)
     assert facts["step"] >= 20
     assert facts["waiting"] == run.jobs[1:]
     assert "saves and ends" in shardline("cancel", run.folder, "--save")
@@ -56,11 +59,12 @@ def runs(cluster, two_ranks_here):
     """The runs of this file by name, all at once and each with what happens to it, once they are over."""
     profile = cluster.profile(ranks_per_node=1, warning_seconds=55)
     hopeless = cluster.profile(ranks_per_node=1, python="/bin/false", health={"level": "off"})
+    long = cluster.config("cancelled", training={"steps": LONG})
     runs = {
         "disturbed": (cluster.submit("disturbed", profile), disturb),
         "chain": (cluster.submit("chain", profile, chain=3), exhaust),
         "hopeless": (cluster.submit("hopeless", hopeless), lambda run: run.wait()),
-        "cancelled": (cluster.submit("cancelled", profile, chain=2), cancel),
+        "cancelled": (cluster.submit("cancelled", profile, long, chain=2), cancel),
     }
     with ThreadPoolExecutor() as threads:
         for future in [threads.submit(happens, run) for run, happens in runs.values()]:
