@@ -1,29 +1,33 @@
 """What a run draws from: sources of one dataset or of several, each with its shards, and what a config asks of them.
 
-    data.path's manifest, those of data.mix.sources[].path -> sources_of -> Source ...
-    Source ... + how many samples each has + data.mix -> asked_of -> Mix (mix.py)
+    data.path, data.mix.sources[].path -> Corpus of manifests -> sources_of -> Source ...
+    Source ... + how many samples each has + data.mix -> asked_of -> Mix (mix.py) -> order_of -> MixedOrder
 
 A Source is a row of shards that samples are cut from, end to end; no sample crosses into another source.
 """
 
 import dataclasses
 import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from common.mistakes import Mistake, shown
-from data_pipeline.config import MixConfig, MixSourceConfig
+from data_pipeline.config import DataConfig, MixConfig, MixSourceConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
-from data_pipeline.reading.mix import Mix, MixedSource, Stage
+from data_pipeline.reading.mix import Drawn, History, Mix, MixedOrder, MixedSource, Since, Stage, gone_on_with
+from data_pipeline.reading.order import hash64
 from data_pipeline.shard_table import ShardTable
 
 SAME = ("tokenizer_fingerprint", "vocab_size", "dtype", "bos_id", "eos_id", "special_ids", "first_sentinel_id")
 SAME_TOO = ("num_sentinels", "word_starts", "word_ends")
 """What datasets of one mix have in common: the ids and what they mean."""
+_SOURCE = 3
+"""Keeps the orders of sources apart from other numbers that are drawn from the same seed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Source:
         table = self.manifest.splits.get(split, ShardTable.of([]))
         return table if self.number is None else table.of_source(self.number)
 
+    @property
+    def has_held_out(self) -> bool:
+        """Whether some of its documents are held out."""
+        return bool(self.shards("validation").num_tokens.sum())
+
+    def num_samples(self, window: int, overlap: int) -> int:
+        """Whole samples of so many tokens in what is trained on."""
+        return max(int(self.shards("train").num_tokens.sum()) - overlap, 0) // window
+
+    def seed(self, seed: int) -> int:
+        """What decides the order of its epochs in a run with this seed."""
+        return hash64(seed, _SOURCE, int(self.content[:16], 16))
+
     @functools.cached_property
     def content(self) -> str:
         """Hash of the tokens that are trained on, xxh3_128 hex."""
@@ -61,6 +78,15 @@ def names_of(sources: Sequence[Source]) -> list[str]:
     return [source.name for source in sources] if others or first.name else [of.name for of in first.manifest.sources]
 
 
+def apart(sources: Sequence[Source]) -> list[Source]:
+    """The sources by themselves; of a dataset as a whole, those that it was built from."""
+    (first, *others) = sources
+    if others or first.name:
+        return list(sources)
+    named = enumerate(first.manifest.sources)
+    return [dataclasses.replace(first, name=source.name, number=number) for number, source in named]
+
+
 def numbers_of(sources: Sequence[Source], split: str) -> np.ndarray:
     """Number, among `names_of`, of the source of each shard of a split: int64."""
     (first, *others) = sources
@@ -74,21 +100,54 @@ def whole(folder: str | Path, name: str = "all") -> MixConfig:
     return MixConfig(sources=[MixSourceConfig(name=name, path=str(folder))])
 
 
-def others_of(mix: MixConfig | None, folder: str | Path) -> list[str]:
-    """Folders of the other datasets that a mix draws from."""
-    paths = [source.path for source in mix.sources if source.path is not None] if mix else []
-    return [path for path in dict.fromkeys(paths) if not _same(path, folder)]
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The dataset of a run, and the others that it draws from."""
+
+    folder: str
+    """Where the dataset lies."""
+    manifest: Manifest
+    """What is in it."""
+    mix: MixConfig | None
+    """What the config asks for."""
+    others: Mapping[str, Manifest]
+    """Manifests of the other datasets, by path."""
+
+    @classmethod
+    def read(cls, data: DataConfig, tokenizer: str, reader: Callable[[str, str], Manifest]) -> "Corpus":
+        """Each dataset by `reader`, which is told its folder and the tokenizer's.
+
+        Raises ValueError when one is not there, or when a source of the mix is in none of them.
+        """
+        paths = [source.path for source in data.mix.sources if source.path is not None] if data.mix else []
+        manifest = reader(data.path, tokenizer)
+        others = {path: reader(path, tokenizer) for path in dict.fromkeys(paths) if not _same(path, data.path)}
+        corpus = cls(data.path, manifest, data.mix, others)
+        corpus.sources(data.mix)
+        return corpus
+
+    def sources(self, mix: MixConfig | None) -> tuple[Source, ...]:
+        """The sources of a mix; none without one, where the dataset is drawn from as a whole."""
+        return sources_of(mix, self.folder, self.manifest, self.others) if mix else ()
+
+    @property
+    def drawn(self) -> tuple[Source, ...]:
+        """What the config has samples cut from."""
+        return self.sources(self.mix) or (Source("", Path(self.folder), self.manifest),)
+
+    @property
+    def has_held_out(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return any(source.has_held_out for source in self.drawn)
 
 
 def sources_of(
-    mix: MixConfig | None, folder: str | Path, manifest: Manifest, others: Mapping[str, Manifest]
+    mix: MixConfig, folder: str | Path, manifest: Manifest, others: Mapping[str, Manifest]
 ) -> tuple[Source, ...]:
-    """The sources of a mix in its order; without one, the whole dataset. `others` are the manifests by path.
+    """The sources of a mix in its order; `others` are the manifests by path.
 
     Raises ValueError when a source is not there, is there twice, or has ids of another tokenizer.
     """
-    if mix is None:
-        return (Source("", Path(folder), manifest),)
     found: list[Source] = []
     for number, wanted in enumerate(mix.sources):
         key = f"data.mix.sources[{number}]"
@@ -222,3 +281,45 @@ def _limit(key: str, source: MixSourceConfig, num_samples: int, window: int) -> 
     if too_low := next((name for name, limit in given.items() if not limit and num_samples), None):
         raise Mistake(f"{key}.{too_low}: less than one sample of {window} tokens; raise it, or set weight 0")
     return min(given.values(), default=None)
+
+
+# ---- the order of a run
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixing:
+    """What a run mixes from where it stands on."""
+
+    config: MixConfig
+    """What is asked for now."""
+    history: History
+    """What it was before; empty where a run begins, or had no mix so far."""
+    pace: Pace
+    """Where the run stands."""
+
+
+def order_of(
+    mixing: Mixing,
+    sources: Sequence[Source],
+    main: Source,
+    samples: Sequence[int],
+    window: int,
+    overlap: int,
+    seed: int,
+) -> MixedOrder:
+    """The order in which a run goes on, whose sources have so many samples; `main` is the whole of `data.path`.
+
+    A run that had no mix so far has drawn from the whole of `main`, in the order that a mix draws from it, too.
+    Raises ValueError when a source has nothing to draw, or when the mix is not one that the run can go on with.
+    """
+    asked = asked_of(mixing.config, sources, samples, window, mixing.pace)
+    history, counter = mixing.history, mixing.pace.samples_consumed
+    if counter and not history:
+        everything = MixedSource("all", main.content, main.dataset, main.num_samples(window, overlap))
+        history = (Since(0, Mix((everything,), (Stage(0, (1.0,)),))),)
+    firsts = itertools.accumulate(samples, initial=0)
+    drawn = [
+        Drawn(source.content, first, count, seed if source.content == main.content else source.seed(seed))
+        for source, first, count in zip(sources, firsts, samples, strict=False)
+    ]
+    return MixedOrder(gone_on_with(history, asked, counter), drawn, seed)

@@ -141,9 +141,8 @@ def _stretch(
 ) -> tuple[_Stretch | None, int | None]:
     """The stretch that begins at a counter, None where nothing is left; and where a source reaches its limit."""
     left = [None if source.limit is None else source.limit - drawn.get(source.content, 0) for source in sources]
-    there = [
-        number for number, weight in enumerate(stage.weights) if weight and (left[number] is None or left[number] > 0)
-    ]
+    some_left = [most is None or most > 0 for most in left]
+    there = [number for number, weight in enumerate(stage.weights) if weight and some_left[number]]
     if not there:
         return None, None
     shares = Shares([stage.weights[number] for number in there], hash64(seed, _BLOCKS, first))

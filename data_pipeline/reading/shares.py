@@ -72,7 +72,8 @@ class Shares:
         sources, numbers = self._of_blocks(np.array([block]))
         drawn = zip(sources[0].tolist(), numbers[0].tolist(), strict=True)
         reached = (column for column, (source, number) in enumerate(drawn) if number + 1 == limits[source])
-        return block * BLOCK + next(reached) + 1
+        column = next(reached, None)  # none where no place that can be counted is enough
+        return None if column is None else block * BLOCK + column + 1
 
     def _last_block_below(self, source: int, limit: int) -> int:
         """The block before which the source was drawn less often than its limit, and after which it was not."""
@@ -91,7 +92,7 @@ class Shares:
 
     def _of_blocks(self, blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """What `draw` says of all places of blocks, int64 [B]: int64 [B, BLOCK] each."""
-        places = blocks.astype(np.uint64)[:, None] * np.uint64(BLOCK) + np.arange(BLOCK, dtype=np.uint64)
+        places = (blocks[:, None] * BLOCK + np.arange(BLOCK)).astype(np.uint64)
         sources, numbers = self._down(places)
         noise = mix64(mix64(places ^ self._key) + self._key)
         shuffled = np.take_along_axis(sources, np.argsort(noise, axis=1, kind="stable"), axis=1)
