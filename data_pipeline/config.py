@@ -1,5 +1,7 @@
 """What data is made of: the `tokenizer:`, `data:` and `objective:` sections of a config file."""
 
+import itertools
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -13,6 +15,12 @@ MOST_MEGABYTES = 1e9
 """A petabyte."""
 
 
+SourceName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+Weight = Annotated[float, Field(gt=0, le=1e12)]
+WeightOrNone = Annotated[float, Field(ge=0, le=1e12)]
+MOST_SAMPLES = 2**42
+
+
 class SourceConfig(Section):
     """One place documents come from."""
 
@@ -24,6 +32,8 @@ class SourceConfig(Section):
     """Field (jsonl) or column (parquet, csv, tsv) that holds the document's text; `meta.text` is text within meta."""
     document: Literal["file", "line"] = "file"
     """For text files: the whole file is one document, or every line is."""
+    name: SourceName | None = None
+    """What it is called in `mix`, metrics and objectives; empty takes the last folder or file that `path` names."""
 
 
 class TokenizerConfig(Section):
@@ -39,6 +49,82 @@ class TokenizerConfig(Section):
     """Text sampled from the sources to train on, in MB (10^6 bytes)."""
     fast_encoder: Literal["auto", "off"] = "auto"
     """`auto` uses a faster encoder once it has given the same ids on a sample of the corpus; `off` is sentencepiece."""
+
+
+class MixSourceConfig(Section):
+    """One source of a mix: one of `data.sources` by its name, or with `path` a whole dataset."""
+
+    name: SourceName
+    """Name of one of `data.sources`; with `path`, any other."""
+    path: Place | None = None
+    """Folder of a dataset that was built with the same tokenizer, and is drawn from as a whole."""
+    weight: WeightOrNone | None = None
+    """Share of the samples, relative to the other sources; 0 draws nothing until a stage does."""
+    epochs: float | None = Field(default=None, gt=0, le=1e6)
+    """In place of weights: how often the source is gone through while the others are as often as they say; empty is 1.
+    """
+    max_epochs: float | None = Field(default=None, gt=0, le=1e6)
+    """Drawn no more once the run has gone through it so often; the others fill its place."""
+    max_samples: int | None = Field(default=None, ge=1, le=MOST_SAMPLES)
+    """The same, in samples."""
+    max_tokens: int | None = Field(default=None, ge=1, le=2**60)
+    """The same, in tokens."""
+
+
+class MixStageConfig(Section):
+    """Other weights from some point of the run on."""
+
+    from_step: int | None = Field(default=None, ge=1, le=10**9)
+    """The first step that they hold for is the one after so many."""
+    from_tokens: int | None = Field(default=None, ge=1, le=2**60)
+    """The same in tokens, a sample counted as `training.sequence_length` of them; rounded up to a whole step."""
+    weights: dict[SourceName, WeightOrNone] = Field(min_length=1)
+    """Weight of each source; those that are not named draw nothing."""
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self):
+        if (self.from_step is None) == (self.from_tokens is None):
+            raise Mistake("from_step: a stage begins with from_step or from_tokens; give one of them")
+        if not any(self.weights.values()):
+            raise Mistake("weights: all are 0, so that the stage would draw nothing; give a source a weight")
+        return self
+
+
+class MixConfig(Section):
+    """In which shares a run draws from its sources; it may change while a run goes on, and no sample comes twice."""
+
+    sources: list[MixSourceConfig] = Field(min_length=1)
+    """What is drawn from; sources that are not named are left aside."""
+    stages: list[MixStageConfig] = Field(default_factory=list)
+    """Weights that take the place of the sources' own, stage by stage: mid-training, annealing."""
+    warn_epochs: float = Field(default=4.0, gt=0, le=1e6)
+    """A source that a run goes through more often is warned of; repeating more is worth little (arXiv 2305.16264)."""
+
+    @model_validator(mode="after")
+    def _sources_fit(self):
+        names = [source.name for source in self.sources]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise Mistake(f"sources: '{twice}' stands there twice; names are to differ")
+        weighted = [source.name for source in self.sources if source.weight is not None]
+        if weighted and len(weighted) < len(names):
+            without = next(name for name in names if name not in weighted)
+            raise Mistake(
+                f"sources: '{weighted[0]}' has a weight and '{without}' has none; give all of them one, or none"
+            )
+        counted = next((source.name for source in self.sources if source.epochs is not None), None)
+        if weighted and counted:
+            raise Mistake(f"sources: '{counted}' has epochs and a weight; use weights for all sources, or epochs")
+        if weighted and not any(source.weight for source in self.sources):
+            raise Mistake("sources: all weights are 0, so that nothing would be drawn; give a source a weight")
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self):
+        names = [source.name for source in self.sources]
+        for number, stage in enumerate(self.stages):
+            if unknown := next((name for name in stage.weights if name not in names), None):
+                raise Mistake(f"stages[{number}].weights.{unknown}: no source of the mix; they are {', '.join(names)}")
+        return self
 
 
 class DataConfig(Section):
@@ -62,6 +148,8 @@ class DataConfig(Section):
     """Source bytes (10^6) that one task turns into one shard; smaller means more parallel and less lost on a kill."""
     num_cpus: int | None = Field(default=None, ge=1, le=4096)
     """CPUs the build may use on this machine; empty means all of them."""
+    mix: MixConfig | None = None
+    """Shares in which a run draws from the sources; empty draws from all text alike."""
     ray_address: str = "local"
     """`local` starts Ray for the build; otherwise the address of a running Ray cluster, or `auto`."""
 
@@ -71,10 +159,35 @@ class DataConfig(Section):
             raise Mistake(f"max_characters: {self.max_characters} is less than min_characters {self.min_characters}")
         return self
 
+    @model_validator(mode="after")
+    def _names_differ(self):
+        given = [source.name for source in self.sources if source.name is not None]
+        if twice := next((name for name in given if given.count(name) > 1), None):
+            raise Mistake(f"sources: two are named '{twice}'; names are to differ")
+        return self
+
+    @property
+    def source_names(self) -> list[str]:
+        """Names of the sources: those given, else the last folder or file that the path names, numbered if need be."""
+        names = [source.name for source in self.sources]
+        for number, source in enumerate(self.sources):
+            if names[number] is None:
+                wanted = _named_by(source.path)
+                free = (f"{wanted}-{count}" if count > 1 else wanted for count in itertools.count(1))
+                names[number] = next(name for name in free if name not in names)
+        return [name for name in names if name is not None]
+
+
+def _named_by(path: str) -> str:
+    """The last part of a path that is no pattern, without endings and without characters that names may not have."""
+    parts = path.rpartition("://")[2].split("/")
+    fixed = [part for part in itertools.takewhile(lambda part: not set(part) & set("*?["), parts) if part.strip("./~")]
+    stem = fixed[-1].split(".")[0] or fixed[-1] if fixed else ""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("._-")[:56] or "source"
+
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 SpanLength = Annotated[float, Field(ge=1, le=1000)]
-Weight = Annotated[float, Field(gt=0, le=1e12)]
 SinglePurpose = Literal[
     "next_token", "prefix_lm", "span_corruption", "ul2", "blank_infilling", "masked_lm", "sentence_pairs"
 ]
@@ -136,7 +249,7 @@ class _Objective(Section):
     def _keys_are_used(self):
         used = USED_KEYS[self.name]
         for key in type(self).model_fields:
-            if key not in ("name", "weight", *used) and getattr(self, key) is not None:
+            if key not in ("name", "weight", "sources", *used) and getattr(self, key) is not None:
                 keys = f"its keys are {', '.join(used)}" if used else "it has no keys but its name"
                 raise Mistake(f"{key}: objective {self.name} does not use it; {keys}")
         return self
@@ -153,6 +266,8 @@ class ObjectivePart(_Objective):
     """Any objective but a mixture."""
     weight: Weight = 1.0
     """How often a document gets it, relative to the other parts."""
+    sources: list[SourceName] | None = Field(default=None, min_length=1)
+    """Sources whose documents may get it; empty means all."""
 
 
 class ObjectiveConfig(_Objective):

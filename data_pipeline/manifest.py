@@ -25,6 +25,15 @@ FILE_NAME = "manifest.json"
 REMEDY = "restore the file, or delete its dataset and run 'shardline data build CONFIG' again"
 
 
+class SourceCounts(ManifestPart):
+    """One of the sources a dataset was built from."""
+
+    name: str = Field(min_length=1, max_length=64)
+    """What it is called."""
+    counts: dict[str, int] = Field(default_factory=dict)
+    """What became of its documents: read, kept, and dropped by reason."""
+
+
 class Manifest(ManifestPart):
     """All there is to know about a dataset without opening a shard."""
 
@@ -56,6 +65,8 @@ class Manifest(ManifestPart):
     """Shards of each split, in the order that numbers their tokens."""
     counts: dict[str, int] = Field(default_factory=dict)
     """What became of the documents read: kept, and dropped by reason."""
+    sources: list[SourceCounts] = Field(default_factory=list)
+    """What it was built from, by the numbers that shards have; empty in datasets of old, which are one source."""
 
     @model_validator(mode="after")
     def _holds_together(self):
@@ -75,6 +86,7 @@ class Manifest(ManifestPart):
             if (flags := getattr(self, name)) is not None:
                 _check_flags(name, flags, self.vocab_size)
         _check_names(self.splits)
+        _check_sources(self.splits, [source.name for source in self.sources])
         return self
 
     @property
@@ -97,7 +109,7 @@ class Manifest(ManifestPart):
         }
 
     def _fingerprint(self, splits: list[str]) -> str:
-        facts = self.model_dump(exclude={"splits", "counts", "config_fingerprint"})
+        facts = self.model_dump(exclude={"splits", "counts", "sources", "config_fingerprint"})
         tables = [self.splits[split] for split in splits if split in self.splits]
         digest = xxhash.xxh3_128(json.dumps([facts, splits, [len(table) for table in tables]], sort_keys=True).encode())
         for table in tables:
@@ -169,6 +181,15 @@ def _check_names(splits: dict[str, ShardTable]) -> None:
             if name in seen:
                 raise Mistake(f"splits.{split}: shard {name.decode()} is there already")
             seen.add(name)
+
+
+def _check_sources(splits: dict[str, ShardTable], names: list[str]) -> None:
+    """ValueError when two sources share a name, or a shard is from one that is not there."""
+    if len(set(names)) < len(names):
+        raise Mistake("sources: two have one name")
+    for split, table in splits.items():
+        if len(table) and table.sources.max() >= max(len(names), 1):
+            raise Mistake(f"splits.{split}: a shard of source {table.sources.max()}, and there are {len(names)}")
 
 
 def comparable(then: dict[str, str] | str, now: dict[str, str] | str) -> tuple[dict[str, str], dict[str, str]]:

@@ -1,7 +1,7 @@
 """The shards of a split as columns: a few dozen bytes for each, however many there are.
 
 A rank holds the whole table and gets it from rank 0, so it is arrays and not objects: for a shard the bytes of its
-name, 24 of counts and 48 of digests, which is what it takes to find a shard and to see that it is the right one.
+name, 28 of counts and 48 of digests, which is what it takes to find a shard and to see that it is the right one.
 """
 
 import dataclasses
@@ -37,6 +37,8 @@ class ShardInfo(ManifestPart):
     """xxh3_128 of each of its files, by file name."""
     source_bytes: int = Field(ge=0, lt=2**60)
     """UTF-8 bytes of the text its documents were made from."""
+    source: int = Field(default=0, ge=0, lt=2**31)
+    """Number of the source its documents are from; datasets of old are of one source."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -53,6 +55,8 @@ class ShardTable(Sequence[ShardInfo]):
     """int64 [N]."""
     digests: np.ndarray
     """xxh3_128 of each file, in the order of SUFFIXES: uint8 [N, 3, 16]."""
+    sources: np.ndarray
+    """Number of the source each is from, int32 [N]."""
 
     @classmethod
     def of(cls, shards: Sequence[ShardInfo]) -> "ShardTable":
@@ -64,6 +68,7 @@ class ShardTable(Sequence[ShardInfo]):
             num_tokens=_numbers(shard.num_tokens for shard in shards),
             source_bytes=_numbers(shard.source_bytes for shard in shards),
             digests=np.frombuffer(digests, np.uint8).reshape(len(shards), len(SUFFIXES), DIGEST_BYTES),
+            sources=np.fromiter((shard.source for shard in shards), np.int32),
         )
 
     def __len__(self) -> int:
@@ -77,7 +82,7 @@ class ShardTable(Sequence[ShardInfo]):
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return ShardTable(*(getattr(self, field.name)[index] for field in dataclasses.fields(self)))
+            return self._some(index)
         name = self.name(index)
         return ShardInfo(
             name=name,
@@ -87,6 +92,7 @@ class ShardTable(Sequence[ShardInfo]):
                 name + suffix: self.digests[index, file].tobytes().hex() for file, suffix in enumerate(SUFFIXES)
             },
             source_bytes=int(self.source_bytes[index]),
+            source=int(self.sources[index]),
         )
 
     def __eq__(self, other: object) -> bool:
@@ -99,6 +105,19 @@ class ShardTable(Sequence[ShardInfo]):
     def name(self, index: int) -> str:
         """Prefix of the files of one shard."""
         return self.names[index].decode()
+
+    def of_source(self, number: int) -> "ShardTable":
+        """The shards of one source."""
+        return self._some(self.sources == number)
+
+    @classmethod
+    def joined(cls, tables: Sequence["ShardTable"]) -> "ShardTable":
+        """Several tables, one after the other."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(*(np.concatenate([getattr(table, name) for table in tables]) for name in names))
+
+    def _some(self, chosen: slice | np.ndarray) -> "ShardTable":
+        return ShardTable(*(getattr(self, field.name)[chosen] for field in dataclasses.fields(self)))
 
     @property
     def content(self) -> bytes:

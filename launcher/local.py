@@ -12,6 +12,7 @@ from common.files import naming, write_whole
 from common.json_lines import Record
 from common.mistakes import Mistake, shown
 from data_pipeline.opening import open_dataset
+from data_pipeline.reading.corpus import Corpus
 from launcher import ranks
 from launcher.config import anchored
 from launcher.console import console
@@ -45,9 +46,9 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     """
     check_batch(config)
     # the ranks would say what is wrong with it too, but a quarter of a minute later
-    manifest = open_dataset(config.data.path, config.tokenizer.path)
+    corpus = Corpus.read(config.data, config.tokenizer.path, open_dataset)
     with naming(config.run_dir), sole_launch(config.run_dir):
-        return _launch(config, bool(manifest.num_tokens("validation")), fresh)
+        return _launch(config, corpus.has_held_out, fresh)
 
 
 def _launch(config: RunConfig, evaluates: bool, fresh: bool) -> TrainingResult:

@@ -14,7 +14,10 @@ from common.mistakes import Mistake
 
 CONFIG = "config.yaml"
 PATTERNS = ("data.sources.*.path",)
-KEYS = ("runs_dir", "tokenizer.path", "data.path", *PATTERNS, "training.initial_weights")
+KEYS = (
+    *("runs_dir", "tokenizer.path", "data.path"),
+    *(*PATTERNS, "data.mix.sources.*.path", "training.initial_weights"),
+)
 """Every key that names a file or folder; `*` is each item of a list. Those of PATTERNS may hold wildcards."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from common.mistakes import Mistake
 from common.mounts import file_system_of
 from data_pipeline.opening import open_dataset
+from data_pipeline.reading.corpus import Corpus
 from launcher.job_script import Job
 from launcher.profiles import ClusterProfile
 from launcher.time_limits import seconds_of
@@ -119,6 +120,8 @@ def _job_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterato
 
 def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterator[str]:
     paths = {"run folder": job.run_dir, "data.path": config.data.path, "tokenizer.path": config.tokenizer.path}
+    for number, source in enumerate(config.data.mix.sources if config.data.mix else ()):
+        paths |= {f"data.mix.sources[{number}].path": source.path} if source.path else {}
     if profile.stage_in:
         paths |= {"stage_in.archive": profile.stage_in.archive}
         if not Path(profile.stage_in.archive).is_file():
@@ -139,7 +142,7 @@ def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterat
 
 def _data_faults(config: RunConfig, world_size: int) -> Iterator[str]:
     try:
-        open_dataset(config.data.path, config.tokenizer.path)
+        Corpus.read(config.data, config.tokenizer.path, open_dataset)
     except ValueError as error:
         yield f"{error}, or let --stage data build it on the cluster"
         return

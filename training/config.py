@@ -223,6 +223,8 @@ class EvaluationConfig(Section):
     """Held-out samples of one evaluation (all of them when there are fewer)."""
     objectives: list[ObjectiveConfig] = Field(default_factory=list)
     """Objectives to evaluate beside the run's own, each by its loss; those of a mixture are added by themselves."""
+    by_source: bool | None = None
+    """Evaluate the held-out documents of each source by themselves too; empty does where there is a `data.mix`."""
 
 
 class CheckpointConfig(Section):

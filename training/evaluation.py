@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -79,3 +79,13 @@ class Evaluator:
         engine.module.train()
         loss = self.world.sum([float(total)])[0] / self.num_targets
         return EvaluationResult(loss, self.entropy, self.num_targets, time.perf_counter() - started)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluators:
+    """All that a run is evaluated on."""
+
+    objectives: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    """By objective, the run's own first; none when nothing is held out."""
+    sources: Mapping[str, Evaluator] = dataclasses.field(default_factory=dict)
+    """Of the run's own objective, by source."""

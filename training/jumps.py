@@ -11,10 +11,12 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from common.files import read_file, write_whole
 from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
+from data_pipeline.reading.mix import from_json
 from training import fence
 from training.state.folder import (
     LATEST,
@@ -30,7 +32,7 @@ from training.state.identity import OtherFormat, RunState, read_saved
 
 FILE = "jumps.json"
 """In a run's folder."""
-FORM = Form({"before": int, "samples": int, "why": str})
+FORM = Form({"before": int, "samples": int, "why": str}, {"mix": list})
 MOST_SAMPLES = 2**62
 """More than any order of samples has."""
 
@@ -49,6 +51,8 @@ class Jump:
     """Counter of the sample that training goes on with."""
     why: str
     """What was seen, in words."""
+    mix: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    """Which mix of sources the run had from which sample on, so that what was left out counts as drawn."""
 
 
 def read_jumps(run_dir: Path) -> list[Jump]:
@@ -60,7 +64,9 @@ def read_jumps(run_dir: Path) -> list[Jump]:
         records = parse_json(read_file(path))
         fault = next(filter(None, map(FORM.fault, records)), "")
         jumps = [] if fault else [Jump(**record) for record in records]
-    except (ValueError, TypeError) as error:
+        for jump in jumps:
+            from_json(jump.mix)
+    except (ValueError, TypeError, KeyError) as error:
         raise Mistake(f"{path}: not a list of jumps ({error}); restore it from a copy") from None
     if not fault and any(jump.before < 1 or not 0 <= jump.samples < MOST_SAMPLES for jump in jumps):
         fault = "one of its numbers is out of range"
@@ -94,9 +100,11 @@ def is_given_up(step: int, seen: int, jumps: Sequence[Jump]) -> bool:
 
 def jumped(state: RunState, jumps: Sequence[Jump]) -> RunState:
     """Where a run stands that resumes from `state`: beyond the samples of jumps that it does not know yet."""
-    beyond = [jump.samples for jump in jumps[state.guards.jumps :]]
+    later = jumps[state.guards.jumps :]
     guards = dataclasses.replace(state.guards, jumps=len(jumps))
-    return dataclasses.replace(state, samples_consumed=max([state.samples_consumed, *beyond]), guards=guards)
+    samples = max([state.samples_consumed, *(jump.samples for jump in later)])
+    mix = from_json(later[-1].mix) if later and later[-1].mix else state.mix
+    return dataclasses.replace(state, samples_consumed=samples, guards=guards, mix=mix)
 
 
 def settle(run_dir: Path, attempt: str) -> list[Jump]:

@@ -27,12 +27,12 @@ EVENT = Form(
 )
 STEP = Form({"loss": FIGURE, "tokens_per_second": NUMBER, "step_seconds": NUMBER})
 """A line of metrics about training; `loss`, null where it was no number, tells it from one of evaluation."""
-EVALUATION = Form({"loss": NUMBER, "unigram_entropy": NUMBER})
+EVALUATION = Form({"loss": NUMBER, "unigram_entropy": NUMBER}, {"sources": dict})
 _FIGURES = ("grad_norm", "lr", "mfu", "memory_gb", "tokens_consumed", "samples_consumed", "time")
 _SLOWEST: dict[str, type | tuple[type, ...]] = {"slowest_ratio": NUMBER, "slowest_rank": int, "slowest_node": str}
 METRICS = Form(
     {"step": int},
-    {"evaluation": EVALUATION, **dict.fromkeys(_FIGURES, FIGURE), **_SLOWEST},
+    {"evaluation": EVALUATION, "sources": dict, **dict.fromkeys(_FIGURES, FIGURE), **_SLOWEST},
     with_key={"loss": STEP},
 )
 KEPT = Form({"step": int})

@@ -4,11 +4,11 @@ feeder -> step -> metrics -> evaluation? -> checkpoint? -> stop? -> feeder ...
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from data_pipeline.reading.packing import PackedBatch
 from training.engine import Engine
-from training.evaluation import Evaluator
+from training.evaluation import Evaluators
 from training.feed import Feeder
 from training.guards import StopRequest
 from training.parts.collecting import Collecting
@@ -34,7 +34,7 @@ class Trainer:
         self,
         run: Run,
         engine: Engine,
-        evaluators: Mapping[str, Evaluator],
+        evaluators: Evaluators,
         state: RunState,
         peak: float | None,
         probe: Probe | None = None,
@@ -75,7 +75,7 @@ class Trainer:
         where = f"step {step} (samples {first} to {first + size - 1})"
         result = run_step(self.engine, data, lr, world, where, self.guarding.guard)
         tokens = data.counts.tokens + data.counts.encoder_tokens
-        self.state = RunState(step, first + size, before.tokens_consumed + tokens)
+        self.state = RunState(step, first + size, before.tokens_consumed + tokens, mix=before.mix)
         moment = self._look(Moment(self.state, result, lr, feeder.waited, not feeder.left, feeder.stopping, data))
         self._each(lambda part: part.after_step(moment))
 
@@ -102,7 +102,7 @@ class Trainer:
 
 
 def usual_parts(
-    run: Run, engine: Engine, evaluators: Mapping[str, Evaluator], state: RunState, peak: float | None
+    run: Run, engine: Engine, evaluators: Evaluators, state: RunState, peak: float | None
 ) -> Sequence[Part]:
     """The parts of a run in the order of their hooks, but for the one that saves, which may lose none of it."""
     metrics = Metrics(run, state.step, peak)

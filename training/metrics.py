@@ -8,8 +8,9 @@ cut, vanished or left out; null for what is no number. skipped, where there are 
 over. multi_token_loss, where there are further depths, is theirs together, per target of theirs. slowest_ratio,
 slowest_rank and slowest_node, where there are several ranks, are of the one whose forward passes took longest, in
 medians over the ranks. tokens are those of all streams, an encoder's too; targets are the tokens that the loss is taken
-on. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity, targets, seconds, and the same by
-objective in `objectives` where there are several.
+on. sources, where a run mixes several, has samples, tokens and epochs drawn by the name of each, by the order that is
+computed, so that no rank is asked. A line of evaluation has step and `evaluation`: loss, unigram_entropy, perplexity,
+targets, seconds, and the same by objective in `objectives` and by source in `sources` where there are several.
 """
 
 import json
@@ -111,13 +112,25 @@ class MetricsWriter:
         for name, tag in TAGS.items():
             if line.get(name) is not None:
                 self.board.add_scalar(tag, line[name], line["step"])
+        for source, drawn in line.get("sources", {}).items():
+            for name, value in drawn.items():
+                self.board.add_scalar(f"data/{name}/{source}", value, line["step"])
 
-    def evaluation(self, step: int, result: EvaluationResult, others: Mapping[str, EvaluationResult]) -> None:
-        """Writes figures of an evaluation after `step`: of the run's own objective, and of others by name."""
+    def evaluation(
+        self,
+        step: int,
+        result: EvaluationResult,
+        objectives: Mapping[str, EvaluationResult],
+        sources: Mapping[str, EvaluationResult],
+    ) -> None:
+        """Writes figures of an evaluation after `step`: of the run's own objective, of others, and by source."""
         facts = result.figures()
-        by_name = {name: other.figures() for name, other in others.items()}
-        append_line(self.path, {"step": step, "evaluation": facts | ({"objectives": by_name} if by_name else {})})
-        for prefix, figures in {"eval": facts, **{f"eval/{name}": of for name, of in by_name.items()}}.items():
+        groups = {"objectives": objectives, "sources": sources}
+        told = {key: {name: of.figures() for name, of in group.items()} for key, group in groups.items() if group}
+        append_line(self.path, {"step": step, "evaluation": facts | told})
+        by_tag = {f"eval/{name}": of for name, of in told.get("objectives", {}).items()}
+        by_tag |= {f"eval/source/{name}": of for name, of in told.get("sources", {}).items()}
+        for prefix, figures in {"eval": facts, **by_tag}.items():
             for name in ("loss", "perplexity", "unigram_entropy"):
                 self.board.add_scalar(f"{prefix}/{name}", figures[name], step)
 

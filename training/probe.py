@@ -7,6 +7,7 @@ Checksums see what a disk did to a checkpoint. This sees what memory or the way 
 
 import json
 import operator
+from typing import Any
 
 import torch
 import xxhash
@@ -26,12 +27,14 @@ class Spoilt(RuntimeError):
 class Probe:
     """Computes the loss of one batch of each rank, and changes nothing."""
 
-    def __init__(self, run: Run, engine: Engine, batch: PackedBatch):
+    def __init__(self, run: Run, engine: Engine, batch: PackedBatch, mix: list[Any] | None = None):
+        """`mix` is what the batch was drawn from, where that is a mix: a probe of another one says nothing."""
         self._engine, self._world = engine, run.world
         self._batch = batch.to(run.world.device)
         self._pattern = Patterns.of(batch).to(run.world.device)
         cut = {key: getattr(run.identity, key) for key in CUT}
         facts = [execution_facts(run.config, run.world), cut, len(batch.tokens), torch.__version__]
+        facts += [] if mix is None else [mix]
         self._ways = xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True).encode())
 
     def __call__(self) -> str:

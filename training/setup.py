@@ -1,6 +1,7 @@
 """Puts a run together from its config: identity, model, engine, checkpoint, data, evaluation, trainer."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ from typing import Any
 import torch
 
 from common.mistakes import Mistake
-from data_pipeline.config import ObjectiveConfig
+from data_pipeline.config import MixConfig, ObjectiveConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.opening import open_dataset, read_dataset
+from data_pipeline.opening import open_dataset
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
+from data_pipeline.reading.corpus import Corpus, apart
 from data_pipeline.reading.loader import Loader, evaluation_batches
+from data_pipeline.reading.mix import as_json
 from model.config import ModelConfig
 from model.exchange.importing import MODEL_FILE, imported_config
 from model.exchange.tensor_files import TensorReader
@@ -22,12 +25,13 @@ from model.network.context_ranks import ContextRanks
 from model.network.layers import BLOCK, first_values
 from model.network.tensor_ranks import TensorRanks
 from model.network.transformer import Transformer
+from training import mixing
 from training.config import RunConfig
 from training.context import HeadExchange
 from training.deepspeed_config import accumulation_steps, check_deepspeed_keys
 from training.distributed import World
 from training.engine import Engine
-from training.evaluation import Evaluator
+from training.evaluation import Evaluator, Evaluators
 from training.events import EventLog
 from training.first_weights import Fill, fill_from
 from training.hardware import peak_flops
@@ -173,7 +177,8 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
     world.watch.beat(Phase.DATA)
-    manifest = on_main(world, lambda: read_dataset(config.data.path, config.tokenizer.path))
+    data = on_main(world, lambda: mixing.read(config))
+    manifest = data.manifest
     run = Run(
         config=config,
         folder=folder,
@@ -188,17 +193,17 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     if choice.checkpoint is not None:
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
-    evaluators = _evaluators(run, manifest)
+    evaluators = _evaluators(run, data)
     world.watch.beat(Phase.LOAD)
     engine = build_engine(config, run.vocab_size, world, resuming=choice.checkpoint is not None)
     state = jumped(_resume(run, engine, choice), jumps)
-    probe = _probe(run, manifest, engine)
+    probe = _probe(run, data, engine)
     if probe is not None and choice.folder is not None:
         probe.check(state.probe, str(choice.folder))
-    trainer = Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device), probe)
-    loader = _loader(run, manifest, state)
+    loader = _loader(run, data, state)
     try:
-        yield trainer, loader
+        run, state = _mixed(run, loader, state)
+        yield Trainer(run, engine, evaluators, state, peak_flops(config.training, world.device), probe), loader
     finally:
         loader.close()
         engine.leave_disk()
@@ -232,17 +237,21 @@ def _chosen(run: Run, jumps: Sequence[Jump]) -> Choice:
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
     check_deepspeed_keys(config, world_size)
-    manifest = open_dataset(config.data.path, config.tokenizer.path)
+    data = mixing.read(config, open_dataset)
+    manifest, state = data.manifest, RunState()
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
-        check_identity(read_saved(newest).identity, identity, newest)
+        saved = read_saved(newest)
+        check_identity(saved.identity, identity, newest)
         _refuse_past(config, newest)
+        state = saved.state
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)
     run = Run(config, config.run_dir, world, identity, vocabulary_size(config, manifest), silent)
-    _evaluators(run, manifest)
-    _loader(run, manifest, RunState()).close()
+    _evaluators(run, data)
+    with _loader(run, data, state) as loader:
+        _mixed(run, loader, state)
 
 
 def _refuse_past(config: RunConfig, folder: Path) -> None:
@@ -297,20 +306,35 @@ def _cut_in_words(world_size: int, zero_stage: int, tensor: int, context: int) -
     return f"{world_size} rank(s) at ZeRO {zero_stage}{sharing(tensor=tensor, context=context)}"
 
 
-def _evaluators(run: Run, manifest: Manifest) -> dict[str, Evaluator]:
-    """By objective, the run's own first; none when nothing is held out."""
+def _evaluators(run: Run, data: Corpus) -> Evaluators:
     config = run.config
-    if not manifest.num_tokens("validation"):
+    if not data.has_held_out:
         run.events.write("no evaluation", reason="the dataset has no held-out documents")
-        return {}
-    parts = [ObjectiveConfig(**part.model_dump(exclude={"weight"})) for part in config.objective.parts or ()]
+        return Evaluators()
+    parts = [ObjectiveConfig(**part.model_dump(exclude={"weight", "sources"})) for part in config.objective.parts or ()]
     objectives = [config.objective, *parts, *config.evaluation.objectives]
-    return {name: _evaluator(run, manifest, objective) for name, objective in _named(objectives)}
+    reading = _reading(run, data, data.mix)
+    by_objective = {
+        name: _evaluator(run, dataclasses.replace(reading, objective=objective))
+        for name, objective in _named(objectives)
+    }
+    wanted = config.evaluation.by_source
+    by_source = apart(data.drawn) if wanted or (wanted is None and config.data.mix is not None) else []
+    if none := [source.name for source in by_source if not source.has_held_out]:
+        run.events.write("no evaluation", sources=none, reason="these sources have no held-out documents")
+    return Evaluators(
+        by_objective,
+        {
+            source.name: _evaluator(run, dataclasses.replace(reading, sources=(source,)))
+            for source in by_source
+            if source.has_held_out
+        },
+    )
 
 
-def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Evaluator:
-    config = run.config
-    batches = evaluation_batches(_reading(run, manifest, objective), num_samples=config.evaluation.num_samples)
+def _evaluator(run: Run, reading: Reading) -> Evaluator:
+    config, objective = run.config, reading.objective
+    batches = evaluation_batches(reading, num_samples=config.evaluation.num_samples)
     _check_rows(config, objective, batches.lengths)
     evaluator = Evaluator(batches, run.vocab_size, run.world)
     if not evaluator.num_targets:
@@ -321,13 +345,13 @@ def _evaluator(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Eval
     return evaluator
 
 
-def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Reading:
+def _reading(run: Run, data: Corpus, mix: MixConfig | None) -> Reading:
     """What training and evaluation batches of this rank have in common."""
     config, world = run.config, run.world
     return Reading(
         config.data.path,
-        manifest,
-        objective,
+        data.manifest,
+        config.objective,
         config.model.shape,
         config.training.sequence_length,
         config.training.micro_batch_size,
@@ -335,6 +359,7 @@ def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Readin
         rank=world.mesh.data.rank,
         world_size=world.mesh.data.size,
         target_length=config.training.target_length,
+        sources=data.sources(mix),
     )
 
 
@@ -369,22 +394,37 @@ def _named(objectives: Sequence[ObjectiveConfig]) -> Iterator[tuple[str, Objecti
             yield (objective.name if count == 1 else f"{objective.name}-{count}"), objective
 
 
-def _probe(run: Run, manifest: Manifest, engine: Engine) -> Probe | None:
-    """Of the first batch of the run, where the config asks for it."""
+def _probe(run: Run, data: Corpus, engine: Engine) -> Probe | None:
+    """Of the first batch of the run, or that its mix would begin with, where the config asks for it."""
     if not run.config.guards.reload_check:
         return None
-    with _loader(run, manifest, RunState()) as loader:
-        return Probe(run, engine, next(loader)[0])
+    with _loader(run, data, RunState()) as loader:
+        return Probe(run, engine, next(loader)[0], as_json(loader.mix.history) if loader.mix else None)
 
 
-def _loader(run: Run, manifest: Manifest, state: RunState) -> Loader:
+def _mixed(run: Run, loader: Loader, state: RunState) -> tuple[Run, RunState]:
+    """Run and state with what the loader made of the mix."""
+    if loader.mix is None:
+        return run, state
+    mixing.check_lasts(run.config, state, loader.mix)
+    if words := mixing.change_in_words(state.mix, loader.mix.history):
+        run.events.write("mix changed", step=state.step, reason=words)
+        if run.world.is_main:
+            LOG.warning(words)
+    counts = mixing.SourceCounts(loader.mix, loader.lengths.window)
+    return dataclasses.replace(run, sources=counts), dataclasses.replace(state, mix=loader.mix.history)
+
+
+def _loader(run: Run, data: Corpus, state: RunState) -> Loader:
     config = run.config
+    how = mixing.mixing_of(config, state)
     loader = Loader(
-        _reading(run, manifest, config.objective),
+        _reading(run, data, how.config if how else None),
         global_batch_size=config.training.global_batch_size,
         samples_consumed=state.samples_consumed,
         prefetch=config.training.prefetch,
         pin=run.world.device.type == "cuda",
+        mixing=how,
     )
     _check_rows(config, config.objective, loader.lengths)
     return loader

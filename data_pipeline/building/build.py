@@ -118,7 +118,7 @@ def build_dataset(
     say(BuildProgress("listing files", 0, 1))
     task_bytes = max(round(config.shard_megabytes * 1e6), 1)
     files = list_files(config.sources)
-    plan = build_folder.fingerprint([settings, [dataclasses.astuple(file) for file in files]])
+    plan = build_folder.plan_fingerprint(settings, files)
     units = build_folder.planned_units(folder, plan) or plan_units(files, config.sources, task_bytes)
     tasks = group_tasks(units, task_bytes)
     job = Job(config, tokenizer, loaded.fingerprint, plan, len(tasks))

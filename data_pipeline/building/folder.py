@@ -25,7 +25,7 @@ from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, SourceCounts
 from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
 
@@ -53,7 +53,7 @@ def fingerprint(value: Any) -> str:
 
 def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides a dataset besides the content of the sources, by key of the config file."""
-    keys = config.model_dump(include=DECISIVE_KEYS)
+    keys = config.model_dump(include=DECISIVE_KEYS, exclude={"sources": {"__all__": {"name"}}})
     return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
 
 
@@ -77,7 +77,18 @@ def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> M
     check_files(folder, manifest, sizes=True)
     _check_sources_still(config, folder, manifest)
     clear_leftovers(folder, manifest)
-    return manifest
+    return _with_names(config, folder, manifest)
+
+
+def _with_names(config: DataConfig, folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest with the names that the config gives the sources, which decide nothing else."""
+    pairs = list(zip(config.source_names, manifest.sources, strict=False))
+    if len(pairs) != len(manifest.sources) or all(name == source.name for name, source in pairs):
+        return manifest
+    named = [source.model_copy(update={"name": name}) for name, source in pairs]
+    renamed = manifest.model_copy(update={"sources": named})
+    renamed.save(folder)
+    return renamed
 
 
 def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
@@ -186,6 +197,14 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 # ---- a dataset in the making
 
 
+def plan_fingerprint(settings: dict[str, Any], files: Sequence[SourceFile]) -> str:
+    """Hash of all that decides the tasks of a build, so that only a build of the same ones goes on with them."""
+    facts: list[Any] = [settings, [dataclasses.astuple(file) for file in files]]
+    if len({file.source for file in files}) > 1:
+        facts.append("tasks of one source")  # older versions put several into one
+    return fingerprint(facts)
+
+
 def planned_units(folder: Path, plan: str) -> list[Unit] | None:
     """The units of an interrupted build with this very plan; None where there is none."""
     work = folder / WORK_NAME
@@ -267,6 +286,7 @@ def finish(
         config_fingerprint=fingerprint(settings),
         splits={split: _shards_of(results, split) for split in SPLITS},
         counts={**file_counts(files), **_document_counts(results)},
+        sources=_counts_by_source(job.data, results),
     )
     if not manifest.num_documents("train"):
         raise Mistake(
@@ -296,7 +316,21 @@ def _described(counts: dict[str, int]) -> str:
 
 
 def _shards_of(results: list[dict[str, Any]], split: str) -> ShardTable:
-    return ShardTable.of([ShardInfo(**result["shards"][split]) for result in results if split in result["shards"]])
+    made = [(result["shards"][split], _source(result)) for result in results if split in result["shards"]]
+    return ShardTable.of([ShardInfo(**shard, source=source) for shard, source in made])
+
+
+def _source(result: dict[str, Any]) -> int:
+    """Number of the source of a task; tasks that an older version has done say none, and were of the only one."""
+    return result.get("source", 0)
+
+
+def _counts_by_source(config: DataConfig, results: list[dict[str, Any]]) -> list[SourceCounts]:
+    of_source: list[list[dict[str, Any]]] = [[] for _ in config.sources]
+    for result in results:
+        of_source[_source(result)].append(result)
+    named = zip(config.source_names, of_source, strict=True)
+    return [SourceCounts(name=name, counts=_document_counts(mine)) for name, mine in named]
 
 
 def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:

@@ -130,11 +130,11 @@ def _plan_parquet(whole: Unit, source: SourceConfig, unit_bytes: int) -> list[Un
 
 
 def group_tasks(units: Sequence[Unit], task_bytes: int) -> list[list[Unit]]:
-    """Fills tasks with neighbouring units until the next one would make them larger than task_bytes."""
+    """Fills tasks with neighbouring units of one source until the next one would make them larger than task_bytes."""
     tasks: list[list[Unit]] = []
     size = 0
     for unit in units:
-        if not tasks or size + unit.weight > task_bytes:
+        if not tasks or size + unit.weight > task_bytes or unit.source != tasks[-1][0].source:
             tasks.append([])
             size = 0
         tasks[-1].append(unit)

@@ -155,7 +155,7 @@ def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
 
 
 def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Facts of a task: its shards by split, documents read by source, rejects by source and reason, examples."""
+    """Facts of a task: its source, its shards by split, documents read, rejects by reason, examples."""
     repeats = job.copies.of(index) if job.data.deduplicate == "exact" else np.zeros(0, np.uint64)
     rejects, read = Rejects(), Counter[int]()
     writers: dict[str, ShardWriter] = {}
@@ -175,6 +175,7 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
                     writers[split].add(*_encode(tokenizer, texts))
                     source_bytes[split] += int(batch.sizes[chosen].sum())
     return {
+        "source": units[0].source,
         "shards": {split: _shard_facts(writer, source_bytes[split]) for split, writer in writers.items()},
         "read": {str(source): count for source, count in read.items()},
         "rejects": [[source, reason, count] for (source, reason), count in sorted(rejects.counts.items())],

@@ -14,10 +14,11 @@ from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.budget import fitted, sample_lengths
+from data_pipeline.reading.corpus import Source, names_of, numbers_of
 from data_pipeline.reading.dataset import Documents, TokenDataset
 from data_pipeline.reading.draws import piece_keys
 from data_pipeline.reading.grid import objective_for
-from data_pipeline.reading.objectives import NO_EXAMPLES, NextToken
+from data_pipeline.reading.objectives import NO_EXAMPLES, NextToken, tells_sources_apart
 from data_pipeline.reading.packing import LAYOUTS, Buffers, PackedBatch, Row, pack_layout
 from data_pipeline.vocabulary import Vocabulary
 
@@ -51,6 +52,13 @@ class Reading:
     """Row of the decoder in encdec; empty means what the objective makes of a full row of the encoder."""
     pad_id: int | None = None
     """What fills rows; empty means the tokenizer's own."""
+    sources: tuple[Source, ...] = ()
+    """What a mix draws from, see `corpus.sources_of`; empty means the dataset as a whole."""
+
+    @property
+    def drawn(self) -> tuple[Source, ...]:
+        """The sources that samples are cut from."""
+        return self.sources or (Source("", Path(self.folder), self.manifest),)
 
 
 class BatchMaker:
@@ -66,7 +74,9 @@ class BatchMaker:
         self._pad_id = self.vocabulary.pad if reading.pad_id is None else reading.pad_id
         if not 0 <= self._pad_id < manifest.vocab_size:
             raise Mistake(f"{reading.folder}: pad id {self._pad_id} is not in its vocabulary of {manifest.vocab_size}")
-        self._objective = objective_for(objective, reading.shape, self.vocabulary)
+        told_apart = tells_sources_apart(objective)
+        names = names_of(reading.drawn) if told_apart else []
+        self._objective = objective_for(objective, reading.shape, self.vocabulary, names)
         self.lengths = sample_lengths(
             objective,
             reading.shape,
@@ -74,11 +84,19 @@ class BatchMaker:
             reading.target_length,
             self.vocabulary,
             manifest.mean_document_length,
+            names,
         )
         self._always_fits = isinstance(self._objective, NextToken)
         overlap = int(self._always_fits)
         self.dataset = TokenDataset(
-            reading.folder, manifest, split, self.lengths.window, overlap=overlap, keep_tail=keep_tail
+            reading.folder,
+            manifest,
+            split,
+            self.lengths.window,
+            overlap=overlap,
+            keep_tail=keep_tail,
+            rows=[(source.folder, source.shards(split)) for source in reading.sources],
+            source_of_shard=numbers_of(reading.drawn, split) if told_apart else None,
         )
         self.micro_batch_size = reading.micro_batch_size
         self.shape = reading.shape

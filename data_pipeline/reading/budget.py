@@ -9,6 +9,7 @@ sample that becomes still more keeps as many of its tokens as fit. That is decid
 anything is made of the text, so that no target which was made is ever lost.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,7 @@ def sample_lengths(
     target_length: int | None,
     vocabulary: Vocabulary,
     mean_document_length: float,
+    sources: Sequence[str] = (),
 ) -> SampleLengths:
     """Sizes of a sample; an empty `target_length` becomes what the objective needs for a full row of inputs.
 
@@ -51,7 +53,7 @@ def sample_lengths(
             f"training.target_length: only shape encdec has a row of targets beside its inputs, this is {shape}; "
             "leave it empty"
         )
-    objective = made_from(config, vocabulary)
+    objective = made_from(config, vocabulary, sources)
     if isinstance(objective, NextToken):
         return SampleLengths(sequence_length, sequence_length, 0)
     window = _window(objective, shape, sequence_length, target_length, mean_document_length)
@@ -183,5 +185,6 @@ def _shortened(documents: Documents, lengths: np.ndarray, sample: np.ndarray) ->
         tokens=documents.tokens[places(documents.lengths) < np.repeat(lengths, documents.lengths)],
         lengths=lengths[there],
         is_cut=(documents.is_cut | (lengths < documents.lengths))[there],
+        sources=None if documents.sources is None else documents.sources[there],
         num_pieces=np.bincount(sample[there], minlength=len(documents.num_pieces)),
     )

@@ -3,6 +3,7 @@
     shards, end to end:   [doc][doc   ][d|oc  ][doc][doc |      ][doc] ...
     sample i = tokens          i * W ... i * W + W, the last one included with an overlap of 1
 
+Several sources of a mix are such rows one after the other, and no sample crosses from one into the next.
 With the overlap, neighbouring samples share one token, the last target of one and the first input of the next, so
 that over all samples every token is a target exactly once, except the first of each document, which nothing predicts.
 That is for next_token; other objectives take every token to exactly one sample.
@@ -13,7 +14,7 @@ import dataclasses
 import functools
 import resource
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,8 @@ class Documents:
     """Whether the piece lacks the beginning or the end of its document, bool [N]."""
     num_pieces: np.ndarray
     """Pieces of each sample, int64 [B], sum N."""
+    sources: np.ndarray | None = None
+    """Number of the source of each piece, int64 [N], where the objective asks for it."""
 
     def split(self) -> list[np.ndarray]:
         """The pieces as separate arrays."""
@@ -92,6 +95,8 @@ class Samples:
     """Number of each sample's first part, int64 [B + 1]."""
     first_piece: np.ndarray
     """Number of each sample's first piece, int64 [B + 1]."""
+    sources: np.ndarray | None = None
+    """Number of the source of each piece, int64 [N], if it was asked for."""
 
     def __len__(self) -> int:
         return len(self.first_part) - 1
@@ -103,6 +108,8 @@ class TokenDataset:
     Opening touches no file; shards are mapped when first read, and their blocks checked when first touched. Those that
     were not read for longest are let go, with all that is known of them, so that memory does not grow with the dataset.
     With `keep_tail` the tokens left over after the last whole sample make a shorter one; otherwise they are not used.
+    `rows` are the shards of each source and the folder that they lie in; by default, all of the split's are one row.
+    `source_of_shard`, int64, numbers the source of each shard for those who ask which source a piece is from.
     """
 
     def __init__(
@@ -114,6 +121,8 @@ class TokenDataset:
         *,
         overlap: int = 1,
         keep_tail: bool = False,
+        rows: Sequence[tuple[Path, ShardTable]] | None = None,
+        source_of_shard: np.ndarray | None = None,
     ):
         self.folder = Path(folder)
         self.split = split
@@ -122,23 +131,31 @@ class TokenDataset:
         self.manifest = manifest
         if split not in manifest.splits:
             raise Mistake(f"{self.folder}: no split '{split}'; it has {', '.join(sorted(manifest.splits))}")
-        self._shards = manifest.splits[split]
+        rows = rows or [(self.folder, manifest.splits[split])]
+        self._folders = [folder for folder, _ in rows]
+        self._shards = ShardTable.joined([shards for _, shards in rows]) if len(rows) > 1 else rows[0][1]
+        self._row_shards = np.cumsum([0, *(len(shards) for _, shards in rows)])
+        self._source_of_shard = source_of_shard
         self._starts = np.concatenate(([0], np.cumsum(self._shards.num_tokens)))
+        self._row_starts = self._starts[self._row_shards]
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._max_open = min(MAX_OPEN_SHARDS, _open_files() // (FILES_OF_SHARD + 1))
         self.num_tokens = int(self._starts[-1])
-        usable = max(self.num_tokens - overlap, 0)
-        self._num_samples = (usable + window - 1 if keep_tail else usable) // window
+        usable = np.maximum(np.diff(self._row_starts) - overlap, 0)
+        self.samples_of_rows: np.ndarray = (usable + window - 1 if keep_tail else usable) // window
+        """Samples of each row, which follow each other: int64 [number of rows]."""
+        self._first_samples = np.concatenate(([0], np.cumsum(self.samples_of_rows)))
         self.dtype = np.dtype(manifest.dtype)
 
     def __len__(self) -> int:
         """Number of samples."""
-        return self._num_samples
+        return int(self._first_samples[-1])
 
     @property
     def num_unused_tokens(self) -> int:
         """Tokens at the end of the split that no sample has; with an overlap, that none has as a target."""
-        return max(self.num_tokens - self.overlap - len(self) * self.window, 0)
+        usable = np.diff(self._row_starts) - self.overlap
+        return int(np.maximum(usable - self.samples_of_rows * self.window, 0).sum())
 
     def sample(self, index: int) -> list[np.ndarray]:
         """The pieces of documents in one sample, in order, in the dtype of the shards."""
@@ -151,8 +168,9 @@ class TokenDataset:
         Raises ValueError naming the file if an index is damaged.
         """
         assert not len(indices) or 0 <= indices.min() <= indices.max() < len(self), indices
-        starts = indices * self.window
-        stops = np.minimum(starts + self.window + self.overlap, self.num_tokens)
+        row = np.searchsorted(self._first_samples, indices, side="right") - 1
+        starts = self._row_starts[row] + (indices - self._first_samples[row]) * self.window
+        stops = np.minimum(starts + self.window + self.overlap, self._row_starts[row + 1])
         parts = Parts.of(starts, stops, self._starts)
         row_ends = np.concatenate(([0], np.cumsum(stops - starts)))
         places, begins, ends = [parts.at], np.empty(len(parts.at), bool), np.empty(len(parts.at), bool)
@@ -173,7 +191,13 @@ class TokenDataset:
             is_cut=is_cut,
             first_part=np.searchsorted(parts.at, row_ends),
             first_piece=np.searchsorted(piece_starts, row_ends),
+            sources=self._sources_of(parts, piece_starts),
         )
+
+    def _sources_of(self, parts: Parts, piece_starts: np.ndarray) -> np.ndarray | None:
+        if self._source_of_shard is None:
+            return None
+        return self._source_of_shard[parts.shard[np.searchsorted(parts.at, piece_starts, side="right") - 1]]
 
     def read(self, samples: "Samples", begin: int = 0, end: int | None = None) -> Documents:
         """The documents in the located samples [begin, end), all of them unless told otherwise.
@@ -190,17 +214,21 @@ class TokenDataset:
             tokens[done : done + stop - start] = self._reader(shard).tokens(start, stop)
             done += stop - start
         num_pieces = np.diff(samples.first_piece[begin : end + 1])
-        return Documents(tokens, lengths, samples.is_cut[pieces], num_pieces)
+        sources = None if samples.sources is None else samples.sources[pieces]
+        return Documents(tokens, lengths, samples.is_cut[pieces], num_pieces, sources)
 
     def _reader(self, shard: int) -> ShardReader:
         reader = self._open.get(shard)
         if reader is None:
-            reader = self._open[shard] = open_shard(self.folder, self._shards, shard, self.dtype)
+            reader = self._open[shard] = open_shard(self._folder_of(shard), self._shards, shard, self.dtype)
             if len(self._open) > self._max_open:
                 self._open.popitem(last=False)
         elif len(self._shards) > self._max_open:
             self._open.move_to_end(shard)
         return reader
+
+    def _folder_of(self, shard: int) -> Path:
+        return self._folders[np.searchsorted(self._row_shards, shard, side="right") - 1]
 
 
 def open_shard(folder: Path, shards: ShardTable, number: int, dtype: np.dtype) -> ShardReader:

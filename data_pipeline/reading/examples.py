@@ -46,6 +46,8 @@ class Pieces:
     """bool [N]."""
     has_eos: np.ndarray
     """bool [N]."""
+    sources: np.ndarray | None = None
+    """Number of the source of each, int64 [N], where the objective asks for it."""
 
     @classmethod
     def of(cls, documents: Documents, bos_id: int, eos_id: int) -> "Pieces":
@@ -56,7 +58,7 @@ class Pieces:
         has_bos, has_eos = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
         has_bos[filled] = documents.tokens[ends - lengths[filled]] == bos_id
         has_eos[filled] = documents.tokens[ends - 1] == eos_id
-        return cls(lengths, has_bos, has_eos & (lengths > has_bos))
+        return cls(lengths, has_bos, has_eos & (lengths > has_bos), documents.sources)
 
     @classmethod
     def inner(cls, lengths: np.ndarray) -> "Pieces":
@@ -71,11 +73,13 @@ class Pieces:
 
     def select(self, rows: np.ndarray) -> "Pieces":
         """Some of the pieces: by index or by a mask."""
-        return Pieces(self.lengths[rows], self.has_bos[rows], self.has_eos[rows])
+        sources = None if self.sources is None else self.sources[rows]
+        return Pieces(self.lengths[rows], self.has_bos[rows], self.has_eos[rows], sources)
 
     def shortened(self, lengths: np.ndarray) -> "Pieces":
         """The first `lengths` tokens of each piece."""
-        return Pieces(lengths, self.has_bos & (lengths > 0), self.has_eos & (lengths == self.lengths))
+        has_bos, has_eos = self.has_bos & (lengths > 0), self.has_eos & (lengths == self.lengths)
+        return Pieces(lengths, has_bos, has_eos, self.sources)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,6 +123,7 @@ def selected(documents: Documents, rows: np.ndarray) -> Documents:
         tokens=documents.tokens[ranges(starts, lengths)],
         lengths=lengths,
         is_cut=documents.is_cut[rows],
+        sources=None if documents.sources is None else documents.sources[rows],
         num_pieces=np.bincount(sample, minlength=len(documents.num_pieces)),
     )
 

@@ -5,6 +5,8 @@ objective_for(config, shape, vocabulary)     as soon as there is a dataset
 markdown_table()                             for the documentation
 """
 
+from collections.abc import Sequence
+
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.reading.objectives import Objective, made_from
@@ -99,13 +101,15 @@ def _check_name(name: str, shape: str, key: str) -> None:
     )
 
 
-def objective_for(config: ObjectiveConfig, shape: str, vocabulary: Vocabulary) -> Objective:
+def objective_for(
+    config: ObjectiveConfig, shape: str, vocabulary: Vocabulary, sources: Sequence[str] = ()
+) -> Objective:
     """The objective a config names; ValueError if it means nothing for this shape or the tokenizer lacks a piece.
 
     A prefix model may be asked for next_token here, as a part of a mixture that is looked at by itself.
     """
     _check_names(config, shape, "objective")
-    return made_from(config, vocabulary)
+    return made_from(config, vocabulary, sources)
 
 
 def markdown_table() -> str:

@@ -3,18 +3,22 @@
     counter -> order -> dataset.read -> fit -> objective -> pack -> micro-batches of a global batch -> buffer -> loop
 
 All of a loader's state is `samples_consumed`: a new one that starts there goes on exactly where this one stopped.
-Global batch b is the same set of samples for any number of ranks and any micro batch.
+Global batch b is the same set of samples for any number of ranks and any micro batch. A mix of sources is another
+order: what it needs beside the counter is the list of mixes that the run had so far (mix.py).
 """
 
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from common.mistakes import Mistake
 from data_pipeline.reading.batches import BatchMaker, Reading
+from data_pipeline.reading.corpus import Mixing, Source, order_of
+from data_pipeline.reading.mix import MixedOrder
 from data_pipeline.reading.order import SampleOrder
 from data_pipeline.reading.packing import PackedBatch
 
@@ -40,6 +44,7 @@ class Loader:
         prefetch: int = 2,
         shuffle: bool = True,
         pin: bool = False,
+        mixing: Mixing | None = None,
     ):
         if global_batch_size % (reading.micro_batch_size * reading.world_size):
             raise Mistake(
@@ -55,11 +60,13 @@ class Loader:
                 "so add text or make the batch smaller"
             )
         self.lengths = maker.lengths
+        self.mix = _mixed_order(mixing, reading, maker) if mixing else None
+        """The order of a mix; None without one."""
         self.fingerprint = reading.manifest.fingerprint
         self.num_samples = len(dataset)
         self.samples_consumed = samples_consumed
         self._global_batch_size = global_batch_size
-        order = SampleOrder(len(dataset), reading.seed) if shuffle else None
+        order = self.mix or (SampleOrder(len(dataset), reading.seed) if shuffle else None)
         place = reading.rank, reading.world_size
         batches = _batches_of_rank(maker, order, samples_consumed, global_batch_size, *place, pin)
         self._source: Iterator[list[PackedBatch]] = _Prefetcher(batches, prefetch) if prefetch else batches
@@ -89,6 +96,13 @@ class Loader:
             self.close()
 
 
+def _mixed_order(mixing: Mixing, reading: Reading, maker: BatchMaker) -> MixedOrder:
+    dataset = maker.dataset
+    main = Source("", Path(reading.folder), reading.manifest)
+    samples = dataset.samples_of_rows.tolist()
+    return order_of(mixing, reading.sources, main, samples, dataset.window, dataset.overlap, reading.seed)
+
+
 def _closed() -> Iterator[list[PackedBatch]]:
     raise RuntimeError("the loader is closed")
     yield
@@ -106,7 +120,7 @@ def counters_of(first: int, num_batches: int, global_batch_size: int, rank: int,
 
 def _batches_of_rank(
     maker: BatchMaker,
-    order: SampleOrder | None,
+    order: SampleOrder | MixedOrder | None,
     counter: int,
     global_batch_size: int,
     rank: int,

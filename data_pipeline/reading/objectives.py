@@ -13,6 +13,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.mistakes import Mistake
 from data_pipeline.config import DenoiserConfig, ObjectiveConfig, ObjectivePart
 from data_pipeline.reading.dataset import Documents
 from data_pipeline.reading.denoising import BlankInfilling, SpanCorruption, SuffixCorruption
@@ -136,16 +137,23 @@ class PrefixLm:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-    """Each piece gets one of several objectives, drawn by weight."""
+    """Each piece gets one of several objectives, drawn by weight; which weights, may depend on its source."""
 
     parts: tuple[Objective, ...]
     weights: tuple[float, ...]
     name: str = "mixture"
     purpose: int = _PART
     """Of the draw: a mixture within a mixture needs one of its own, or it would only see some of its numbers."""
+    weights_of_sources: tuple[tuple[float, ...], ...] = ()
+    """Weights of the parts for the pieces of each source; empty where they are the same for all."""
 
-    def choice(self, keys: np.ndarray) -> np.ndarray:
-        """Which part each piece gets: int64 [N]."""
+    def choice(self, keys: np.ndarray, sources: np.ndarray | None = None) -> np.ndarray:
+        """Which part each piece gets, int64 [N]; `sources` int64 [N] where weights depend on them."""
+        if self.weights_of_sources:
+            assert sources is not None, "nobody said of which sources the pieces are"
+            shares = np.cumsum(self.weights_of_sources, axis=1)
+            drawn = fractions(fork(keys, self.purpose)) * shares[sources, -1]
+            return (shares[sources] <= drawn[:, None]).sum(axis=1)
         shares = np.cumsum(self.weights) / np.sum(self.weights)
         return np.minimum(
             np.searchsorted(shares, fractions(fork(keys, self.purpose)), side="right"), len(self.parts) - 1
@@ -154,7 +162,7 @@ class Mixture:
     def sizes(self, pieces: Pieces, keys: np.ndarray) -> Sizes:
         """Those of the part that each piece gets."""
         inputs, targets = np.zeros_like(pieces.lengths), np.zeros_like(pieces.lengths)
-        choice = self.choice(keys)
+        choice = self.choice(keys, pieces.sources)
         for number, part in enumerate(self.parts):
             rows = np.flatnonzero(choice == number)
             if len(rows):
@@ -163,12 +171,13 @@ class Mixture:
         return Sizes(inputs, targets)
 
     def expected(self, length: int) -> Expected:
-        """Mean of the parts; which one a piece gets adds to the variance."""
+        """Mean of the parts; which one a piece gets adds to the variance. Where sources differ, the most of any."""
         each = [part.expected(length) for part in self.parts]
-        shares = np.array(self.weights) / np.sum(self.weights)
-        mean = shares @ [part.mean for part in each]
-        square = shares @ [part.variance + part.mean**2 for part in each]
-        return Expected(mean, np.maximum(square - mean**2, 0))
+        of_sources = [_mean(each, weights) for weights in self.weights_of_sources or (self.weights,)]
+        return Expected(
+            np.max([source.mean for source in of_sources], axis=0),
+            np.max([source.variance for source in of_sources], axis=0),
+        )
 
     def num_sentinels(self, length: int) -> int:
         """As many as the greediest part takes."""
@@ -176,7 +185,7 @@ class Mixture:
 
     def __call__(self, documents: Documents, keys: np.ndarray) -> Examples:
         """Examples in the order of the pieces they were made of; keys uint64 [N]."""
-        choice = self.choice(keys)
+        choice = self.choice(keys, documents.sources)
         made = []
         for number, part in enumerate(self.parts):
             rows = np.flatnonzero(choice == number)
@@ -184,6 +193,13 @@ class Mixture:
                 examples = part(selected(documents, rows), keys[rows])
                 made.append((examples, rows if examples.pieces is None else rows[examples.pieces]))
         return _merged(made) if made else NO_EXAMPLES
+
+
+def _mean(each: Sequence[Expected], weights: Sequence[float]) -> Expected:
+    shares = np.array(weights) / np.sum(weights)
+    mean = shares @ [part.mean for part in each]
+    square = shares @ [part.variance + part.mean**2 for part in each]
+    return Expected(mean, np.maximum(square - mean**2, 0))
 
 
 def _merged(made: Sequence[tuple[Examples, np.ndarray]]) -> Examples:
@@ -210,8 +226,13 @@ def _concatenated(rows: Sequence[Ragged]) -> Ragged:
 # ---- from a config
 
 
-def made_from(config: ObjectiveConfig | ObjectivePart, vocabulary: Vocabulary) -> Objective:
-    """The objective a config describes; ValueError if the vocabulary lacks a piece that it needs."""
+def made_from(
+    config: ObjectiveConfig | ObjectivePart, vocabulary: Vocabulary, sources: Sequence[str] = ()
+) -> Objective:
+    """The objective a config describes, for documents of sources with these names where it tells them apart.
+
+    ValueError if the vocabulary lacks a piece that it needs, or if it leaves nothing for a source.
+    """
     name, density, span = config.name, config.noise_density, config.mean_span_length
     if name == "next_token":
         return NextToken()
@@ -231,7 +252,9 @@ def made_from(config: ObjectiveConfig | ObjectivePart, vocabulary: Vocabulary) -
     if name == "mixture":
         assert isinstance(config, ObjectiveConfig) and config.parts
         parts = tuple(made_from(part, vocabulary) for part in config.parts)
-        return Mixture(parts, tuple(part.weight for part in config.parts))
+        return Mixture(
+            parts, tuple(part.weight for part in config.parts), weights_of_sources=_by_source(config, sources)
+        )
     vocabulary.needs(name, "mask")
     if config.whole_words:
         vocabulary.needs_words(name)
@@ -239,6 +262,36 @@ def made_from(config: ObjectiveConfig | ObjectivePart, vocabulary: Vocabulary) -
         return MaskedLm(vocabulary, density or 0.15, bool(config.whole_words))
     vocabulary.needs(name, "cls", "sep")
     return SentencePairs(vocabulary, density or 0.15, bool(config.whole_words), config.max_pair_length or 128)
+
+
+def tells_sources_apart(config: ObjectiveConfig) -> bool:
+    """Whether what a document is asked depends on its source."""
+    return any(part.sources for part in config.parts or ())
+
+
+def check_sources(config: ObjectiveConfig, sources: Sequence[str]) -> None:
+    """ValueError when a part of a mixture is for a source that is not there; `sources` are the names of all."""
+    for number, part in enumerate(config.parts or ()):
+        if unknown := next((name for name in part.sources or () if name not in sources), None):
+            there = f"they are {', '.join(sources)}" if sources else "the dataset was built before sources had names"
+            raise Mistake(f"objective.parts[{number}].sources: '{unknown}' is no source of this run; {there}")
+
+
+def _by_source(config: ObjectiveConfig, sources: Sequence[str]) -> tuple[tuple[float, ...], ...]:
+    """Weights of the parts of a mixture for each source; nothing where it does not tell them apart."""
+    if not tells_sources_apart(config):
+        return ()
+    parts = config.parts or []
+    for name in sources:
+        if not any(part.sources is None or name in part.sources for part in parts):
+            raise Mistake(
+                f"objective.parts: none is for documents of the source '{name}'; name it in the sources of a part, or "
+                "leave those of one empty, which are all"
+            )
+    return tuple(
+        tuple(part.weight if part.sources is None or name in part.sources else 0.0 for part in parts)
+        for name in sources
+    )
 
 
 def _denoiser(config: DenoiserConfig, vocabulary: Vocabulary) -> Objective:

@@ -7,7 +7,9 @@
 SplitMix64 (Steele, Lea and Flood, OOPSLA 2014). Good statistics are wanted here, not secrecy.
 """
 
+from collections.abc import Sequence
 from math import isqrt
+from typing import Any
 
 import numpy as np
 
@@ -42,13 +44,9 @@ class Permutation:
     """A pseudo-random permutation of range(n), 1 <= n < 2^62, chosen by a 64-bit key; its size does not grow with n."""
 
     def __init__(self, n: int, key: int):
-        if not 1 <= n < 1 << 62:
-            raise Mistake(f"a permutation of {n} samples; 1 to 2^62 - 1 can be permuted")
         self.n = n
-        # the cells exceed n by less than one row, so that walking on is rare
-        self._rows = np.uint64(isqrt(n - 1) + 1)
-        self._columns = np.uint64(-(-n // int(self._rows)))
-        self._round_keys = mix64(np.uint64(key & _MASK) + np.arange(1, NUM_ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+        self._rows, self._columns = cells_of(n)
+        self._round_keys = round_keys(key)
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """Images of indices in [0, n): int64 of any shape to int64 of that shape."""
@@ -60,16 +58,61 @@ class Permutation:
         return cells.astype(np.int64)
 
     def _encrypt(self, cells: np.ndarray) -> np.ndarray:
-        row, column = cells % self._rows, cells // self._rows
-        for number, key in enumerate(self._round_keys):
-            if number % 2:
-                column = _shift(column, row, key, self._columns)
-            else:
-                row = _shift(row, column, key, self._rows)
-        return column * self._rows + row
+        return _encrypted(cells, self._rows, self._columns, self._round_keys)
 
 
-def _shift(half: np.ndarray, other: np.ndarray, key: np.uint64, size: np.uint64) -> np.ndarray:
+class Permutations:
+    """Several of them at once: each index goes through one of them, and what it costs does not grow with their number.
+
+    That of (n, key) is `Permutation(n, key)`.
+    """
+
+    def __init__(self, sizes: Sequence[int], keys: Sequence[int]):
+        self._sizes = np.array(sizes, np.uint64)
+        cells = [cells_of(n) for n in sizes]
+        self._rows, self._columns = (np.array([of[side] for of in cells], np.uint64) for side in range(2))
+        self._round_keys = np.stack([round_keys(key) for key in keys], axis=1)
+
+    def __call__(self, which: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        """Images of indices, int64 [N], under the permutations of these numbers, int64 [N]: int64 [N]."""
+        cells = self._encrypt(which, indices.astype(np.uint64))
+        outside = np.flatnonzero(cells >= self._sizes[which])
+        while len(outside):
+            cells[outside] = self._encrypt(which[outside], cells[outside])
+            outside = outside[cells[outside] >= self._sizes[which[outside]]]
+        return cells.astype(np.int64)
+
+    def _encrypt(self, which: np.ndarray, cells: np.ndarray) -> np.ndarray:
+        return _encrypted(cells, self._rows[which], self._columns[which], self._round_keys[:, which])
+
+
+def cells_of(n: int) -> tuple[np.uint64, np.uint64]:
+    """Rows and columns of the cells that range(n) is permuted in: they exceed n by less than one row, so that walking
+    on is rare.
+    """
+    if not 1 <= n < 1 << 62:
+        raise Mistake(f"a permutation of {n} samples; 1 to 2^62 - 1 can be permuted")
+    rows = isqrt(n - 1) + 1
+    return np.uint64(rows), np.uint64(-(-n // rows))
+
+
+def round_keys(key: int) -> np.ndarray:
+    """What each round of a permutation is keyed with: uint64 [NUM_ROUNDS]."""
+    return mix64(np.uint64(key & _MASK) + np.arange(1, NUM_ROUNDS + 1, dtype=np.uint64) * _GOLDEN)
+
+
+def _encrypted(cells: np.ndarray, rows: Any, columns: Any, keys: np.ndarray) -> np.ndarray:
+    """Cells, uint64 [N], permuted among rows x columns of them, uint64 or [N]; keys uint64 [NUM_ROUNDS, ...]."""
+    row, column = cells % rows, cells // rows
+    for number, key in enumerate(keys):
+        if number % 2:
+            column = _shift(column, row, key, columns)
+        else:
+            row = _shift(row, column, key, rows)
+    return column * rows + row
+
+
+def _shift(half: np.ndarray, other: np.ndarray, key: Any, size: Any) -> np.ndarray:
     """`half` plus a keyed function of `other`, modulo size < 2^32."""
     noise = (mix64(other ^ key) >> np.uint64(32)) * size >> np.uint64(32)
     moved = half + noise

@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.manifest import Manifest, ShardInfo
+from data_pipeline.manifest import Manifest, ShardInfo, SourceCounts
 from data_pipeline.shards import ShardWriter
 from tests.data_pipeline import samples
 
 Splits = dict[str, list[Sequence[Sequence[int]]]]
 
 
-def _write_shard(folder: Path, name: str, documents: Sequence[Sequence[int]], vocab_size: int) -> ShardInfo:
+def _write_shard(
+    folder: Path, name: str, documents: Sequence[Sequence[int]], vocab_size: int, source: int = 0
+) -> ShardInfo:
     with ShardWriter(folder / name, vocab_size) as writer:
         lengths = np.array([len(document) for document in documents], dtype=np.int64)
         tokens = np.concatenate([np.zeros(0, np.int64), *(np.asarray(document) for document in documents)])
@@ -24,12 +26,21 @@ def _write_shard(folder: Path, name: str, documents: Sequence[Sequence[int]], vo
         num_tokens=writer.num_tokens,
         checksums=writer.checksums,
         source_bytes=3 * writer.num_tokens,
+        source=source,
     )
 
 
-def _write_dataset(folder: Path, splits: Splits, vocab_size: int = 1000) -> Path:
+def _write_dataset(
+    folder: Path, splits: Splits, vocab_size: int = 1000, sources: dict[str, list[str]] | None = None
+) -> Path:
+    """`sources` names the source of each shard of a split."""
+    names = list(dict.fromkeys(name for of_split in (sources or {}).values() for name in of_split))
+    numbers = {split: [names.index(name) for name in of_split] for split, of_split in (sources or {}).items()}
     shards = {
-        split: [_write_shard(folder, f"{split}-{n:05d}", shard, vocab_size) for n, shard in enumerate(documents)]
+        split: [
+            _write_shard(folder, f"{split}-{n:05d}", shard, vocab_size, numbers[split][n] if sources else 0)
+            for n, shard in enumerate(documents)
+        ]
         for split, documents in splits.items()
     }
     Manifest(
@@ -40,6 +51,7 @@ def _write_dataset(folder: Path, splits: Splits, vocab_size: int = 1000) -> Path
         eos_id=2,
         config_fingerprint="synthetic",
         splits=shards,
+        sources=[SourceCounts(name=name) for name in names],
         counts={"documents_read": sum(len(shard) for split in splits.values() for shard in split)},
     ).save(folder)
     return folder
@@ -52,7 +64,8 @@ def _documents(lengths: Sequence[int], first_id: int = 1, vocab_size: int = 1000
 
 @pytest.fixture(scope="session")
 def write_dataset() -> Callable[..., Path]:
-    """Function (folder, {split: [documents of each shard]}, vocab_size) that writes a dataset; returns its folder."""
+    """Function (folder, {split: [documents of each shard]}, vocab_size, {split: [source of each shard]}) that writes a
+    dataset; returns its folder."""
     return _write_dataset
 
 

@@ -11,6 +11,7 @@ from tests.training.stand_ins import OneWeight, result_of, run_in
 from tests.training.step_ranks import batches_of
 from training import step as step_module
 from training.distributed import World
+from training.evaluation import Evaluators
 from training.feed import Feeder
 from training.guards import StopRequest
 from training.guards_config import GuardsConfig
@@ -55,7 +56,7 @@ def guard_of(**keys) -> Guard:
 def trainer_of(tmp_path, engine: OneWeight, guards: dict | None = None, **training) -> Trainer:
     """A trainer that saves nothing."""
     run = run_in(tmp_path, tiny_config("none", training=training, guards=guards or {}))
-    trainer = Trainer(run, engine, {}, RunState(), None)  # type: ignore
+    trainer = Trainer(run, engine, Evaluators(), RunState(), None)  # type: ignore
     trainer.parts = [part for part in trainer.parts if not isinstance(part, Saving)]
     return trainer
 

@@ -86,7 +86,7 @@ def test_tensorboard_holds_the_same_figures_and_no_step_twice_after_a_resume(tmp
         writer = MetricsWriter(tmp_path, first)
         for step in range(first + 1, last + 1):
             writer.training({"step": step, "loss": loss, "lr": 0.1, "mfu": None})
-        writer.evaluation(last, EvaluationResult(1.0, 2.0, 10, 0.1), {"ul2": EvaluationResult(3.0, 4.0, 5, 0.1)})
+        writer.evaluation(last, EvaluationResult(1.0, 2.0, 10, 0.1), {"ul2": EvaluationResult(3.0, 4.0, 5, 0.1)}, {})
         writer.close()
     assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").open()] == [1, 2, 3, 4, 5, 6, 6]
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()

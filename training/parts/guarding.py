@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from common.mistakes import Mistake
+from data_pipeline.reading.mix import as_json
 from training.engine import Engine
 from training.jumps import Jump, RolledBack, note_jump, reach
 from training.parts.part import Moment, Run
@@ -58,7 +59,7 @@ class Guarding:
             raise Mistake(f"{why}, and the run has rolled back {self._jumps} times already; {ADVICE}")
         self._saved()  # else it would depend on a disk's speed what there is to go back to
         before = on_main(run.world, lambda: reach(run.folder, moment.step - self._in_a_row, self._jumps))
-        jump = Jump(before, moment.state.samples_consumed, why)
+        jump = Jump(before, moment.state.samples_consumed, why, as_json(moment.state.mix))
         on_main(run.world, lambda: note_jump(run.folder, jump, run.world.attempt))
         run.events.write("roll_back", step=moment.step, before=jump.before, samples=jump.samples, reason=why)
         raise RolledBack(f"{why}; back to before step {jump.before}, on with sample {jump.samples}")

@@ -58,7 +58,8 @@ class Metrics(Part):
                 "time": time.time(),
             }
             slow = slowness.figures() if world.size > 1 else {}
-            line = {"step": moment.step, **figures, "lr": moment.lr, **totals, **slow}
+            drawn = self.run.sources and {"sources": self.run.sources.figures(moment.state.samples_consumed)}
+            line = {"step": moment.step, **figures, "lr": moment.lr, **totals, **slow, **(drawn or {})}
             self.writer.training(line)
             self._tell_of(slowness)
             self._stepped += line["step_seconds"] * (moment.step - self._written)

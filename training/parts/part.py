@@ -12,6 +12,7 @@ from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
 from training.local.folder import LocalFolder
+from training.mixing import SourceCounts
 from training.state.identity import RunIdentity, RunState
 from training.step import StepInput, StepResult
 
@@ -34,6 +35,8 @@ class Run:
     """Its diary."""
     local: LocalFolder | None = None
     """Its folder on this node's own disk, where it saves there too."""
+    sources: SourceCounts | None = None
+    """How much of each source it has drawn, where it mixes several."""
 
 
 @dataclasses.dataclass(frozen=True)

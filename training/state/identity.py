@@ -20,12 +20,15 @@ from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import comparable
+from data_pipeline.reading.mix import History, from_json
 from model.config import ModelConfig
 from training.spikes import GuardState
 
 STATE = "state.json"
-FORMAT = 3
-"""Number of the format that is written; a change that an older version would misread raises it."""
+FORMAT = 4
+"""Number of the newest format; a change that an older version would misread raises it."""
+WITHOUT_MIX = 3
+"""That of runs without a mix of sources, which older versions read too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class RunState:
     """What later steps are judged by."""
     probe: str = ""
     """What came of a fixed batch when it was saved (see probe.py); empty where nobody looked."""
+    mix: History = ()
+    """Which mix of sources held from which sample on; empty where there was none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,10 +131,11 @@ def dump_state(state: RunState, identity: RunIdentity) -> bytes:
     """`state.json` of a checkpoint that is being written."""
     where = dataclasses.asdict(state)
     facts = {
-        "format": FORMAT,
+        "format": FORMAT if state.mix else WITHOUT_MIX,
         # beside the state, where versions that know nothing of them pass over them
         "guards": where.pop("guards"),
         "probe": where.pop("probe"),
+        **({"mix": mix} if (mix := where.pop("mix")) else {}),
         "state": where,
         "identity": dataclasses.asdict(identity),
         "code": code_version(),
@@ -162,7 +168,7 @@ def parse_state(data: bytes, folder: Path) -> Saved:
         raise ValueError(f"{STATE} is not that of a checkpoint, for {fault}")
     try:
         guards, probe = _guards(facts.get("guards", {})), str(facts.get("probe", ""))
-        state = RunState(**facts["state"], guards=guards, probe=probe)
+        state = RunState(**facts["state"], guards=guards, probe=probe, mix=from_json(facts.get("mix", [])))
         return Saved(state, _as_today(RunIdentity(**facts["identity"])))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{STATE} cannot be read ({error})") from None

@@ -10,6 +10,7 @@ import torch
 from tests.training.runs import steps_of, tiny_config
 from tests.training.stand_ins import moment_of, result_of, run_in
 from training.distributed import World
+from training.evaluation import Evaluators
 from training.parts.collecting import Collecting
 from training.parts.evaluating import Evaluating
 from training.parts.metrics import Metrics
@@ -80,11 +81,11 @@ def test_nothing_is_asked_of_the_device_between_lines(tmp_path, monkeypatch):
 
 
 def test_what_a_part_is_about_to_use_it_says_beforehand(tmp_path):
-    parts = [Saving(run_in(tmp_path), None, []), Evaluating(run_in(tmp_path), None, {"own": None}, None)]  # type: ignore
+    parts = [Saving(run_in(tmp_path), None, []), Evaluating(run_in(tmp_path), None, Evaluators({"own": None}), None)]  # type: ignore
     for part in parts:
         assert [step for step in range(1, 21) if part.reads(moment_of(step))] == [10, 20]
         assert part.reads(moment_of(3, done=True))
-    assert not Evaluating(run_in(tmp_path), None, {}, None).reads(moment_of(10, done=True))  # type: ignore
+    assert not Evaluating(run_in(tmp_path), None, Evaluators(), None).reads(moment_of(10, done=True))  # type: ignore
     assert not parts[1].reads(moment_of(3, stopping=True)), "a run that is stopped has no time for that"
 
 

@@ -18,6 +18,7 @@ from training.state.identity import (
     CUT,
     EXECUTION_KEYS,
     FORMAT,
+    WITHOUT_MIX,
     RunIdentity,
     RunState,
     check_identity,
@@ -120,7 +121,7 @@ def test_a_key_that_only_the_checkpoint_knows_is_named(tmp_path):
 def test_a_checkpoint_of_a_later_format_is_refused_in_a_sentence_not_passed_over(tmp_path, monkeypatch):
     save_step(tmp_path, 10)
     with monkeypatch.context() as patch:
-        patch.setattr(identities, "FORMAT", FORMAT + 1)
+        patch.setattr(identities, "WITHOUT_MIX", FORMAT + 1)
         save_step(tmp_path, 20)
     with pytest.raises(
         ValueError, match=rf"step-00000020: written in format {FORMAT + 1}, .* reads formats up to {FORMAT}; go on with"
@@ -143,7 +144,7 @@ def test_a_checkpoint_of_deepspeeds_pickles_is_refused_by_the_command_that_conve
 def test_a_flipped_bit_in_the_format_number_is_damage_and_no_other_format(tmp_path):
     save_step(tmp_path, 10)
     path = save_step(tmp_path, 20) / "state.json"
-    path.write_text(path.read_text().replace(f'"format": {FORMAT}', f'"format": {FORMAT + 2}'))
+    path.write_text(path.read_text().replace(f'"format": {WITHOUT_MIX}', f'"format": {WITHOUT_MIX + 2}'))
     assert chosen(tmp_path).folder.name == "step-00000010"
 
 
