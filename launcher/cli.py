@@ -115,6 +115,24 @@ def data_inspect(
         inspection.show(facts)
 
 
+@data_app.command("report")
+def data_report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.")],
+    tokenizer: Annotated[Path | None, typer.Option(help="Tokenizer folder; without it no languages are told.")] = None,
+    config: Annotated[Path | None, typer.Option(help="Config of a run: its tokenizer, and its mix.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; report.html in DIR if not given.")] = None,
+) -> None:
+    """Writes a page about a dataset: sources, lengths, languages, what was dropped and why, near copies, the mix.
+
+    Example: [bold]shardline data report data/quickstart/dataset --config configs/quickstart.yaml[/]
+    """
+    from launcher.config import load_config
+    from launcher.data_report import write_data_report
+
+    page = write_data_report(folder, tokenizer, load_config(config) if config else None, out)
+    say(f"{page}: written; open it in a browser")
+
+
 @data_app.command("verify")
 def data_verify(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Dataset folder.")]) -> None:
     """Reads every byte of a dataset and compares it with its checksums.
