@@ -9,7 +9,8 @@ figure is tokens divided by CPU seconds of the whole process, all threads includ
 - bare rows: its cheapest settings. Documents are ignored, rows are handed out one by one and never make a batch.
 Ours is one and the same: documents apart, batches packed in the loader's thread, and in the row with the goal the
 checksum of every block at its first touch. Start-up is the wall time from opening the dataset to the first batch,
-imports excluded, the median of five.
+imports excluded, the median of five. With 50 sources, each a shard of its own, a mix of unequal weights decides which
+sample is next: the goals are the same.
 """
 
 import argparse
@@ -28,9 +29,10 @@ import torch
 from torch.utils.data import default_collate
 
 from benchmarks.table import Row, parser, show
-from data_pipeline.config import ObjectiveConfig
-from data_pipeline.manifest import Manifest, ShardInfo, ShardTable
+from data_pipeline.config import MixConfig, MixSourceConfig, ObjectiveConfig
+from data_pipeline.manifest import Manifest, ShardInfo, ShardTable, SourceCounts
 from data_pipeline.reading.batches import Reading
+from data_pipeline.reading.corpus import Mixing, Pace, sources_of
 from data_pipeline.reading.loader import Loader
 from data_pipeline.shards import ShardWriter
 
@@ -41,12 +43,28 @@ VOCAB_SIZE = 32000
 BOS_ID, EOS_ID, PAD_ID = 1, 2, 3
 MEAN_LENGTH = 600
 STARTUP_LIMIT = 0.1
+NUM_SOURCES = 50
 
 
-def write_documents(folder: Path, num_tokens: int) -> Path:
-    """Writes a dataset of one shard of documents with lognormal lengths; returns its folder."""
-    rng = np.random.default_rng(num_tokens)
-    name = "train-00000"
+def write_documents(folder: Path, num_tokens: int, num_sources: int = 1) -> Path:
+    """Writes a dataset of one shard a source of documents with lognormal lengths; returns its folder."""
+    shards = [_write_shard(folder, number, num_tokens // num_sources) for number in range(num_sources)]
+    Manifest(
+        tokenizer_fingerprint="synthetic",
+        vocab_size=VOCAB_SIZE,
+        dtype=np.dtype(np.uint16).name,
+        bos_id=BOS_ID,
+        eos_id=EOS_ID,
+        config_fingerprint="synthetic",
+        splits={"train": ShardTable.of(shards)},
+        sources=[SourceCounts(name=f"source-{number}") for number in range(num_sources)],
+    ).save(folder)
+    return folder
+
+
+def _write_shard(folder: Path, number: int, num_tokens: int) -> ShardInfo:
+    rng = np.random.default_rng([num_tokens, number])
+    name = f"train-{number:05d}"
     with ShardWriter(folder / name, VOCAB_SIZE) as writer:
         while writer.num_tokens < num_tokens:
             lengths = np.maximum(rng.lognormal(np.log(MEAN_LENGTH) - 0.5, 1.0, 5000), 2).astype(np.int64)
@@ -54,38 +72,37 @@ def write_documents(folder: Path, num_tokens: int) -> Path:
             tokens = rng.integers(PAD_ID + 1, VOCAB_SIZE, ends[-1], dtype=np.int32)
             tokens[ends - lengths], tokens[ends - 1] = BOS_ID, EOS_ID
             writer.add(tokens, lengths)
-    shard = ShardInfo(
+    return ShardInfo(
         name=name,
         num_documents=writer.num_documents,
         num_tokens=writer.num_tokens,
         checksums=writer.checksums,
         source_bytes=4 * writer.num_tokens,
+        source=number,
     )
-    Manifest(
-        tokenizer_fingerprint="synthetic",
-        vocab_size=VOCAB_SIZE,
-        dtype=writer.dtype.name,
-        bos_id=BOS_ID,
-        eos_id=EOS_ID,
-        config_fingerprint="synthetic",
-        splits={"train": ShardTable.of([shard])},
-    ).save(folder)
-    return folder
 
 
 def our_loader(folder: Path) -> Loader:
-    """Our loader as one rank would use it."""
+    """Our loader as one rank would use it; several sources are mixed by weights that differ a hundredfold."""
+    manifest = Manifest.load(folder)
+    names = [source.name for source in manifest.sources]
+    mix = MixConfig(
+        sources=[MixSourceConfig(name=name, weight=100 ** (number / len(names))) for number, name in enumerate(names)]
+    )
+    is_mixed = len(names) > 1
     reading = Reading(
         folder,
-        Manifest.load(folder),
+        manifest,
         objective=ObjectiveConfig(),
         shape="causal",
         sequence_length=SEQUENCE_LENGTH,
         micro_batch_size=MICRO_BATCH_SIZE,
         seed=1,
         pad_id=PAD_ID,
+        sources=sources_of(mix, folder, manifest, {}) if is_mixed else (),
     )
-    return Loader(reading, global_batch_size=GLOBAL_BATCH_SIZE)
+    mixing = Mixing(mix, (), Pace(GLOBAL_BATCH_SIZE, SEQUENCE_LENGTH)) if is_mixed else None
+    return Loader(reading, global_batch_size=GLOBAL_BATCH_SIZE, mixing=mixing)
 
 
 def cpu_seconds(work: Callable[[], Any]) -> float:
@@ -202,6 +219,8 @@ def measure(folder: Path, sizes: list[int]) -> list[Row]:
     peer_start = peer_startup_seconds(largest, cache)
     same_work, bare = same_work_rate(largest, cache), bare_rate(largest, cache)
     checked, known = our_rates(largest)
+    mixed = write_documents(folder / "mixed", sizes[-1], NUM_SOURCES)
+    mixed_checked, mixed_known = our_rates(mixed)
     unit, size_name = 1e-6, f"{sizes[-1] // 10**6} M tokens"
     starts = [
         Row(f"start-up at {size // 10**6} M tokens, s", startup_seconds(path), "limit", STARTUP_LIMIT, 1.0, True)
@@ -213,7 +232,10 @@ def measure(folder: Path, sizes: list[int]) -> list[Row]:
         Row(f"{rate}, checked before", known * unit, "GPTDataset, same work", same_work * unit),
         Row(f"{rate}, checking all of {size_name}", checked * unit, "GPTDataset, bare rows", bare * unit),
         Row(f"{rate}, checking all of {size_name}", checked * unit, "memcpy of .bin", copy_rate(largest) * unit),
+        Row(f"{rate}, {NUM_SOURCES} sources, checking all", mixed_checked * unit, "same work", same_work * unit, 10.0),
+        Row(f"{rate}, {NUM_SOURCES} sources, checked before", mixed_known * unit, "ours, one source", known * unit),
         *starts,
+        Row(f"start-up, {NUM_SOURCES} sources, s", startup_seconds(mixed), "limit", STARTUP_LIMIT, 1.0, True),
         Row(f"start-up at {size_name}, s", starts[-1].ours, "GPTDataset, no index yet", peer_start, None, True),
     ]
 

@@ -166,6 +166,7 @@ def _show(found: list, runs: Path) -> None:
             ("left", duration(each.seconds_left) if each.state == "running" and each.seconds_left is not None else ""),
             ("slowest", each.slowest),
             ("slow", "; ".join(each.slow)),
+            ("epochs of sources", ", ".join(f"{name} {epochs:.2f}" for name, epochs in each.sources.items())),
             ("goodput", views.goodput(each.goodput) if each.goodput else ""),
             ("checkpoint", f"{each.checkpoint}, {duration(each.checkpoint_age)} ago" if each.checkpoint else ""),
             ("left out", "; ".join(each.excluded)),

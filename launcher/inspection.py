@@ -9,9 +9,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from data_pipeline.opening import open_dataset
 from data_pipeline.reading.inspect import DatasetFacts, SampleView
+from data_pipeline.reading.mix_report import MixFacts, SourceFacts
 from launcher.config import load_config
 from launcher.console import console, number, say
+from training.config import RunConfig
 
 SHOWN_CHARACTERS = 400
 
@@ -19,7 +22,10 @@ SHOWN_CHARACTERS = 400
 def look(
     folder: Path, tokenizer: Path | None, config: Path | None, split: str, num_samples: int, sequence_length: int
 ) -> DatasetFacts:
-    """Facts and samples of a dataset, for causal next-token prediction or for the run that `config` describes."""
+    """Facts and samples of a dataset, for causal next-token prediction or for the run that `config` describes.
+
+    With that run's own dataset also what its mix draws from where.
+    """
     from data_pipeline.reading.inspect import inspect_dataset
     from data_pipeline.tokenizer import Tokenizer
 
@@ -30,7 +36,33 @@ def look(
     if run:
         lengths = {"sequence_length": run.training.sequence_length, "target_length": run.training.target_length}
         how = {"objective": run.objective, "shape": run.model.shape, "seed": run.seed, **lengths}
-    return inspect_dataset(folder, loaded, split=split, num_samples=num_samples, **how)
+    facts = inspect_dataset(folder, loaded, split=split, num_samples=num_samples, **how)
+    if run is None or run.data.mix is None or folder.absolute() != Path(run.data.path).absolute():
+        return facts
+    sources, mix = _mix(run)
+    return dataclasses.replace(facts, sources=sources, mix=mix)
+
+
+def _mix(run: RunConfig) -> tuple[list[SourceFacts], MixFacts]:
+    from data_pipeline.reading.batches import Reading
+    from data_pipeline.reading.corpus import Corpus, Mixing, Pace
+    from data_pipeline.reading.mix_report import mix_facts
+
+    corpus, training = Corpus.read(run.data, run.tokenizer.path, open_dataset), run.training
+    assert corpus.mix is not None
+    reading = Reading(
+        corpus.folder,
+        corpus.manifest,
+        run.objective,
+        run.model.shape,
+        training.sequence_length,
+        1,
+        run.seed,
+        target_length=training.target_length,
+        sources=corpus.sources(corpus.mix),
+    )
+    pace = Pace(training.global_batch_size, training.sequence_length)
+    return mix_facts(reading, Mixing(corpus.mix, (), pace), training.steps)
 
 
 def as_json(facts: DatasetFacts) -> str:
@@ -48,6 +80,8 @@ def show(facts: DatasetFacts) -> None:
     for name, cells in _rows(facts):
         table.add_row(name, *cells)
     console.print(table)
+    if facts.mix is not None or len(facts.sources) > 1:
+        _show_sources(facts)
     for name, count in facts.counts.items():
         say(f"  {name.replace('_', ' ')}: {count:,}")
     for sample in facts.samples:
@@ -69,6 +103,26 @@ def _rows(facts: DatasetFacts) -> list[tuple[str, list[str]]]:
         ("targets, of all positions", [f"{split.target_share:.1%}" for split in splits]),
         ("left out for want of room", [f"{split.left_out_share:.3%}" for split in splits]),
     ]
+
+
+def _show_sources(facts: DatasetFacts) -> None:
+    """A table of the sources; with a mix, what the run draws from each."""
+    stages = facts.mix.stages if facts.mix else []
+    table = Table(box=None, header_style="dim")
+    table.add_column("source")
+    names = ["documents", "tokens", "of all", "held out"]
+    names += [f"asked from step {first}" if first > 1 else "asked" for first in stages]
+    for name in [*names, *(["samples drawn", "epochs"] if facts.mix else [])]:
+        table.add_column(name, justify="right")
+    total = sum(source.num_tokens for source in facts.sources)
+    for source in facts.sources:
+        cells = [f"{source.num_documents:,}", f"{source.num_tokens:,}", f"{source.num_tokens / max(total, 1):.1%}"]
+        cells += [f"{source.held_out_tokens:,}", *(f"{share:.2%}" for share in source.shares)]
+        cells += [f"{source.drawn_samples:,}", f"{source.epochs:.2f}"] if facts.mix else []
+        table.add_row(escape(source.name), *cells)
+    console.print(table)
+    for words in facts.mix.warnings if facts.mix else ():
+        say(f"  warning: {words}")
 
 
 def _show_sample(sample: SampleView, facts: DatasetFacts) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from common.files import write_whole
-from common.json_lines import Record
+from common.json_lines import NUMBER, Form, Record
 from data_pipeline.manifest import Manifest
 from launcher.config import to_yaml
 from launcher.console import duration, number
@@ -26,6 +26,7 @@ from training.config import RunConfig
 WIDTH, HEIGHT = 900, 300
 LEFT, RIGHT, TOP, BOTTOM = 60, 880, 16, 265
 MAX_POINTS = 1000
+DRAWN, LOSS = Form({"samples": int, "tokens": int, "epochs": NUMBER}), Form({"loss": NUMBER})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +58,7 @@ def write_report(config: RunConfig, sample: str = "") -> Path:
             ("Data", _data_rows(manifest)),
             ("Model", _model_rows(config, manifest)),
             ("Run", _run_rows(steps)),
+            *([("Sources", rows)] if (rows := _source_rows(steps, evaluations)) else []),
             ("Time", _time_rows(spent)),
         ],
         spent=[(kind, 100 * seconds / spent.wall) for kind, seconds in spent.seconds.items() if seconds],
@@ -199,6 +201,21 @@ def _run_rows(steps: list[Record]) -> list[tuple[str, str]]:
         *[("peak memory of a rank", f"{memory:.2f} GB") for memory in sorted(_known(steps, "memory_gb"))[-1:]],
         *[("steps passed over", f"{skipped:.0f}") for skipped in [sum(_known(steps, "skipped"))] if skipped],
         *[("gradient norm, last", f"{norm:.3f}") for norm in _known(steps, "grad_norm")[-1:]],
+    ]
+
+
+def _source_rows(steps: list[Record], evaluations: list[Record]) -> list[tuple[str, str]]:
+    """What was drawn from each source of a mix, and its held-out loss."""
+    last, held_out = (steps or [{}])[-1], (evaluations or [{}])[-1].get("sources", {})
+    drawn = {name: of for name, of in last.get("sources", {}).items() if DRAWN.fault(of) == ""}
+    total = sum(of["samples"] for of in drawn.values())
+    return [
+        (
+            name,
+            f"{of['tokens']:,} tokens, {of['samples'] / max(total, 1):.1%} of all samples, {of['epochs']:.2f} epochs"
+            + (f", held-out loss {held_out[name]['loss']:.3f}" if LOSS.fault(held_out.get(name)) == "" else ""),
+        )
+        for name, of in drawn.items()
     ]
 
 

@@ -58,6 +58,8 @@ class Status:
     """Seconds since the last line of metrics."""
     slowest: str = ""
     """The rank that took longest by itself over the last line of metrics, in words."""
+    sources: dict[str, float] = dataclasses.field(default_factory=dict)
+    """How often it has gone through each source of its mix."""
     slow: tuple[str, ...] = ()
     """Ranks that stayed slow since the last start, one sentence each."""
     goodput: Goodput | None = None
@@ -168,6 +170,7 @@ def _progress(folder: RunFolder, steps: int) -> dict[str, Any]:
         facts = {key: last.get(key) for key in ("step", "loss", "tokens_per_second", "mfu")}
         facts["seconds_left"] = (steps - last["step"]) * last["step_seconds"]
         facts["silent_seconds"] = now - last["time"] if last.get("time") else None
+    facts["sources"] = epochs_of(last)
     if "slowest_rank" in last:
         where = f"rank {last['slowest_rank']} on node {last.get('slowest_node', '?')}"
         facts["slowest"] = f"{where}, {last.get('slowest_ratio', math.nan):.2f} times the median"
@@ -175,6 +178,12 @@ def _progress(folder: RunFolder, steps: int) -> dict[str, Any]:
     if folder.checkpoint:
         facts |= {"checkpoint": folder.checkpoint.name, "checkpoint_age": now - folder.checkpoint.time}
     return facts
+
+
+def epochs_of(line: dict[str, Any]) -> dict[str, float]:
+    """Epochs of each source by a line of metrics; none where a run mixes none."""
+    drawn = {name: of.get("epochs") for name, of in line.get("sources", {}).items() if isinstance(of, dict)}
+    return {name: epochs for name, epochs in drawn.items() if isinstance(epochs, int | float)}
 
 
 def _slow(events: list[dict[str, Any]]) -> tuple[str, ...]:

@@ -12,7 +12,9 @@ from data_pipeline.config import ObjectiveConfig
 from data_pipeline.manifest import Manifest, ShardTable
 from data_pipeline.opening import check_files
 from data_pipeline.reading.batches import BatchMaker, Reading
+from data_pipeline.reading.corpus import Source, apart
 from data_pipeline.reading.dataset import open_shard
+from data_pipeline.reading.mix_report import MixFacts, SourceFacts, source_facts
 from data_pipeline.reading.packing import IGNORED, PackedBatch
 from data_pipeline.shards import shard_sizes
 
@@ -120,6 +122,10 @@ class DatasetFacts:
     """Raw tokens that a sample is made of."""
     splits: list[SplitFacts]
     samples: list[SampleView]
+    sources: list[SourceFacts]
+    """Sources of the dataset or, where a run's config was given that mixes some, of its mix."""
+    mix: MixFacts | None = None
+    """What that run draws; None where there is no mix."""
 
 
 def inspect_dataset(
@@ -163,6 +169,7 @@ def inspect_dataset(
         window=shown.lengths.window,
         splits=[_split_facts(name, BatchMaker(reading, name)) for name in manifest.splits],
         samples=_views(shown, tokenizer, num_samples) if tokenizer else [],
+        sources=source_facts(apart([Source("", Path(path), manifest)])),
     )
 
 

@@ -60,7 +60,7 @@ class Loader:
                 "so add text or make the batch smaller"
             )
         self.lengths = maker.lengths
-        self.mix = _mixed_order(mixing, reading, maker) if mixing else None
+        self.mix = mixed_order(mixing, reading, maker) if mixing else None
         """The order of a mix; None without one."""
         self.fingerprint = reading.manifest.fingerprint
         self.num_samples = len(dataset)
@@ -96,7 +96,8 @@ class Loader:
             self.close()
 
 
-def _mixed_order(mixing: Mixing, reading: Reading, maker: BatchMaker) -> MixedOrder:
+def mixed_order(mixing: Mixing, reading: Reading, maker: BatchMaker) -> MixedOrder:
+    """The order in which a run draws samples that `maker` makes batches of."""
     dataset = maker.dataset
     main = Source("", Path(reading.folder), reading.manifest)
     samples = dataset.samples_of_rows.tolist()
