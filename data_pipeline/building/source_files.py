@@ -4,27 +4,19 @@ Every mistake a user can make here (nothing matches, a folder, an unknown kind o
 sentence that names the key and says what to do.
 """
 
-import contextlib
 import dataclasses
-import io
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
-import fsspec
-import pyarrow as pa
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from common.mistakes import Mistake
 from data_pipeline.building.local_files import local_files
+from data_pipeline.building.remote_files import remote
 from data_pipeline.config import SourceConfig
 
-BLOCK_BYTES = 8 << 20
-"""Bytes read at a time, after decompression."""
-MAX_WINDOW = 1 << 27
-"""Bytes of zstd's window that its library reads unless told otherwise."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = {
     ".jsonl": "jsonl",
@@ -93,7 +85,7 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     if local:
         found = local_files(path)
     else:
-        with _remote(f"{key}: '{source.path}' cannot be listed"):
+        with remote(f"{key}: '{source.path}' cannot be listed"):
             found = _remote_files(system, path)
     if any(info["type"] == "directory" for info in found.values()):
         raise Mistake(
@@ -116,48 +108,6 @@ def _file_system(key: str, path: str):
         raise Mistake(f"{key}: '{path}' cannot be opened: {error}; install that package") from None
     except ValueError as error:
         raise Mistake(f"{key}: '{path}' cannot be opened: {error}; write a path or an fsspec URL") from None
-
-
-@contextlib.contextmanager
-def _remote(what: str) -> Iterator[None]:
-    """Turns whatever the library for a remote file system raises into a sentence that begins with `what`."""
-    try:
-        yield
-    except Exception as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise Mistake(f"{what}: {cause}; check the address, the credentials and the network") from None
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file elsewhere, all of whose errors are sentences that name it."""
-
-    def __init__(self, url: str):
-        super().__init__()
-        self._what = f"{url}: cannot be read"
-        with _remote(self._what):
-            self._file: IO[bytes] = fsspec.open(url, "rb").open()
-
-    def read(self, size: int = -1) -> bytes:
-        with _remote(self._what):
-            return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with _remote(self._what):
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
 
 
 def _remote_files(system, path: str) -> dict[str, dict]:
@@ -205,57 +155,3 @@ def _ending(name: str) -> tuple[str, str | None]:
         elif not re.fullmatch(r"\.\d+", ending):
             return ending, compression
         name = name.removesuffix(ending)
-
-
-def open_file(url: str) -> IO[bytes]:
-    """Opens a file where it lies, unbuffered, without decompressing it.
-
-    Raises ValueError naming the URL when a file elsewhere cannot be opened; so does reading it.
-    """
-    if "://" in url:
-        return cast(IO[bytes], _RemoteFile(url))
-    return Path(url).open("rb", buffering=0)
-
-
-def read_blocks(file: IO[bytes], url: str, compression: str | None) -> Iterator[bytes]:
-    """The rest of a file, decompressed, in blocks of at most BLOCK_BYTES.
-
-    Raises ValueError naming the file when its compressed stream is truncated or damaged.
-    """
-    if compression is None:
-        while block := file.read(BLOCK_BYTES):
-            yield block
-        return
-    window = _zstd_window(file) if compression == "zstd" else 0
-    if window > MAX_WINDOW:
-        raise Mistake(
-            f"{url}: its zstd window is {window >> 20} MiB and {MAX_WINDOW >> 20} can be read; "
-            "recompress it with --long=27 or without"
-        )
-    stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
-    while block := _decompress(stream, url, compression):
-        yield block
-
-
-def _zstd_window(file: IO[bytes]) -> int:
-    """Bytes that the first frame of a zstd stream says its reader must keep (RFC 8878, section 3.1.1.1); 0 if none."""
-    start = file.tell()
-    head = file.read(6)
-    file.seek(start)
-    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd" or head[4] & 0x20:
-        return 0
-    base = 1 << (10 + (head[5] >> 3))
-    return base + base // 8 * (head[5] & 7)
-
-
-def _decompress(stream: pa.CompressedInputStream, url: str, compression: str) -> bytes:
-    try:
-        return stream.read(BLOCK_BYTES)
-    except OSError as error:
-        # what the decompressor finds has no number, unlike an error of the file system
-        if error.errno is not None:
-            raise
-        raise Mistake(
-            f"{url}: the {compression} stream is truncated or damaged ({str(error).splitlines()[0]}); "
-            "fetch the file again or take it out of the sources"
-        ) from None
