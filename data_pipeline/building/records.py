@@ -25,7 +25,7 @@ class Unit:
     url: str
     """Where the file lies."""
     format: str
-    """jsonl, parquet, csv, tsv or text."""
+    """jsonl, parquet, arrow, csv, tsv or text."""
     compression: str | None
     """gzip, zstd or None."""
     weight: int

@@ -13,10 +13,13 @@ from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from common.mistakes import Mistake
+from data_pipeline.building.dataset_folders import dataset_files
 from data_pipeline.building.local_files import local_files
 from data_pipeline.building.remote_files import remote
 from data_pipeline.config import SourceConfig
 
+ARROW = ("auto", "arrow")
+"""Formats by which a folder may be a source: that of a dataset."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = {
     ".jsonl": "jsonl",
@@ -24,6 +27,8 @@ FORMATS = {
     ".jsonlines": "jsonl",
     ".jl": "jsonl",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".csv": "csv",
     ".tsv": "tsv",
 }
@@ -44,8 +49,6 @@ UNREADABLE = {
     ".tgz": "unpack it",
     ".7z": "unpack it",
     ".json": "set format: jsonl if each line is one JSON object, or text to take the file as it is",
-    ".arrow": "write it as parquet",
-    ".feather": "write it as parquet",
     ".avro": "write it as parquet",
     ".npy": "write its text as jsonl or parquet",
     ".pdf": "extract its text first",
@@ -65,7 +68,7 @@ class SourceFile:
     modified: str
     """Whatever the file system tells about the time of the last change."""
     format: str
-    """jsonl, parquet, csv, tsv or text."""
+    """jsonl, parquet, arrow, csv, tsv or text."""
     compression: str | None
     """gzip, zstd or None."""
 
@@ -88,9 +91,7 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
         with remote(f"{key}: '{source.path}' cannot be listed"):
             found = _remote_files(system, path)
     if any(info["type"] == "directory" for info in found.values()):
-        raise Mistake(
-            f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
-        )
+        found = _files_of_dataset(key, source, system, next(iter(found)))
     if not found:
         raise Mistake(
             f"{key}: no file matches '{source.path}' (looked in {_fixed_part(path)}); correct the pattern or the mount"
@@ -99,6 +100,27 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
         _describe(number, source, name if local else system.unstrip_protocol(name), found[name])
         for name in sorted(found)
     ]
+
+
+def _files_of_dataset(key: str, source: SourceConfig, system, path: str) -> dict[str, dict]:
+    """The files of a folder, where it is a dataset of Hugging Face."""
+    names = dataset_files(path, lambda name: system.cat_file(f"{path}/{name}")) if source.format in ARROW else None
+    if names is None:
+        raise Mistake(
+            f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
+        )
+    found = {name: _one_file(system, f"{path}/{name}") for name in names}
+    missing = next((name for name in names if not found[name]), None)
+    if missing is not None:
+        raise Mistake(f"{key}: '{source.path}' lacks {missing}, which it says it consists of; copy the folder again")
+    return {path: info for file in found.values() for path, info in file.items()}
+
+
+def _one_file(system, path: str) -> dict[str, dict]:
+    if isinstance(system, LocalFileSystem):
+        return local_files(path)
+    with remote(f"{path}: cannot be looked up"):
+        return _remote_files(system, path)
 
 
 def _file_system(key: str, path: str):
@@ -135,12 +157,12 @@ def _describe(number: int, source: SourceConfig, url: str, info: dict) -> Source
         if ending not in FORMATS:
             what = f"{ending} is no ending that is known" if ending else "a name without an ending tells no format"
             raise Mistake(
-                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, csv, tsv or text, "
+                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv or text, "
                 "or make its path match fewer files"
             )
         chosen = FORMATS[ending]
-    if chosen == "parquet" and compression:
-        raise Mistake(f"{url}: a parquet file compressed once more cannot be read in parts; decompress it")
+    if chosen in ("parquet", "arrow") and compression:
+        raise Mistake(f"{url}: a {chosen} file compressed once more cannot be read in parts; decompress it")
     modified = next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), "")
     return SourceFile(number, url, int(info["size"] or 0), str(modified), chosen, compression)
 

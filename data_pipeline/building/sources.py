@@ -14,6 +14,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from data_pipeline.building.formats.arrow import plan_arrow, read_arrow
 from data_pipeline.building.formats.lines import read_json_lines, read_text_lines, read_whole
 from data_pipeline.building.formats.parquet import plan_parquet, read_parquet
 from data_pipeline.building.formats.tables import DELIMITERS, read_table
@@ -37,6 +38,10 @@ FILES_AT_ONCE = 16
 """Files whose footers are read side by side: that is waiting, not work."""
 EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
+PLANNERS = {"parquet": plan_parquet, "arrow": plan_arrow}
+"""How files are cut whose parts only they themselves tell."""
+READERS = {"parquet": read_parquet, "arrow": read_arrow, "jsonl": read_json_lines, "csv": read_table, "tsv": read_table}
+"""How files are read that hold the text under a key."""
 
 
 # ---- the plan
@@ -45,7 +50,7 @@ EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2}
 def plan_units(files: Sequence[SourceFile], sources: Sequence[SourceConfig], unit_bytes: int) -> list[Unit]:
     """Cuts files into units of about unit_bytes of text where that is possible, in the order of the files.
 
-    Raises ValueError when a big parquet file is none.
+    Raises ValueError when a big parquet or arrow file is none.
     """
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         plans = pool.map(lambda file: _plan_file(file, sources[file.source], unit_bytes), files)
@@ -58,9 +63,9 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
     is_one = file.format in DELIMITERS or (file.format == "text" and source.document == "file")
     if weight <= unit_bytes or file.compression or is_one:
         return [whole]
-    if file.format == "parquet":
+    if file.format in PLANNERS:
         with open_file(file.url) as opened:
-            return plan_parquet(opened, whole, source.text_key, unit_bytes)
+            return PLANNERS[file.format](opened, whole, source.text_key, unit_bytes)
     num_parts = -(-file.size // unit_bytes)
     borders = [file.size * part // num_parts for part in range(num_parts + 1)]
     return [
@@ -92,12 +97,8 @@ def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterat
     """
     rejects.unit = unit
     with open_file(unit.url) as file:
-        if unit.format == "parquet":
-            yield from read_parquet(file, unit, source.text_key, rejects)
-        elif unit.format == "jsonl":
-            yield from read_json_lines(file, unit, source.text_key, rejects)
-        elif unit.format in DELIMITERS:
-            yield from read_table(file, unit, source.text_key, rejects)
+        if unit.format in READERS:
+            yield from READERS[unit.format](file, unit, source.text_key, rejects)
         elif source.document == "line":
             yield from read_text_lines(file, unit, rejects)
         else:

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from data_pipeline.building.records import MAX_DOCUMENT_BYTES, Record, Rejects, Unit, decode
 from data_pipeline.building.compressed import read_blocks
+from data_pipeline.building.records import MAX_DOCUMENT_BYTES, Record, Rejects, Unit, decode
 
 
 def read_whole(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:

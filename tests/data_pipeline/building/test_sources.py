@@ -15,15 +15,9 @@ from data_pipeline.building import compressed, sources
 from data_pipeline.building.formats import lines, tables
 from data_pipeline.building.local_files import local_files
 from data_pipeline.building.source_files import list_files
-from data_pipeline.building.sources import Rejects, group_tasks, plan_units, read_documents
+from data_pipeline.building.sources import group_tasks, plan_units
 from data_pipeline.config import SourceConfig
-
-
-def read_all(config, unit_bytes=10**9):
-    """Texts and rejects of everything a source holds, unit by unit."""
-    rejects = Rejects()
-    units = plan_units(list_files([config]), [config], unit_bytes)
-    return [text for unit in units for _, text in read_documents(unit, config, rejects)], rejects
+from tests.data_pipeline.building.reads import read_all
 
 
 def json_lines(texts):
