@@ -25,15 +25,15 @@ class Unit:
     url: str
     """Where the file lies."""
     format: str
-    """jsonl, parquet, arrow, csv, tsv or text."""
+    """jsonl, parquet, arrow, csv, tsv, text or megatron."""
     compression: str | None
     """gzip, zstd or None."""
     weight: int
     """About how many bytes of text are in it."""
     start: int = 0
-    """First byte, or first row group; a record belongs to the unit it starts in."""
+    """First byte, row group (parquet) or document (megatron); a record belongs to the unit it starts in."""
     stop: int | None = None
-    """Byte or row group after the last; None reads to the end."""
+    """Byte, row group or document after the last; None reads to the end."""
 
 
 class Rejects:
@@ -62,7 +62,8 @@ class Rejects:
 
 
 def _part_name(unit: Unit) -> str:
-    return f"row group {unit.start}" if unit.format == "parquet" else f"byte {unit.start}"
+    parts = {"parquet": "row group", "megatron": "document"}
+    return f"{parts.get(unit.format, 'byte')} {unit.start}"
 
 
 def decode(number: int, raw: bytes, rejects: Rejects) -> Iterator[Record]:

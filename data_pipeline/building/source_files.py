@@ -50,6 +50,8 @@ UNREADABLE = {
     ".7z": "unpack it",
     ".json": "set format: jsonl if each line is one JSON object, or text to take the file as it is",
     ".avro": "write it as parquet",
+    ".idx": "set format: megatron if it is an index of Megatron-LM",
+    ".bin": "set format: megatron if it holds ids of Megatron-LM",
     ".npy": "write its text as jsonl or parquet",
     ".pdf": "extract its text first",
 }
@@ -68,7 +70,7 @@ class SourceFile:
     modified: str
     """Whatever the file system tells about the time of the last change."""
     format: str
-    """jsonl, parquet, arrow, csv, tsv or text."""
+    """jsonl, parquet, arrow, csv, tsv, text or megatron."""
     compression: str | None
     """gzip, zstd or None."""
 
@@ -90,6 +92,8 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     else:
         with remote(f"{key}: '{source.path}' cannot be listed"):
             found = _remote_files(system, path)
+    if source.format == "megatron":
+        found = _indices(key, source.path, system, path, found)
     if any(info["type"] == "directory" for info in found.values()):
         found = _files_of_dataset(key, source, system, next(iter(found)))
     if not found:
@@ -114,6 +118,29 @@ def _files_of_dataset(key: str, source: SourceConfig, system, path: str) -> dict
     if missing is not None:
         raise Mistake(f"{key}: '{source.path}' lacks {missing}, which it says it consists of; copy the folder again")
     return {path: info for file in found.values() for path, info in file.items()}
+
+
+def _indices(key: str, given: str, system, path: str, found: dict[str, dict]) -> dict[str, dict]:
+    """The indices among files of Megatron-LM, or that of a prefix, each with the size and time of its .bin too."""
+    if not found and not has_magic(path):
+        found = _one_file(system, f"{path}.idx")
+    other = next((name for name in found if not name.endswith((".idx", ".bin"))), None)
+    if other is not None:
+        raise Mistake(f"{key}: '{given}' means {other}, and format megatron reads .idx with .bin; name the .idx")
+    both = {}
+    for name in (name.removesuffix(".bin").removesuffix(".idx") for name in found):
+        index, tokens = (
+            {**found, **_one_file(system, name + suffix)}.get(name + suffix) for suffix in (".idx", ".bin")
+        )
+        if index is None or tokens is None:
+            raise Mistake(f"{key}: {name}{'.bin' if index else '.idx'} is missing; both of .idx and .bin are needed")
+        modified = f"{_modified(index)} {_modified(tokens)}"
+        both[f"{name}.idx"] = {"type": "file", "size": index["size"] + tokens["size"], "mtime": modified}
+    return both
+
+
+def _modified(info: dict) -> str:
+    return str(next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), ""))
 
 
 def _one_file(system, path: str) -> dict[str, dict]:
@@ -157,14 +184,13 @@ def _describe(number: int, source: SourceConfig, url: str, info: dict) -> Source
         if ending not in FORMATS:
             what = f"{ending} is no ending that is known" if ending else "a name without an ending tells no format"
             raise Mistake(
-                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv or text, "
-                "or make its path match fewer files"
+                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv, text or "
+                "megatron, or make its path match fewer files"
             )
         chosen = FORMATS[ending]
-    if chosen in ("parquet", "arrow") and compression:
+    if chosen in ("parquet", "arrow", "megatron") and compression:
         raise Mistake(f"{url}: a {chosen} file compressed once more cannot be read in parts; decompress it")
-    modified = next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), "")
-    return SourceFile(number, url, int(info["size"] or 0), str(modified), chosen, compression)
+    return SourceFile(number, url, int(info["size"] or 0), _modified(info), chosen, compression)
 
 
 def _ending(name: str) -> tuple[str, str | None]:

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from data_pipeline.building.formats.arrow import plan_arrow, read_arrow
 from data_pipeline.building.formats.lines import read_json_lines, read_text_lines, read_whole
+from data_pipeline.building.formats.megatron import plan_megatron
 from data_pipeline.building.formats.parquet import plan_parquet, read_parquet
 from data_pipeline.building.formats.tables import DELIMITERS, read_table
 from data_pipeline.building.records import MAX_DOCUMENT_BYTES, MAX_EXAMPLES, Record, Rejects, Unit
@@ -30,14 +31,17 @@ __all__ = [
     "Rejects",
     "Unit",
     "group_tasks",
+    "holds_tokens",
     "plan_units",
     "read_documents",
 ]
 
 FILES_AT_ONCE = 16
 """Files whose footers are read side by side: that is waiting, not work."""
-EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2}
+EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2, "megatron": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
+TOKENS = "megatron"
+"""The one format whose documents are no text."""
 PLANNERS = {"parquet": plan_parquet, "arrow": plan_arrow}
 """How files are cut whose parts only they themselves tell."""
 READERS = {"parquet": read_parquet, "arrow": read_arrow, "jsonl": read_json_lines, "csv": read_table, "tsv": read_table}
@@ -66,6 +70,9 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
     if file.format in PLANNERS:
         with open_file(file.url) as opened:
             return PLANNERS[file.format](opened, whole, source.text_key, unit_bytes)
+    if file.format == TOKENS:
+        with open_file(file.url) as opened:
+            return plan_megatron(opened, whole, unit_bytes)
     num_parts = -(-file.size // unit_bytes)
     borders = [file.size * part // num_parts for part in range(num_parts + 1)]
     return [
@@ -75,16 +82,24 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
 
 
 def group_tasks(units: Sequence[Unit], task_bytes: int) -> list[list[Unit]]:
-    """Fills tasks with neighbouring units until the next one would make them larger than task_bytes."""
+    """Fills tasks with neighbouring units until the next one would make them larger than task_bytes.
+
+    A task holds texts or tokens, never both.
+    """
     tasks: list[list[Unit]] = []
     size = 0
     for unit in units:
-        if not tasks or size + unit.weight > task_bytes:
+        if not tasks or size + unit.weight > task_bytes or holds_tokens(tasks[-1]) != holds_tokens([unit]):
             tasks.append([])
             size = 0
         tasks[-1].append(unit)
         size += unit.weight
     return tasks
+
+
+def holds_tokens(units: Sequence[Unit]) -> bool:
+    """Whether a task consists of tokens, which `formats.megatron` reads, and not of texts."""
+    return bool(units) and units[0].format == TOKENS
 
 
 # ---- reading

@@ -26,7 +26,8 @@ from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
-from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
+from data_pipeline.building.formats.megatron import KnownIds, TokenBatch, read_megatron
+from data_pipeline.building.sources import Record, Rejects, Unit, holds_tokens, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -163,17 +164,17 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
     first = 0
     with contextlib.ExitStack() as open_writers:
         for batch in _batches(job, units, rejects, read):
-            fresh = ~np.isin(np.arange(first, first + len(batch.texts)), repeats)
-            first += len(batch.texts)
+            fresh = ~np.isin(np.arange(first, first + len(batch.sizes)), repeats)
+            first += len(batch.sizes)
             held_out = is_validation(batch.keys, job.data.validation_fraction)
             for split, chosen in zip(SPLITS, (fresh & ~held_out, fresh & held_out), strict=True):
-                texts = [batch.texts[number] for number in np.flatnonzero(chosen)]
-                if texts and split not in writers:
+                if not chosen.any():
+                    continue
+                if split not in writers:
                     writer = ShardWriter(job.folder / f"{split}-{index:05d}", tokenizer.vocab_size)
                     writers[split] = open_writers.enter_context(writer)
-                if texts:
-                    writers[split].add(*_encode(tokenizer, texts))
-                    source_bytes[split] += int(batch.sizes[chosen].sum())
+                writers[split].add(*_tokens(tokenizer, batch, chosen))
+                source_bytes[split] += int(batch.sizes[chosen].sum())
     return {
         "shards": {split: _shard_facts(writer, source_bytes[split]) for split, writer in writers.items()},
         "read": {str(source): count for source, count in read.items()},
@@ -194,6 +195,12 @@ def _shard_facts(writer: ShardWriter, source_bytes: int) -> dict[str, Any]:
     }
 
 
+def _tokens(tokenizer: Tokenizer, batch: CleanBatch | TokenBatch, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(batch, TokenBatch):
+        return batch.take(chosen)
+    return _encode(tokenizer, [batch.texts[number] for number in np.flatnonzero(chosen)])
+
+
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     samples = []
     for text in texts[:: -(-len(texts) // SPOT_CHECKS)]:
@@ -207,9 +214,16 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.
 # ---- both passes
 
 
-def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[CleanBatch]:
+def _batches(
+    job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]
+) -> Iterator[CleanBatch | TokenBatch]:
     """Clean documents of a task; the n-th one is the same in every pass."""
-    for batch in clean_batches(_documents(job, units, rejects, read), job.data, rejects):
+    batches: Iterator[CleanBatch | TokenBatch]
+    if holds_tokens(units):
+        batches = _token_batches(job, units, rejects, read)
+    else:
+        batches = clean_batches(_documents(job, units, rejects, read), job.data, rejects)
+    for batch in batches:
         if job.stop_file.exists():
             raise Stopped
         yield batch
@@ -220,6 +234,15 @@ def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[
         for document in read_documents(unit, job.data.sources[unit.source], rejects):
             read[unit.source] += 1
             yield document
+
+
+def _token_batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[TokenBatch]:
+    tokenizer = _tokenizer(job.tokenizer.path, "off", job.tokenizer_fingerprint)
+    known = KnownIds(tokenizer.bos_id, tokenizer.eos_id, tokenizer.text_bytes)
+    for unit in units:
+        for batch in read_megatron(unit, known, rejects):
+            read[unit.source] += len(batch.lengths)
+            yield batch
 
 
 # ---- markers

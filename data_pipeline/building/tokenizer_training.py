@@ -22,7 +22,7 @@ from common.files import meant_name, read_file, sweep, written_aside
 from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import list_files
-from data_pipeline.building.sources import Rejects, Unit, plan_units, read_documents
+from data_pipeline.building.sources import Rejects, Unit, holds_tokens, plan_units, read_documents
 from data_pipeline.config import SourceConfig, TokenizerConfig
 
 MODEL_NAME = "tokenizer.model"
@@ -202,6 +202,7 @@ class _Sample:
 
     def __iter__(self) -> Iterator[str]:
         units = plan_units(list_files(self.sources), self.sources, UNIT_BYTES)
+        units = [unit for unit in units if not holds_tokens([unit])]
         share = 1.0
         if sum(unit.weight for unit in units) > self.max_bytes:
             units.sort(key=_shuffle_key)
