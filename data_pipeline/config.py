@@ -18,7 +18,7 @@ class SourceConfig(Section):
 
     path: Place
     """Path, glob (`**` reaches into subfolders) or fsspec URL such as `s3://bucket/part-*.jsonl.zst`."""
-    format: Literal["auto", "jsonl", "parquet", "arrow", "csv", "tsv", "text", "megatron"] = "auto"
+    format: Literal["auto", "jsonl", "parquet", "arrow", "csv", "tsv", "text", "html", "warc", "megatron"] = "auto"
     """How to read the files; `auto` goes by their endings and refuses those it does not know; .gz and .zst are read."""
     text_key: str = "text"
     """Field (jsonl) or column (other formats) that holds the document's text; `meta.text` is text within meta."""

@@ -25,7 +25,7 @@ class Unit:
     url: str
     """Where the file lies."""
     format: str
-    """jsonl, parquet, arrow, csv, tsv, text or megatron."""
+    """One of those that SourceConfig.format names, but auto."""
     compression: str | None
     """gzip, zstd or None."""
     weight: int

@@ -14,6 +14,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from common.mistakes import Mistake
 from data_pipeline.building.dataset_folders import dataset_files
+from data_pipeline.building.formats.pages import FORMATS as PAGE_FORMATS
+from data_pipeline.building.formats.pages import check_packages
 from data_pipeline.building.local_files import local_files
 from data_pipeline.building.remote_files import remote
 from data_pipeline.config import SourceConfig
@@ -29,6 +31,7 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
     ".feather": "arrow",
+    ".warc": "warc",
     ".csv": "csv",
     ".tsv": "tsv",
 }
@@ -70,7 +73,7 @@ class SourceFile:
     modified: str
     """Whatever the file system tells about the time of the last change."""
     format: str
-    """jsonl, parquet, arrow, csv, tsv, text or megatron."""
+    """One of those that SourceConfig.format names, but auto."""
     compression: str | None
     """gzip, zstd or None."""
 
@@ -184,10 +187,12 @@ def _describe(number: int, source: SourceConfig, url: str, info: dict) -> Source
         if ending not in FORMATS:
             what = f"{ending} is no ending that is known" if ending else "a name without an ending tells no format"
             raise Mistake(
-                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv, text or "
-                "megatron, or make its path match fewer files"
+                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv, text, "
+                "html, warc or megatron, or make its path match fewer files"
             )
         chosen = FORMATS[ending]
+    if chosen in PAGE_FORMATS:
+        check_packages(url, chosen)
     if chosen in ("parquet", "arrow", "megatron") and compression:
         raise Mistake(f"{url}: a {chosen} file compressed once more cannot be read in parts; decompress it")
     return SourceFile(number, url, int(info["size"] or 0), _modified(info), chosen, compression)

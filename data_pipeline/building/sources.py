@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from data_pipeline.building.formats.arrow import plan_arrow, read_arrow
 from data_pipeline.building.formats.lines import read_json_lines, read_text_lines, read_whole
 from data_pipeline.building.formats.megatron import plan_megatron
+from data_pipeline.building.formats.pages import read_html, read_warc
 from data_pipeline.building.formats.parquet import plan_parquet, read_parquet
 from data_pipeline.building.formats.tables import DELIMITERS, read_table
 from data_pipeline.building.records import MAX_DOCUMENT_BYTES, MAX_EXAMPLES, Record, Rejects, Unit
@@ -38,6 +39,8 @@ __all__ = [
 
 FILES_AT_ONCE = 16
 """Files whose footers are read side by side: that is waiting, not work."""
+UNCUT = (*DELIMITERS, "html", "warc")
+"""Formats of which only the beginning tells how to go on, or that hold one document."""
 EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2, "megatron": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
 TOKENS = "megatron"
@@ -46,6 +49,8 @@ PLANNERS = {"parquet": plan_parquet, "arrow": plan_arrow}
 """How files are cut whose parts only they themselves tell."""
 READERS = {"parquet": read_parquet, "arrow": read_arrow, "jsonl": read_json_lines, "csv": read_table, "tsv": read_table}
 """How files are read that hold the text under a key."""
+PAGES = {"warc": read_warc, "html": read_html}
+"""How files are read that hold web pages."""
 
 
 # ---- the plan
@@ -64,7 +69,7 @@ def plan_units(files: Sequence[SourceFile], sources: Sequence[SourceConfig], uni
 def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[Unit]:
     weight = file.size * EXPANSION.get(file.compression or file.format, 1)
     whole = Unit(file.source, file.url, file.format, file.compression, weight)
-    is_one = file.format in DELIMITERS or (file.format == "text" and source.document == "file")
+    is_one = file.format in UNCUT or (file.format == "text" and source.document == "file")
     if weight <= unit_bytes or file.compression or is_one:
         return [whole]
     if file.format in PLANNERS:
@@ -114,6 +119,8 @@ def read_documents(unit: Unit, source: SourceConfig, rejects: Rejects) -> Iterat
     with open_file(unit.url) as file:
         if unit.format in READERS:
             yield from READERS[unit.format](file, unit, source.text_key, rejects)
+        elif unit.format in PAGES:
+            yield from PAGES[unit.format](file, unit, rejects)
         elif source.document == "line":
             yield from read_text_lines(file, unit, rejects)
         else:
