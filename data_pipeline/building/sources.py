@@ -4,9 +4,10 @@
           -> group_tasks -> tasks     neighbouring units that make one shard together
     unit -> read_documents -> (number of the record in the unit, text)
 
-Big uncompressed jsonl and line files are cut into byte ranges at line borders, parquet by row groups; compressed
-files are streamed. The plan depends on the files alone. Bad records never stop a build: they are counted by reason.
-How each kind of file is cut and read stands in `formats`.
+Big jsonl and line files are cut into byte ranges at line borders, parquet by row groups; compressed files are cut
+where they consist of many members (`members`), and streamed otherwise. A plan opens those files alone that are larger
+than a unit, FILES_AT_ONCE side by side, and reads a megabyte of each or its footer. It depends on the files alone.
+Bad records never stop a build: they are counted by reason. How each kind of file is cut and read stands in `formats`.
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from data_pipeline.building.formats.megatron import plan_megatron
 from data_pipeline.building.formats.pages import read_html, read_warc
 from data_pipeline.building.formats.parquet import plan_parquet, read_parquet
 from data_pipeline.building.formats.tables import DELIMITERS, read_table
+from data_pipeline.building.members import has_members
 from data_pipeline.building.records import MAX_DOCUMENT_BYTES, MAX_EXAMPLES, Record, Rejects, Unit
 from data_pipeline.building.remote_files import open_file
 from data_pipeline.building.source_files import SourceFile
@@ -39,7 +41,7 @@ __all__ = [
 
 FILES_AT_ONCE = 16
 """Files whose footers are read side by side: that is waiting, not work."""
-UNCUT = (*DELIMITERS, "html", "warc")
+UNCUT = (*DELIMITERS, "html")
 """Formats of which only the beginning tells how to go on, or that hold one document."""
 EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2, "megatron": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
@@ -70,7 +72,7 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
     weight = file.size * EXPANSION.get(file.compression or file.format, 1)
     whole = Unit(file.source, file.url, file.format, file.compression, weight)
     is_one = file.format in UNCUT or (file.format == "text" and source.document == "file")
-    if weight <= unit_bytes or file.compression or is_one:
+    if weight <= unit_bytes or is_one or not _has_parts(file):
         return [whole]
     if file.format in PLANNERS:
         with open_file(file.url) as opened:
@@ -78,12 +80,22 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
     if file.format == TOKENS:
         with open_file(file.url) as opened:
             return plan_megatron(opened, whole, unit_bytes)
-    num_parts = -(-file.size // unit_bytes)
+    num_parts = -(-weight // unit_bytes)
     borders = [file.size * part // num_parts for part in range(num_parts + 1)]
     return [
-        dataclasses.replace(whole, weight=stop - start, start=start, stop=stop)
+        dataclasses.replace(whole, weight=(stop - start) * weight // file.size, start=start, stop=stop)
         for start, stop in itertools.pairwise(borders)
     ]
+
+
+def _has_parts(file: SourceFile) -> bool:
+    """Whether a file that is larger than a unit can be read from somewhere within it."""
+    if file.compression is None:
+        return file.format != "warc"
+    if file.format == "warc" and file.compression != "gzip":
+        return False
+    with open_file(file.url) as opened:
+        return has_members(opened, file.compression)
 
 
 def group_tasks(units: Sequence[Unit], task_bytes: int) -> list[list[Unit]]:

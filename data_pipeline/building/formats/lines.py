@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from data_pipeline.building.compressed import read_blocks
+from data_pipeline.building.members import Part, part_of
 from data_pipeline.building.records import MAX_DOCUMENT_BYTES, Record, Rejects, Unit, decode
 
 
@@ -75,12 +76,35 @@ def _nested(record: Any, text_key: str) -> Any:
 
 def read_lines(file: IO[bytes], unit: Unit) -> Iterator[bytes | None]:
     """Lines that start in the unit, ended by a line feed and nothing else; None stands for one that is too large."""
-    if unit.compression:
+    if unit.compression and unit.stop is None:
         return split_lines(read_blocks(file, unit.url, unit.compression))
+    if unit.compression:
+        assert unit.stop is not None
+        part = part_of(file, unit.url, unit.compression, unit.start, unit.stop)
+        return split_lines(_line_blocks(part, unit.start == 0))
     start = _line_border(file, unit.start)
     stop = None if unit.stop is None else _line_border(file, unit.stop)
     file.seek(start)
     return split_lines(_limit(read_blocks(file, unit.url, None), None if stop is None else stop - start))
+
+
+def _line_blocks(part: Part, is_first: bool) -> Iterator[bytes]:
+    """Blocks of the lines that a part of a compressed file holds.
+
+    Members need not end where lines do: a part begins after its first line feed and goes on to the next one beyond.
+    """
+    begun = is_first
+    for block in part.inside:
+        if not begun:
+            found = block.find(b"\n")
+            begun = found >= 0
+            block = block[found + 1 :] if begun else b""
+        yield block
+    for block in part.beyond if begun else ():
+        found = block.find(b"\n")
+        yield block if found < 0 else block[: found + 1]
+        if found >= 0:
+            return
 
 
 def _line_border(file: IO[bytes], offset: int) -> int:

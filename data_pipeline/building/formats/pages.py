@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from common.mistakes import Mistake, cut
 from data_pipeline.building.compressed import read_blocks
+from data_pipeline.building.members import part_of
 from data_pipeline.building.records import Record, Rejects, Unit
 
 FORMATS = ("warc", "html")
@@ -47,7 +48,11 @@ def read_html(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]
 
 def read_warc(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
     """Texts of the pages among the response records of an archive, numbered by these."""
-    stream = _Stream(read_blocks(file, unit.url, unit.compression))
+    if unit.compression and unit.stop is not None:
+        blocks = part_of(file, unit.url, unit.compression, unit.start, unit.stop, b"WARC/").inside
+    else:
+        blocks = read_blocks(file, unit.url, unit.compression)
+    stream = _Stream(blocks)
     for number, record in enumerate(_responses(stream, unit.url), start=1):
         headers, reason = _headers(record)
         if reason:
