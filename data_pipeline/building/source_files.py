@@ -17,7 +17,7 @@ from data_pipeline.building.dataset_folders import dataset_files
 from data_pipeline.building.formats.pages import FORMATS as PAGE_FORMATS
 from data_pipeline.building.formats.pages import check_packages
 from data_pipeline.building.local_files import local_files
-from data_pipeline.building.remote_files import remote
+from data_pipeline.building.remote_files import patiently
 from data_pipeline.config import SourceConfig
 
 ARROW = ("auto", "arrow")
@@ -93,8 +93,7 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     if local:
         found = local_files(path)
     else:
-        with remote(f"{key}: '{source.path}' cannot be listed"):
-            found = _remote_files(system, path)
+        found = patiently(f"{key}: '{source.path}' cannot be listed", lambda: _remote_files(system, path))
     if source.format == "megatron":
         found = _indices(key, source.path, system, path, found)
     if any(info["type"] == "directory" for info in found.values()):
@@ -111,7 +110,7 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
 
 def _files_of_dataset(key: str, source: SourceConfig, system, path: str) -> dict[str, dict]:
     """The files of a folder, where it is a dataset of Hugging Face."""
-    names = dataset_files(path, lambda name: system.cat_file(f"{path}/{name}")) if source.format in ARROW else None
+    names = dataset_files(path, lambda name: _content(system, f"{path}/{name}")) if source.format in ARROW else None
     if names is None:
         raise Mistake(
             f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
@@ -146,11 +145,18 @@ def _modified(info: dict) -> str:
     return str(next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), ""))
 
 
+def _content(system, path: str) -> bytes:
+    """Content of a small file; FileNotFoundError when there is none."""
+    what = f"{path}: cannot be read"
+    if not patiently(what, lambda: system.exists(path)):
+        raise FileNotFoundError(path)
+    return patiently(what, lambda: system.cat_file(path))
+
+
 def _one_file(system, path: str) -> dict[str, dict]:
     if isinstance(system, LocalFileSystem):
         return local_files(path)
-    with remote(f"{path}: cannot be looked up"):
-        return _remote_files(system, path)
+    return patiently(f"{path}: cannot be looked up", lambda: _remote_files(system, path))
 
 
 def _file_system(key: str, path: str):
