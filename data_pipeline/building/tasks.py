@@ -61,6 +61,10 @@ class Job:
     """Ranges of hashes that copies are looked for in."""
     bundle_size: int = 1
     """Tasks whose hashes share a file."""
+    first_task: int = 0
+    """Number of the first task; those before it made the dataset that this build adds to."""
+    known_keys: tuple[str, ...] = ()
+    """Files in the folder with the keys of that dataset."""
 
     @property
     def folder(self) -> Path:
@@ -75,7 +79,13 @@ class Job:
     @property
     def copies(self) -> Copies:
         """Where copies of documents are looked for."""
-        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size)
+        known = tuple(self.folder / name for name in self.known_keys)
+        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size, self.first_task, known)
+
+    @property
+    def keys_file(self) -> Path:
+        """Digests of the files with the hashes of all documents, range by range."""
+        return self.work / "keys.json"
 
     @property
     def stop_file(self) -> Path:
@@ -101,10 +111,11 @@ class EncoderDiffers(Exception):
 
 def hash_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Hashes the documents of a task."""
-    known = job.copies.num_hashed(index)
+    task = job.first_task + index
+    known = job.copies.num_hashed(task)
     if known is None:
         keys = [np.zeros((2, 0), np.uint64), *(batch.keys for batch in _batches(job, units, Rejects(), Counter()))]
-        job.copies.save_hashes(index, np.concatenate(keys, axis=1))
+        job.copies.save_hashes(task, np.concatenate(keys, axis=1))
         known = sum(part.shape[1] for part in keys)
     return {"documents": known}
 
@@ -116,9 +127,9 @@ def bundle_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, A
 
 
 def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Looks which documents repeat an earlier one, among those with hashes in one range."""
+    """Looks which documents repeat an earlier one, among those with hashes in one range; digest of its keys."""
     job.copies.find(index)
-    return {}
+    return {"keys": file_digest(job.copies.keys_path(index))}
 
 
 def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
@@ -136,6 +147,7 @@ def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]
     Raises EncoderDiffers when the ids of the fast encoder are not sentencepiece's; the whole build is then to be
     encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
     """
+    index += job.first_task
     marker = job.work / f"{index:05d}.done"
     done = _read_marker(job, marker)
     if done is not None:
@@ -268,11 +280,12 @@ def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
         sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
     except (KeyError, TypeError, AttributeError):
         return None
-    whole = all(_file_digest(job.folder / name) == digest for name, digest in sums.items())
+    whole = all(file_digest(job.folder / name) == digest for name, digest in sums.items())
     return facts if whole else None
 
 
-def _file_digest(path: Path) -> str | None:
+def file_digest(path: Path) -> str | None:
+    """xxh3_128 of a file, hex; None when it is not there."""
     digest = xxhash.xxh3_128()
     try:
         with open_file(path) as file:

@@ -169,7 +169,10 @@ def _refuse_foreign(folder: Path) -> None:
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     # a tokenizer may be used on other text than it was trained on when no sources are given
-    if differing and not (differing == ["data.sources"] and not wanted["data.sources"]):
+    # nor are sources that were added to a dataset since a reason to train another
+    sources = found.get("data.sources")
+    is_beginning = isinstance(sources, list) and sources == wanted["data.sources"][: len(sources)]
+    if differing and not (differing == ["data.sources"] and (not wanted["data.sources"] or is_beginning)):
         key = differing[0]
         raise Mistake(
             f"tokenizer.path: {folder} holds a tokenizer trained with {key} {json.dumps(found.get(key))}, "
