@@ -144,6 +144,7 @@ def _shown(value: Any) -> str:
 
 
 def check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+    """ValueError when the sources are there and their files are not those that the dataset was built from."""
     try:
         files = list_files(config.sources)
     except (ValueError, OSError):
