@@ -1,6 +1,7 @@
 """Puts a run together from its config: identity, model, engine, checkpoint, data, evaluation, trainer."""
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ import torch
 
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.manifest import Manifest
-from data_pipeline.opening import open_dataset, read_dataset
+from data_pipeline.manifest import Manifest, comparable
+from data_pipeline.opening import earlier_dataset, open_dataset, read_dataset
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
 from data_pipeline.reading.loader import Loader, evaluation_batches
@@ -186,6 +187,10 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     jumps = on_main(world, lambda: settle(folder, world.attempt))
     choice = _chosen(run, jumps)
     if choice.checkpoint is not None:
+        saved = choice.checkpoint.identity
+        earlier = on_main(world, lambda: _as_it_began(config.data.path, run.identity, saved))
+        if earlier is not None:
+            manifest, run = earlier, dataclasses.replace(run, identity=identify(config, earlier, world.size))
         check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
         _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, manifest)
@@ -202,6 +207,17 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     finally:
         loader.close()
         engine.leave_disk()
+
+
+def _as_it_began(folder: str, now: RunIdentity, then: RunIdentity) -> Manifest | None:
+    """The dataset as a run began with it, where sources were added since; else None."""
+    old, new = comparable(then.data, now.data)
+    if "tokens" not in old or old["tokens"] == new["tokens"]:
+        return None
+    earlier = earlier_dataset(folder, old["tokens"])
+    if earlier is not None:
+        LOG.info(f"sources were added to {folder} since the run began; it goes on with the dataset as it was then")
+    return earlier
 
 
 def _chosen(run: Run, jumps: Sequence[Jump]) -> Choice:
@@ -236,7 +252,10 @@ def check(config: RunConfig, world_size: int) -> None:
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
-        check_identity(read_saved(newest).identity, identity, newest)
+        saved = read_saved(newest).identity
+        manifest = _as_it_began(config.data.path, identity, saved) or manifest
+        identity = identify(config, manifest, world_size)
+        check_identity(saved, identity, newest)
         _refuse_past(config, newest)
     world = World.alone()  # sees all samples, talks to nobody
     silent = EventLog(config.run_dir, rank=1)

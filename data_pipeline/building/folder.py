@@ -1,6 +1,7 @@
 """The folder a build writes to: what is in it before, who may write, and what is left in the end.
 
 data.path/build.json, manifest.json, train-00000.* ...   a finished dataset
+data.path/manifest-....json                              what it was before sources were added, for runs that go on
 data.path/keys-00000-....npy ...                         hashes of its documents, for sources that are added (growing)
 data.path/.shardline-build/                              an unfinished one: plan, markers, lock
 
@@ -26,7 +27,7 @@ from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, earlier_name
 from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
 
@@ -325,6 +326,8 @@ def finish(
     recorded = {SOURCE_FILES: _source_files(job.data, files, base), KEYS: _keep_keys(job)}
     before = {GROWN_FROM: base.settings} if base else {}
     write_json(job.folder / SETTINGS_NAME, {**settings, **recorded, **before})
+    if base:
+        base.manifest.save(job.folder, earlier_name(base.manifest.fingerprints["tokens"]))
     manifest.save(job.folder)
     clear_leftovers(job.folder, manifest)
     return manifest

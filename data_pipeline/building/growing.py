@@ -6,7 +6,8 @@
 
 The larger dataset comes to be when `manifest.json` is replaced, at the very end; until then the folder holds the
 smaller one, whole. `build.json` is written just before, with that of the smaller dataset within it, so that both are
-told apart by the manifest that is there.
+told apart by the manifest that is there. The smaller one's manifest stays under another name: a run that began with it
+goes on with it (opening.earlier_dataset).
 """
 
 import dataclasses

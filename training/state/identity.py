@@ -83,8 +83,7 @@ EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "activation_c
 
 _REMEDIES = {
     "precision": "set training.precision back, or start a new run",
-    "data": "point data.path to the dataset the run began with (one that sources were added to is another), "
-    "or start a new run, with training.initial_weights if it is to go on from there",
+    "data": "point data.path to the dataset the run began with, or start a new run",
     "tokenizer": "use the tokenizer the run began with, or start a new run",
     "order": "set seed, training.sequence_length and objective back, or start a new run",
     "model": "set the model section back, or start a new run",

@@ -9,7 +9,7 @@ from data_pipeline.building import build, copies
 from data_pipeline.building.build import build_dataset
 from data_pipeline.config import SourceConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.opening import open_dataset
+from data_pipeline.opening import earlier_dataset, open_dataset
 from tests.data_pipeline.building.builds import digests, documents, settings, write_json_lines
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -41,12 +41,13 @@ def test_a_dataset_grown_twice_holds_the_documents_of_one_built_at_once(
 ):
     monkeypatch.setattr(copies, "RANGE_DOCUMENTS", 60)
     grown = tmp_path / "grown"
-    seen = []
+    seen, stages = [], []
     for count in (1, 2, 3):
         before = shard_files(grown) if grown.exists() else {}
         report = build_dataset(config_of(grown, sources[:count]), tokenizer_config, seen.append)
         assert not report.reused
         assert before.items() <= shard_files(grown).items()
+        stages.append(report.manifest)
     whole = build_dataset(config_of(tmp_path / "whole", sources), tokenizer_config)
     for split in ("train", "validation"):
         assert documents(grown, split) == documents(tmp_path / "whole", split)
@@ -54,6 +55,9 @@ def test_a_dataset_grown_twice_holds_the_documents_of_one_built_at_once(
     assert report.manifest.counts["dropped_repeated"] == 80 + 10 + 10
     found = [tokenizer.decode(ids) for split in ("train", "validation") for ids in documents(grown, split)]
     assert sorted(found) == sorted(texts(0, 200))
+    for stage in stages[:-1]:
+        assert earlier_dataset(grown, stage.fingerprints["tokens"]) == stage
+    assert earlier_dataset(grown, "0" * 32) is None
     again = build_dataset(config_of(grown, sources), tokenizer_config)
     assert again.reused
     assert again.manifest == report.manifest == open_dataset(grown, tokenizer_config.path)
