@@ -26,10 +26,10 @@ class SourceConfig(Section):
 
     path: Place
     """Path, glob (`**` reaches into subfolders) or fsspec URL such as `s3://bucket/part-*.jsonl.zst`."""
-    format: Literal["auto", "jsonl", "parquet", "csv", "tsv", "text"] = "auto"
+    format: Literal["auto", "jsonl", "parquet", "arrow", "csv", "tsv", "text", "html", "warc", "megatron"] = "auto"
     """How to read the files; `auto` goes by their endings and refuses those it does not know; .gz and .zst are read."""
     text_key: str = "text"
-    """Field (jsonl) or column (parquet, csv, tsv) that holds the document's text; `meta.text` is text within meta."""
+    """Field (jsonl) or column (other formats) that holds the document's text; `meta.text` is text within meta."""
     document: Literal["file", "line"] = "file"
     """For text files: the whole file is one document, or every line is."""
     name: SourceName | None = None

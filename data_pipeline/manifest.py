@@ -19,7 +19,7 @@ from data_pipeline.flags import unpacked_flags
 from data_pipeline.shard_table import ManifestPart, ShardInfo, ShardTable
 from data_pipeline.shards import token_dtype
 
-__all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable"]
+__all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable", "earlier_name"]
 
 FILE_NAME = "manifest.json"
 REMEDY = "restore the file, or delete its dataset and run 'shardline data build CONFIG' again"
@@ -139,24 +139,22 @@ class Manifest(ManifestPart):
         num_documents = sum(self.num_documents(split) for split in self.splits)
         return sum(self.num_tokens(split) for split in self.splits) / num_documents if num_documents else math.inf
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, name: str = FILE_NAME) -> None:
         """Writes `manifest.json` so that it is there whole or not at all."""
-        with written_aside(Path(folder) / FILE_NAME) as file:
+        with written_aside(Path(folder) / name) as file:
             file.write(self.model_dump_json(indent=1).encode() + b"\n")
 
     @classmethod
-    def load(cls, folder: str | Path) -> "Manifest":
+    def load(cls, folder: str | Path, name: str = FILE_NAME) -> "Manifest":
         """Reads a dataset's manifest and nothing else.
 
         Raises ValueError, one sentence, when it is not there or broken.
         """
-        path = Path(folder) / FILE_NAME
+        path = Path(folder) / name
         try:
             body = read_file(path)
         except (FileNotFoundError, NotADirectoryError):
-            raise Mistake(
-                f"data.path: {folder} holds no {FILE_NAME}; run 'shardline data build CONFIG' first"
-            ) from None
+            raise Mistake(f"data.path: {folder} holds no {name}; run 'shardline data build CONFIG' first") from None
         try:
             return cls.model_validate_json(body)
         except ValidationError as error:
@@ -164,6 +162,11 @@ class Manifest(ManifestPart):
             where = [".".join(map(str, fault["loc"]))] if fault["loc"] else []
             reason = fault["msg"].removeprefix("Value error, ")
             raise Mistake(": ".join([str(path), *where, f"{reason}; {REMEDY}"])) from None
+
+
+def earlier_name(tokens: str) -> str:
+    """File with the manifest of a dataset before sources were added to it, by the `tokens` of its fingerprints."""
+    return f"manifest-{tokens[:12]}.json"
 
 
 def _check_flags(name: str, flags: str, count: int) -> None:

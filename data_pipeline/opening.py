@@ -4,6 +4,8 @@
     read_dataset(data, tokenizer) -> Manifest      for a rank: reads the manifest, and no shard's name is looked up
     check_files(folder, manifest, sizes=True)      looks at every file besides: for inspection, not for a start
 
+    earlier_dataset(folder, tokens)                what it was before sources were added, for a run that began with that
+
 What these do not look at, each rank finds when it first reads a shard: a missing file, sizes, counts, checksums.
 """
 
@@ -15,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.mistakes import Mistake, shown
-from data_pipeline.manifest import FILE_NAME, Manifest
+from data_pipeline.manifest import FILE_NAME, Manifest, earlier_name
 from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes
 
 if TYPE_CHECKING:
@@ -43,6 +45,15 @@ def read_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Man
     if tokenizer is not None and (Path(tokenizer) / MODEL_NAME).is_file():
         check_tokenizer(folder, manifest, Tokenizer.load(tokenizer, "off"))
     return manifest
+
+
+def earlier_dataset(folder: str | Path, tokens: str) -> Manifest | None:
+    """What a dataset was, by the `tokens` of its fingerprints, before sources were added to it; None if never that."""
+    name = earlier_name(tokens)
+    if not (Path(folder) / name).is_file():
+        return None
+    manifest = Manifest.load(folder, name)
+    return manifest if manifest.fingerprints["tokens"] == tokens else None
 
 
 def check_files(folder: str | Path, manifest: Manifest, *, sizes: bool = False) -> None:

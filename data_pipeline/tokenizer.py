@@ -172,6 +172,18 @@ class Tokenizer:
         inner = np.array([[_is_inside_word(first), _is_inside_word(last)] for first, last in edges]).reshape(-1, 2)
         return ~inner[:, 0], ~inner[:, 1]
 
+    @functools.cached_property
+    def text_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of the text that each id stands for, int64 [V]: none for special ones."""
+        return np.array([self._text_bytes(index) for index in range(self.vocab_size)], np.int64)
+
+    def _text_bytes(self, index: int) -> int:
+        if self._model.is_byte(index):
+            return 1
+        if self._model.is_control(index) or self._model.is_unknown(index):
+            return 0
+        return len(self._model.id_to_piece(index).replace("\u2581", " ").encode())
+
     def _edges(self, index: int) -> tuple[str, str]:
         """First and last character of a piece, as letters where they are parts of one; blanks for special pieces."""
         if self._model.is_byte(index):

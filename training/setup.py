@@ -11,11 +11,11 @@ import torch
 
 from common.mistakes import Mistake
 from data_pipeline.config import MixConfig, ObjectiveConfig
-from data_pipeline.manifest import Manifest
-from data_pipeline.opening import open_dataset
+from data_pipeline.manifest import Manifest, comparable
+from data_pipeline.opening import earlier_dataset, open_dataset
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.budget import SampleLengths
-from data_pipeline.reading.corpus import Corpus, apart
+from data_pipeline.reading.corpus import Corpus, apart, drew_whole
 from data_pipeline.reading.loader import Loader, evaluation_batches
 from data_pipeline.reading.mix import as_json
 from model.config import ModelConfig
@@ -53,7 +53,7 @@ from training.state.folder import (
     unmark_damaged,
     went_back,
 )
-from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, check_identity, read_saved
+from training.state.identity import CUT, EXECUTION_KEYS, RunIdentity, RunState, Saved, check_identity, read_saved
 from training.state.loading import load
 from training.state.together import on_main
 from training.step import LossModel
@@ -191,7 +191,11 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     jumps = on_main(world, lambda: settle(folder, world.attempt))
     choice = _chosen(run, jumps)
     if choice.checkpoint is not None:
-        check_identity(choice.checkpoint.identity, run.identity, choice.checkpoint.folder)
+        found = choice.checkpoint
+        began = Saved(found.state, found.identity)
+        data, identity = on_main(world, lambda: _as_it_began(data, config, world.size, began))
+        run = dataclasses.replace(run, identity=identity)
+        check_identity(found.identity, identity, found.folder)
         _refuse_past(config, choice.checkpoint.folder)
     evaluators = _evaluators(run, data)
     world.watch.beat(Phase.LOAD)
@@ -207,6 +211,26 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     finally:
         loader.close()
         engine.leave_disk()
+
+
+def _as_it_began(data: Corpus, config: RunConfig, world_size: int, then: Saved) -> tuple[Corpus, RunIdentity]:
+    """The datasets that a run goes on with, and what its checkpoints belong to, where sources may have been added.
+
+    One that draws from its dataset as a whole goes on with the dataset as it was: samples would be others else. One
+    that mixes sources knows each of them again, and so takes new ones in.
+    """
+    now = identify(config, data.manifest, world_size)
+    old, new = comparable(then.identity.data, now.data)
+    if "tokens" not in old or old["tokens"] == new["tokens"]:
+        return data, now
+    earlier = earlier_dataset(config.data.path, old["tokens"])
+    if earlier is None:
+        return data, now
+    before = identify(config, earlier, world_size)
+    if config.data.mix and then.state.mix and not drew_whole(then.state.mix, earlier):
+        return data, before
+    LOG.info(f"sources were added to {data.folder} since the run began; it goes on with the dataset as it was then")
+    return dataclasses.replace(data, manifest=earlier), before
 
 
 def _chosen(run: Run, jumps: Sequence[Jump]) -> Choice:
@@ -243,6 +267,7 @@ def check(config: RunConfig, world_size: int) -> None:
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:
         saved = read_saved(newest)
+        data, identity = _as_it_began(data, config, world_size, saved)
         check_identity(saved.identity, identity, newest)
         _refuse_past(config, newest)
         state = saved.state

@@ -5,6 +5,8 @@
                              -> tokenize_task ...  one train and one validation shard per task
             -> build.json (the settings) -> manifest.json, written last
 
+Where a finished dataset lacks nothing but later sources, the tasks are those of these sources (see growing).
+
 What is built depends on the sources and the settings alone, not on the number of workers or on interruptions: tasks
 are cut before any worker is asked, each writes files of its own, and a task that is done already is left alone.
 """
@@ -28,7 +30,7 @@ from typing import Any
 from common.mistakes import Mistake, is_mistake
 from data_pipeline.building import folder as build_folder
 from data_pipeline.building.copies import cut
-from data_pipeline.building.source_files import list_files
+from data_pipeline.building.growing import Base, added_files, find_base
 from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan_units
 from data_pipeline.building.tasks import (
     EncoderDiffers,
@@ -99,7 +101,7 @@ def build_dataset(
     tokenizer: TokenizerConfig,
     progress: Callable[[BuildProgress], None] | None = None,
 ) -> BuildReport:
-    """Builds the dataset of a config, goes on with one that was interrupted, or finds it built.
+    """Builds the dataset of a config, goes on with one that was interrupted, adds sources to it, or finds it built.
 
     Raises ValueError when the folder holds a dataset of other settings or a source cannot be read, OSError when the
     disk is full; what is there then is no dataset yet, and the same call goes on with it.
@@ -110,23 +112,26 @@ def build_dataset(
     settings = build_folder.decisive_settings(config, loaded)
     folder = Path(config.path).absolute()
     config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
-    if (folder / FILE_NAME).exists():
+    base = find_base(config, settings)
+    if base is None and (folder / FILE_NAME).exists():
         return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
     loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
     say(BuildProgress("listing files", 0, 1))
     task_bytes = max(round(config.shard_megabytes * 1e6), 1)
-    files = list_files(config.sources)
-    plan = build_folder.plan_fingerprint(settings, files)
+    files = added_files(config, base)
+    plan = build_folder.plan_fingerprint(settings, files, *_of_base(base))
     units = build_folder.planned_units(folder, plan) or plan_units(files, config.sources, task_bytes)
     tasks = group_tasks(units, task_bytes)
     job = Job(config, tokenizer, loaded.fingerprint, plan, len(tasks))
+    if base:
+        job = dataclasses.replace(job, first_task=base.num_tasks, known_keys=tuple(base.keys))
     with build_folder.work_folder(job):
         build_folder.remember_units(job, units)
         with ray_session(config, say):
-            results = _run_passes(job, tasks, say)
-        manifest = build_folder.finish(job, loaded, settings, files, results)
+            results = _run_passes(job, tasks, say, base.num_keys(folder) if base else 0)
+        manifest = build_folder.finish(job, loaded, settings, files, results, base)
     return BuildReport(
         manifest,
         False,
@@ -135,6 +140,11 @@ def build_dataset(
         encoder=" and ".join(sorted({result["encoder"] for result in results})),
         examples=_merge_examples(results),
     )
+
+
+def _of_base(base: Base | None) -> list[str]:
+    """What the plan of a build that adds to a dataset depends on besides."""
+    return [base.manifest.config_fingerprint, base.manifest.fingerprint] if base else []
 
 
 def _with_path(config, path: Path):
@@ -153,10 +163,13 @@ def _merge_examples(results: list[dict[str, Any]]) -> dict[str, list[str]]:
 # ---- passes over the tasks
 
 
-def _run_passes(job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress], None]) -> list[dict[str, Any]]:
+def _run_passes(
+    job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress], None], num_known: int
+) -> list[dict[str, Any]]:
+    """Facts of all tasks; num_known documents are in the dataset that they add to."""
     if job.data.deduplicate == "exact":
         hashed = _run("hashing documents", hash_task, job, tasks, say)
-        num_ranges, bundle_size = cut(len(tasks), sum(result["documents"] for result in hashed))
+        num_ranges, bundle_size = cut(len(tasks), sum(result["documents"] for result in hashed) + num_known)
         job = dataclasses.replace(job, num_ranges=num_ranges, bundle_size=bundle_size)
         num_bundles = job.copies.num_bundles
         passes: list[tuple[str, Task, int]] = [
@@ -165,8 +178,9 @@ def _run_passes(job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress]
             ("handing copies back", hand_back_task, num_bundles),
         ]
         for stage, task, count in passes:
-            if count:
-                _run(stage, task, job, [[]] * count, say)
+            found = _run(stage, task, job, [[]] * count, say) if count else []
+            if task is repeat_task:
+                write_json(job.keys_file, [result["keys"] for result in found])
     if not job.verdict_file.exists():
         try:
             return _run("tokenizing", tokenize_task, job, tasks, say)

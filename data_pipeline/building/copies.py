@@ -8,11 +8,15 @@
 A place is task << 32 | number of the document in the task, so equal hashes lie in the order of the sources. If every
 range looked into the file of every task, T tasks and R ranges would open T x R files, tens of millions for 10 TB. With
 bundles of sqrt(T) tasks they open some T + R sqrt(T), on the way there and on the way back.
+
+    keys-00000.npy        the hashes of one range without copies, uint64 [N, 2], sorted: 16 bytes for each document
+
+A finished dataset keeps these, so that documents of sources that are added later are compared with them.
 """
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +42,10 @@ class Copies:
     """Ranges of hashes that copies are looked for in, one at a time."""
     bundle_size: int = 1
     """Tasks that share a file; 1 where nothing is bundled."""
+    first_task: int = 0
+    """Number of the first of these tasks; those before it are of a dataset that they add to."""
+    known: tuple[Path, ...] = ()
+    """The keys of that dataset, range by range."""
 
     @property
     def num_bundles(self) -> int:
@@ -69,14 +77,21 @@ class Copies:
                 file.write(_sorted([_range_of(table, part, num_parts) for table in tables]).astype("<u8").tobytes())
 
     def find(self, index: int) -> None:
-        """Looks for copies in a range of hashes."""
-        path = self._path("repeats", index)
-        if path.exists():
+        """Looks for copies in a range of hashes, and keeps its keys."""
+        path, keys = self._path("repeats", index), self.keys_path(index)
+        if path.exists() and keys.exists():
             return
         sources = [self._path("bundle", bundle) for bundle in range(self.num_bundles)]
-        sources = sources or [self._path("hashes", task) for task in range(self.num_tasks)]
-        rows = _sorted([_range_of(np.load(source, mmap_mode="r"), index, self.num_ranges) for source in sources])
-        _save(path, find_copies(rows))
+        sources = sources or [self._path("hashes", task) for task in self._all_tasks()]
+        tables = [_range_of(np.load(source, mmap_mode="r"), index, self.num_ranges) for source in sources]
+        rows = _sorted([*known_rows(self.known, index, self.num_ranges), *tables])
+        repeats = _repeats(rows)
+        _save(keys, rows[~repeats, :2].astype("<u8"))
+        _save(path, np.sort(rows[repeats, 2]))
+
+    def keys_path(self, index: int) -> Path:
+        """Where the keys of a range are."""
+        return self._path("keys", index)
 
     def hand_back(self, index: int) -> None:
         """Gathers what all ranges found for the tasks of a bundle."""
@@ -88,7 +103,9 @@ class Copies:
     def of(self, task: int) -> np.ndarray:
         """Numbers of the documents of a task that repeat earlier ones, uint64 [N]."""
         if self.num_bundles:
-            found = _places_between(self._path("returned", task // self.bundle_size), task, task + 1)
+            found = _places_between(
+                self._path("returned", (task - self.first_task) // self.bundle_size), task, task + 1
+            )
         else:
             found = self._repeats_between(task, task + 1)
         return found & np.uint64(2**32 - 1)
@@ -98,7 +115,10 @@ class Copies:
         return np.sort(np.concatenate([_places_between(path, first, stop) for path in paths]))
 
     def _tasks(self, bundle: int) -> range:
-        return range(bundle * self.bundle_size, min((bundle + 1) * self.bundle_size, self.num_tasks))
+        return self._all_tasks()[bundle * self.bundle_size : (bundle + 1) * self.bundle_size]
+
+    def _all_tasks(self) -> range:
+        return range(self.first_task, self.first_task + self.num_tasks)
 
     def _path(self, kind: str, index: int) -> Path:
         return self.folder / f"{kind}-{index:05d}.npy"
@@ -110,10 +130,18 @@ def cut(num_tasks: int, num_documents: int) -> tuple[int, int]:
     return max(-(-num_documents // RANGE_DOCUMENTS), 1), bundle_size
 
 
-def find_copies(rows: np.ndarray) -> np.ndarray:
-    """Places of all rows whose hash an earlier row has too, ascending, uint64 [N]; rows uint64 [M, 3] are sorted."""
-    repeats = (rows[1:, :2] == rows[:-1, :2]).all(axis=1)
-    return np.sort(rows[1:, 2][repeats])
+def known_rows(paths: Sequence[Path], index: int, num_ranges: int) -> Iterator[np.ndarray]:
+    """Rows of the keys in a range, in place 0 before all tasks; only files that hold some of it are opened."""
+    lowest, highest = _bounds(index, num_ranges)
+    first, last = (bound * len(paths) >> 64 for bound in (lowest, highest))
+    for path in paths[first : last + 1]:
+        found = _range_of(np.load(path, mmap_mode="r"), index, num_ranges)
+        yield np.column_stack([found, np.zeros(len(found), np.uint64)])
+
+
+def _repeats(rows: np.ndarray) -> np.ndarray:
+    """Which of sorted rows, uint64 [M, 3], have a hash that an earlier row has too, bool [M]."""
+    return np.concatenate([np.zeros(min(len(rows), 1), bool), (rows[1:, :2] == rows[:-1, :2]).all(axis=1)])
 
 
 def _sorted(tables: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,10 +152,16 @@ def _sorted(tables: Sequence[np.ndarray]) -> np.ndarray:
 
 def _range_of(table: np.ndarray, index: int, num_ranges: int) -> np.ndarray:
     """Rows of a sorted table whose hash is in a range, of as many equally wide ones."""
-    lowest, highest = (2**64 * part // num_ranges for part in (index, index + 1))
+    lowest, highest = _bounds(index, num_ranges)
     start = np.searchsorted(table[:, 0], np.uint64(lowest))
     stop = np.searchsorted(table[:, 0], np.uint64(highest)) if highest < 2**64 else len(table)
     return np.array(table[start:stop])
+
+
+def _bounds(index: int, num_ranges: int) -> tuple[int, int]:
+    """The first hash of a range and the first after it."""
+    lowest, highest = (2**64 * part // num_ranges for part in (index, index + 1))
+    return lowest, highest
 
 
 def _places_between(path: Path, first: int, stop: int) -> np.ndarray:

@@ -1,9 +1,11 @@
 """The folder a build writes to: what is in it before, who may write, and what is left in the end.
 
 data.path/build.json, manifest.json, train-00000.* ...   a finished dataset
+data.path/manifest-....json                              what it was before sources were added, for runs that go on
+data.path/keys-00000-....npy ...                         hashes of its documents, for sources that are added (growing)
 data.path/.shardline-build/                              an unfinished one: plan, markers, lock
 
-Only the plan in that folder makes it and the shards beside it ours to delete.
+Only the plan in that folder makes it and the shards beside it ours to delete, and never those of a manifest.
 """
 
 import contextlib
@@ -14,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import xxhash
 
@@ -25,11 +27,18 @@ from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
 from data_pipeline.config import DataConfig
-from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, SourceCounts
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, SourceCounts, earlier_name
 from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    from data_pipeline.building.growing import Base
+
 SETTINGS_NAME = "build.json"
+SOURCE_FILES, KEYS, GROWN_FROM = "source_files", "document_keys", "grown_from"
+"""What build.json holds besides settings: the state of the sources' files, digests of the files with the hashes of
+documents, and what the dataset was before sources were added to it."""
+KEYS_FILE = re.compile(r"keys-\d{5,}-[0-9a-f]{12}\.npy")
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
 UNITS_NAME = "units.json"
@@ -68,15 +77,16 @@ def reuse(config: DataConfig, tokenizer: Tokenizer, wanted: dict[str, Any]) -> M
     folder = Path(config.path)
     manifest = Manifest.load(folder)
     if config.sources and manifest.config_fingerprint != fingerprint(wanted):
-        _refuse(folder, wanted)
+        _refuse(folder, wanted, read_settings(folder, manifest))
     if manifest.tokenizer_fingerprint != wanted["tokenizer"]:
         raise Mistake(
             f"data.path: {folder} was built with another tokenizer; choose another data.path or delete that folder"
         )
     check_tokenizer(folder, manifest, tokenizer)
     check_files(folder, manifest, sizes=True)
-    _check_sources_still(config, folder, manifest)
-    clear_leftovers(folder, manifest)
+    check_sources_still(config, folder, manifest)
+    if not _is_being_written(folder / WORK_NAME):
+        clear_leftovers(folder, manifest)
     return _with_names(config, folder, manifest)
 
 
@@ -91,11 +101,22 @@ def _with_names(config: DataConfig, folder: Path, manifest: Manifest) -> Manifes
     return renamed
 
 
-def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
+def _is_being_written(work: Path) -> bool:
+    """Whether a build is at it right now, such as one that adds sources."""
+    try:
+        with (work / "lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _refuse(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
-    found = _read_settings(folder)
-    if {key: _located(found.get(key, ...)) for key in wanted} == {key: _located(wanted[key]) for key in wanted}:
+    if {key: located(found.get(key, ...)) for key in wanted} == {key: located(wanted[key]) for key in wanted}:
         return
     try:
         key = next(key for key in wanted if found[key] != wanted[key])
@@ -105,8 +126,8 @@ def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
     raise Mistake(f"data.path: {folder} was built with {values}; {advice}")
 
 
-def _located(setting: Any) -> Any:
-    """A setting; sources with their paths as they are called from anywhere."""
+def located(setting: Any) -> Any:
+    """A setting as it is compared: sources with their paths as they are called from anywhere."""
     if not isinstance(setting, list):
         return setting
     return [
@@ -115,20 +136,27 @@ def _located(setting: Any) -> Any:
     ]
 
 
-def _read_settings(folder: Path) -> dict[str, Any]:
-    """What the dataset was built with, empty if its file is gone or broken."""
+def read_settings(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """What the dataset of this manifest was built with, empty if its file is gone or broken."""
     try:
         found = parse_json(read_file(folder / SETTINGS_NAME))
     except (FileNotFoundError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        return {}
+    before = found.pop(GROWN_FROM, None)
+    settings = {key: value for key, value in found.items() if key not in (SOURCE_FILES, KEYS)}
+    # a build that adds sources may have been stopped between the one file and the other
+    is_ahead = isinstance(before, dict) and fingerprint(settings) != manifest.config_fingerprint
+    return before if is_ahead else found
 
 
 def _shown(value: Any) -> str:
     return cut(json.dumps(value, ensure_ascii=False), SHOWN_PATH)
 
 
-def _check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+def check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -> None:
+    """ValueError when the sources are there and their files are not those that the dataset was built from."""
     try:
         files = list_files(config.sources)
     except (ValueError, OSError):
@@ -141,7 +169,7 @@ def _check_sources_still(config: DataConfig, folder: Path, manifest: Manifest) -
             f"the sources are {counts['source_files']} of {counts['source_file_bytes']} now; "
             "choose another data.path or delete that folder"
         )
-    if config.sources and _read_settings(folder).get("source_files") not in (None, files_fingerprint(files)):
+    if config.sources and read_settings(folder, manifest).get(SOURCE_FILES) not in (None, files_fingerprint(files)):
         raise Mistake(
             f"data.path: {folder} was built before a file of the sources was last changed; "
             "choose another data.path or delete that folder"
@@ -163,13 +191,27 @@ def clear_leftovers(folder: Path, manifest: Manifest) -> None:
     work = folder / WORK_NAME
     if _read_plan(work) is None:
         return
-    _delete_shards(folder, {name.decode() for table in manifest.splits.values() for name in table.names.tolist()})
+    _delete_shards(folder, _shard_names(manifest))
+    keys = read_settings(folder, manifest).get(KEYS, {})
+    for path in folder.iterdir():
+        if KEYS_FILE.fullmatch(path.name) and path.name not in keys:
+            path.unlink(missing_ok=True)
     # the plan says that the rest is ours, so it goes last
     _delete_work(work, keep={PLAN_NAME})
     (work / PLAN_NAME).unlink(missing_ok=True)
     # a worker that outlived its build may still write there
     with contextlib.suppress(OSError):
         work.rmdir()
+
+
+def _shard_names(manifest: Manifest | None) -> set[str]:
+    tables = manifest.splits.values() if manifest else ()
+    return {name.decode() for table in tables for name in table.names.tolist()}
+
+
+def _there(folder: Path) -> set[str]:
+    """Shards of the dataset that is there, if one is: a build that adds to it leaves them alone."""
+    return _shard_names(Manifest.load(folder) if (folder / FILE_NAME).exists() else None)
 
 
 def _delete_shards(folder: Path, keep: Collection[str]) -> None:
@@ -197,9 +239,12 @@ def _read_plan(work: Path) -> dict[str, Any] | None:
 # ---- a dataset in the making
 
 
-def plan_fingerprint(settings: dict[str, Any], files: Sequence[SourceFile]) -> str:
-    """Hash of all that decides the tasks of a build, so that only a build of the same ones goes on with them."""
-    facts: list[Any] = [settings, [dataclasses.astuple(file) for file in files]]
+def plan_fingerprint(settings: dict[str, Any], files: Sequence[SourceFile], *base: str) -> str:
+    """Hash of all that decides the tasks of a build, so that only a build of the same ones goes on with them.
+
+    `base` tells the dataset that they are added to.
+    """
+    facts: list[Any] = [settings, [dataclasses.astuple(file) for file in files], *base]
     if len({file.source for file in files}) > 1:
         facts.append("tasks of one source")  # older versions put several into one
     return fingerprint(facts)
@@ -253,7 +298,8 @@ def _refuse_strangers(job: Job) -> None:
     # a build that was killed before it wrote its plan has left a lock
     work = sorted(job.work.iterdir()) if job.work.exists() else []
     found = [path for path in work if path.name != "lock" and meant_name(path.name) != PLAN_NAME]
-    found += sorted(path for path in job.folder.iterdir() if SHARD_FILE.fullmatch(path.name))
+    shards, there = (path for path in job.folder.iterdir() if SHARD_FILE.fullmatch(path.name)), _there(job.folder)
+    found += sorted(path for path in shards if path.name.partition(".")[0] not in there)
     if found:
         raise Mistake(
             f"data.path: {found[0]} lies where shards are built, and no {FILE_NAME} or {PLAN_NAME} says it is from a "
@@ -265,7 +311,7 @@ def _keep_if_same(job: Job) -> None:
     plan = _read_plan(job.work)
     if plan is None or plan["fingerprint"] != job.fingerprint:
         if plan is not None:
-            _delete_shards(job.folder, keep=())
+            _delete_shards(job.folder, keep=_there(job.folder))
         _delete_work(job.work, keep={"lock", PLAN_NAME})
         write_json(job.work / PLAN_NAME, {"fingerprint": job.fingerprint})
     sweep(job.work.iterdir())
@@ -274,33 +320,64 @@ def _keep_if_same(job: Job) -> None:
 
 
 def finish(
-    job: Job, tokenizer: Tokenizer, settings: dict[str, Any], files: Sequence[SourceFile], results: list[dict[str, Any]]
+    job: Job,
+    tokenizer: Tokenizer,
+    settings: dict[str, Any],
+    files: Sequence[SourceFile],
+    results: list[dict[str, Any]],
+    base: "Base | None" = None,
 ) -> Manifest:
-    """Makes a dataset of the finished tasks: settings, then the manifest, then nothing else stays.
+    """Makes a dataset of the finished tasks and of the one they add to: settings, then the manifest, then nothing else.
 
     Raises ValueError when a source gave no document or none is left to train on.
     """
-    _check_sources(job.data, results)
+    _check_sources(job.data, results, base.num_sources if base else 0)
+    shards = {split: _shards_of(results, split) for split in SPLITS}
+    counts = {**file_counts(files), **_document_counts(results)}
     manifest = Manifest(
         **tokenizer.record(),
         config_fingerprint=fingerprint(settings),
-        splits={split: _shards_of(results, split) for split in SPLITS},
-        counts={**file_counts(files), **_document_counts(results)},
-        sources=_counts_by_source(job.data, results),
+        splits={split: base.joined(split, table) for split, table in shards.items()} if base else shards,
+        counts=base.summed(counts) if base else counts,
+        sources=_counts_by_source(job.data, results, base.manifest.sources if base else []),
     )
     if not manifest.num_documents("train"):
         raise Mistake(
             f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
             "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
         )
-    write_json(job.folder / SETTINGS_NAME, {**settings, "source_files": files_fingerprint(files)})
+    recorded = {SOURCE_FILES: _source_files(job.data, files, base), KEYS: _keep_keys(job)}
+    before = {GROWN_FROM: base.settings} if base else {}
+    write_json(job.folder / SETTINGS_NAME, {**settings, **recorded, **before})
+    if base:
+        base.manifest.save(job.folder, earlier_name(base.manifest.fingerprints["tokens"]))
     manifest.save(job.folder)
     clear_leftovers(job.folder, manifest)
     return manifest
 
 
-def _check_sources(config: DataConfig, results: list[dict[str, Any]]) -> None:
-    for number, source in enumerate(config.sources):
+def _source_files(config: DataConfig, files: Sequence[SourceFile], base: "Base | None") -> str | None:
+    """Hash of the state of all sources' files; None where those of the dataset added to are gone."""
+    if base is None:
+        return files_fingerprint(files)
+    try:
+        return files_fingerprint([*list_files(config.sources[: base.num_sources]), *files])
+    except (ValueError, OSError):
+        return None
+
+
+def _keep_keys(job: Job) -> dict[str, str]:
+    """Puts the hashes of all documents beside the shards; digests of these files by their names."""
+    kept: dict[str, str] = {}
+    for index, digest in enumerate(parse_json(read_file(job.keys_file)) if job.keys_file.exists() else []):
+        name = f"keys-{index:05d}-{digest[:12]}.npy"
+        job.copies.keys_path(index).replace(job.folder / name)
+        kept[name] = digest
+    return kept
+
+
+def _check_sources(config: DataConfig, results: list[dict[str, Any]], first: int) -> None:
+    for number, source in enumerate(config.sources[first:], start=first):
         if not any(result["read"].get(str(number)) for result in results):
             rejected = Counter[str]()
             for result in results:
@@ -325,12 +402,15 @@ def _source(result: dict[str, Any]) -> int:
     return result.get("source", 0)
 
 
-def _counts_by_source(config: DataConfig, results: list[dict[str, Any]]) -> list[SourceCounts]:
+def _counts_by_source(
+    config: DataConfig, results: list[dict[str, Any]], before: Sequence[SourceCounts]
+) -> list[SourceCounts]:
+    """Of every source; those `before` were there already, and have the names of today."""
     of_source: list[list[dict[str, Any]]] = [[] for _ in config.sources]
     for result in results:
         of_source[_source(result)].append(result)
-    named = zip(config.source_names, of_source, strict=True)
-    return [SourceCounts(name=name, counts=_document_counts(mine)) for name, mine in named]
+    counts = [*(source.counts for source in before), *map(_document_counts, of_source[len(before) :])]
+    return [SourceCounts(name=name, counts=mine) for name, mine in zip(config.source_names, counts, strict=True)]
 
 
 def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:

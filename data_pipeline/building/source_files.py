@@ -4,27 +4,24 @@ Every mistake a user can make here (nothing matches, a folder, an unknown kind o
 sentence that names the key and says what to do.
 """
 
-import contextlib
 import dataclasses
-import io
 import re
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from collections.abc import Sequence
+from pathlib import PurePosixPath
 
-import fsspec
-import pyarrow as pa
 from fsspec.core import has_magic, url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from common.mistakes import Mistake
+from data_pipeline.building.dataset_folders import dataset_files
+from data_pipeline.building.formats.pages import FORMATS as PAGE_FORMATS
+from data_pipeline.building.formats.pages import check_packages
 from data_pipeline.building.local_files import local_files
+from data_pipeline.building.remote_files import patiently
 from data_pipeline.config import SourceConfig
 
-BLOCK_BYTES = 8 << 20
-"""Bytes read at a time, after decompression."""
-MAX_WINDOW = 1 << 27
-"""Bytes of zstd's window that its library reads unless told otherwise."""
+ARROW = ("auto", "arrow")
+"""Formats by which a folder may be a source: that of a dataset."""
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 FORMATS = {
     ".jsonl": "jsonl",
@@ -32,6 +29,9 @@ FORMATS = {
     ".jsonlines": "jsonl",
     ".jl": "jsonl",
     ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".warc": "warc",
     ".csv": "csv",
     ".tsv": "tsv",
 }
@@ -52,9 +52,9 @@ UNREADABLE = {
     ".tgz": "unpack it",
     ".7z": "unpack it",
     ".json": "set format: jsonl if each line is one JSON object, or text to take the file as it is",
-    ".arrow": "write it as parquet",
-    ".feather": "write it as parquet",
     ".avro": "write it as parquet",
+    ".idx": "set format: megatron if it is an index of Megatron-LM",
+    ".bin": "set format: megatron if it holds ids of Megatron-LM",
     ".npy": "write its text as jsonl or parquet",
     ".pdf": "extract its text first",
 }
@@ -73,7 +73,7 @@ class SourceFile:
     modified: str
     """Whatever the file system tells about the time of the last change."""
     format: str
-    """jsonl, parquet, csv, tsv or text."""
+    """One of those that SourceConfig.format names, but auto."""
     compression: str | None
     """gzip, zstd or None."""
 
@@ -93,12 +93,11 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     if local:
         found = local_files(path)
     else:
-        with _remote(f"{key}: '{source.path}' cannot be listed"):
-            found = _remote_files(system, path)
+        found = patiently(f"{key}: '{source.path}' cannot be listed", lambda: _remote_files(system, path))
+    if source.format == "megatron":
+        found = _indices(key, source.path, system, path, found)
     if any(info["type"] == "directory" for info in found.values()):
-        raise Mistake(
-            f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
-        )
+        found = _files_of_dataset(key, source, system, next(iter(found)))
     if not found:
         raise Mistake(
             f"{key}: no file matches '{source.path}' (looked in {_fixed_part(path)}); correct the pattern or the mount"
@@ -109,6 +108,57 @@ def _list_source(number: int, source: SourceConfig) -> list[SourceFile]:
     ]
 
 
+def _files_of_dataset(key: str, source: SourceConfig, system, path: str) -> dict[str, dict]:
+    """The files of a folder, where it is a dataset of Hugging Face."""
+    names = dataset_files(path, lambda name: _content(system, f"{path}/{name}")) if source.format in ARROW else None
+    if names is None:
+        raise Mistake(
+            f"{key}: '{source.path}' is a folder; say which files in it, such as '{source.path.rstrip('/')}/**/*.jsonl'"
+        )
+    found = {name: _one_file(system, f"{path}/{name}") for name in names}
+    missing = next((name for name in names if not found[name]), None)
+    if missing is not None:
+        raise Mistake(f"{key}: '{source.path}' lacks {missing}, which it says it consists of; copy the folder again")
+    return {path: info for file in found.values() for path, info in file.items()}
+
+
+def _indices(key: str, given: str, system, path: str, found: dict[str, dict]) -> dict[str, dict]:
+    """The indices among files of Megatron-LM, or that of a prefix, each with the size and time of its .bin too."""
+    if not found and not has_magic(path):
+        found = _one_file(system, f"{path}.idx")
+    other = next((name for name in found if not name.endswith((".idx", ".bin"))), None)
+    if other is not None:
+        raise Mistake(f"{key}: '{given}' means {other}, and format megatron reads .idx with .bin; name the .idx")
+    both = {}
+    for name in (name.removesuffix(".bin").removesuffix(".idx") for name in found):
+        index, tokens = (
+            {**found, **_one_file(system, name + suffix)}.get(name + suffix) for suffix in (".idx", ".bin")
+        )
+        if index is None or tokens is None:
+            raise Mistake(f"{key}: {name}{'.bin' if index else '.idx'} is missing; both of .idx and .bin are needed")
+        modified = f"{_modified(index)} {_modified(tokens)}"
+        both[f"{name}.idx"] = {"type": "file", "size": index["size"] + tokens["size"], "mtime": modified}
+    return both
+
+
+def _modified(info: dict) -> str:
+    return str(next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), ""))
+
+
+def _content(system, path: str) -> bytes:
+    """Content of a small file; FileNotFoundError when there is none."""
+    what = f"{path}: cannot be read"
+    if not patiently(what, lambda: system.exists(path)):
+        raise FileNotFoundError(path)
+    return patiently(what, lambda: system.cat_file(path))
+
+
+def _one_file(system, path: str) -> dict[str, dict]:
+    if isinstance(system, LocalFileSystem):
+        return local_files(path)
+    return patiently(f"{path}: cannot be looked up", lambda: _remote_files(system, path))
+
+
 def _file_system(key: str, path: str):
     try:
         return url_to_fs(path)
@@ -116,48 +166,6 @@ def _file_system(key: str, path: str):
         raise Mistake(f"{key}: '{path}' cannot be opened: {error}; install that package") from None
     except ValueError as error:
         raise Mistake(f"{key}: '{path}' cannot be opened: {error}; write a path or an fsspec URL") from None
-
-
-@contextlib.contextmanager
-def _remote(what: str) -> Iterator[None]:
-    """Turns whatever the library for a remote file system raises into a sentence that begins with `what`."""
-    try:
-        yield
-    except Exception as error:
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise Mistake(f"{what}: {cause}; check the address, the credentials and the network") from None
-
-
-class _RemoteFile(io.RawIOBase):
-    """A file elsewhere, all of whose errors are sentences that name it."""
-
-    def __init__(self, url: str):
-        super().__init__()
-        self._what = f"{url}: cannot be read"
-        with _remote(self._what):
-            self._file: IO[bytes] = fsspec.open(url, "rb").open()
-
-    def read(self, size: int = -1) -> bytes:
-        with _remote(self._what):
-            return self._file.read(size)
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        with _remote(self._what):
-            return self._file.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._file.tell()
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return self._file.seekable()
-
-    def close(self) -> None:
-        if not self.closed and hasattr(self, "_file"):
-            self._file.close()
-        super().close()
 
 
 def _remote_files(system, path: str) -> dict[str, dict]:
@@ -185,14 +193,15 @@ def _describe(number: int, source: SourceConfig, url: str, info: dict) -> Source
         if ending not in FORMATS:
             what = f"{ending} is no ending that is known" if ending else "a name without an ending tells no format"
             raise Mistake(
-                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, csv, tsv or text, "
-                "or make its path match fewer files"
+                f"{url}: {what}; set format of data.sources[{number}] to jsonl, parquet, arrow, csv, tsv, text, "
+                "html, warc or megatron, or make its path match fewer files"
             )
         chosen = FORMATS[ending]
-    if chosen == "parquet" and compression:
-        raise Mistake(f"{url}: a parquet file compressed once more cannot be read in parts; decompress it")
-    modified = next((info[key] for key in ("mtime", "LastModified", "updated", "ETag") if info.get(key)), "")
-    return SourceFile(number, url, int(info["size"] or 0), str(modified), chosen, compression)
+    if chosen in PAGE_FORMATS:
+        check_packages(url, chosen)
+    if chosen in ("parquet", "arrow", "megatron") and compression:
+        raise Mistake(f"{url}: a {chosen} file compressed once more cannot be read in parts; decompress it")
+    return SourceFile(number, url, int(info["size"] or 0), _modified(info), chosen, compression)
 
 
 def _ending(name: str) -> tuple[str, str | None]:
@@ -205,57 +214,3 @@ def _ending(name: str) -> tuple[str, str | None]:
         elif not re.fullmatch(r"\.\d+", ending):
             return ending, compression
         name = name.removesuffix(ending)
-
-
-def open_file(url: str) -> IO[bytes]:
-    """Opens a file where it lies, unbuffered, without decompressing it.
-
-    Raises ValueError naming the URL when a file elsewhere cannot be opened; so does reading it.
-    """
-    if "://" in url:
-        return cast(IO[bytes], _RemoteFile(url))
-    return Path(url).open("rb", buffering=0)
-
-
-def read_blocks(file: IO[bytes], url: str, compression: str | None) -> Iterator[bytes]:
-    """The rest of a file, decompressed, in blocks of at most BLOCK_BYTES.
-
-    Raises ValueError naming the file when its compressed stream is truncated or damaged.
-    """
-    if compression is None:
-        while block := file.read(BLOCK_BYTES):
-            yield block
-        return
-    window = _zstd_window(file) if compression == "zstd" else 0
-    if window > MAX_WINDOW:
-        raise Mistake(
-            f"{url}: its zstd window is {window >> 20} MiB and {MAX_WINDOW >> 20} can be read; "
-            "recompress it with --long=27 or without"
-        )
-    stream = pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
-    while block := _decompress(stream, url, compression):
-        yield block
-
-
-def _zstd_window(file: IO[bytes]) -> int:
-    """Bytes that the first frame of a zstd stream says its reader must keep (RFC 8878, section 3.1.1.1); 0 if none."""
-    start = file.tell()
-    head = file.read(6)
-    file.seek(start)
-    if len(head) < 6 or head[:4] != b"\x28\xb5\x2f\xfd" or head[4] & 0x20:
-        return 0
-    base = 1 << (10 + (head[5] >> 3))
-    return base + base // 8 * (head[5] & 7)
-
-
-def _decompress(stream: pa.CompressedInputStream, url: str, compression: str) -> bytes:
-    try:
-        return stream.read(BLOCK_BYTES)
-    except OSError as error:
-        # what the decompressor finds has no number, unlike an error of the file system
-        if error.errno is not None:
-            raise
-        raise Mistake(
-            f"{url}: the {compression} stream is truncated or damaged ({str(error).splitlines()[0]}); "
-            "fetch the file again or take it out of the sources"
-        ) from None

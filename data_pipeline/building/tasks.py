@@ -26,7 +26,8 @@ from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
-from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
+from data_pipeline.building.formats.megatron import KnownIds, TokenBatch, read_megatron
+from data_pipeline.building.sources import Record, Rejects, Unit, holds_tokens, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -60,6 +61,10 @@ class Job:
     """Ranges of hashes that copies are looked for in."""
     bundle_size: int = 1
     """Tasks whose hashes share a file."""
+    first_task: int = 0
+    """Number of the first task; those before it made the dataset that this build adds to."""
+    known_keys: tuple[str, ...] = ()
+    """Files in the folder with the keys of that dataset."""
 
     @property
     def folder(self) -> Path:
@@ -74,7 +79,13 @@ class Job:
     @property
     def copies(self) -> Copies:
         """Where copies of documents are looked for."""
-        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size)
+        known = tuple(self.folder / name for name in self.known_keys)
+        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size, self.first_task, known)
+
+    @property
+    def keys_file(self) -> Path:
+        """Digests of the files with the hashes of all documents, range by range."""
+        return self.work / "keys.json"
 
     @property
     def stop_file(self) -> Path:
@@ -100,10 +111,11 @@ class EncoderDiffers(Exception):
 
 def hash_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Hashes the documents of a task."""
-    known = job.copies.num_hashed(index)
+    task = job.first_task + index
+    known = job.copies.num_hashed(task)
     if known is None:
         keys = [np.zeros((2, 0), np.uint64), *(batch.keys for batch in _batches(job, units, Rejects(), Counter()))]
-        job.copies.save_hashes(index, np.concatenate(keys, axis=1))
+        job.copies.save_hashes(task, np.concatenate(keys, axis=1))
         known = sum(part.shape[1] for part in keys)
     return {"documents": known}
 
@@ -115,9 +127,9 @@ def bundle_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, A
 
 
 def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Looks which documents repeat an earlier one, among those with hashes in one range."""
+    """Looks which documents repeat an earlier one, among those with hashes in one range; digest of its keys."""
     job.copies.find(index)
-    return {}
+    return {"keys": file_digest(job.copies.keys_path(index))}
 
 
 def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
@@ -135,6 +147,7 @@ def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]
     Raises EncoderDiffers when the ids of the fast encoder are not sentencepiece's; the whole build is then to be
     encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
     """
+    index += job.first_task
     marker = job.work / f"{index:05d}.done"
     done = _read_marker(job, marker)
     if done is not None:
@@ -163,17 +176,17 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
     first = 0
     with contextlib.ExitStack() as open_writers:
         for batch in _batches(job, units, rejects, read):
-            fresh = ~np.isin(np.arange(first, first + len(batch.texts)), repeats)
-            first += len(batch.texts)
+            fresh = ~np.isin(np.arange(first, first + len(batch.sizes)), repeats)
+            first += len(batch.sizes)
             held_out = is_validation(batch.keys, job.data.validation_fraction)
             for split, chosen in zip(SPLITS, (fresh & ~held_out, fresh & held_out), strict=True):
-                texts = [batch.texts[number] for number in np.flatnonzero(chosen)]
-                if texts and split not in writers:
+                if not chosen.any():
+                    continue
+                if split not in writers:
                     writer = ShardWriter(job.folder / f"{split}-{index:05d}", tokenizer.vocab_size)
                     writers[split] = open_writers.enter_context(writer)
-                if texts:
-                    writers[split].add(*_encode(tokenizer, texts))
-                    source_bytes[split] += int(batch.sizes[chosen].sum())
+                writers[split].add(*_tokens(tokenizer, batch, chosen))
+                source_bytes[split] += int(batch.sizes[chosen].sum())
     return {
         "source": units[0].source,
         "shards": {split: _shard_facts(writer, source_bytes[split]) for split, writer in writers.items()},
@@ -195,6 +208,12 @@ def _shard_facts(writer: ShardWriter, source_bytes: int) -> dict[str, Any]:
     }
 
 
+def _tokens(tokenizer: Tokenizer, batch: CleanBatch | TokenBatch, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(batch, TokenBatch):
+        return batch.take(chosen)
+    return _encode(tokenizer, [batch.texts[number] for number in np.flatnonzero(chosen)])
+
+
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     samples = []
     for text in texts[:: -(-len(texts) // SPOT_CHECKS)]:
@@ -208,9 +227,16 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.
 # ---- both passes
 
 
-def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[CleanBatch]:
+def _batches(
+    job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]
+) -> Iterator[CleanBatch | TokenBatch]:
     """Clean documents of a task; the n-th one is the same in every pass."""
-    for batch in clean_batches(_documents(job, units, rejects, read), job.data, rejects):
+    batches: Iterator[CleanBatch | TokenBatch]
+    if holds_tokens(units):
+        batches = _token_batches(job, units, rejects, read)
+    else:
+        batches = clean_batches(_documents(job, units, rejects, read), job.data, rejects)
+    for batch in batches:
         if job.stop_file.exists():
             raise Stopped
         yield batch
@@ -221,6 +247,15 @@ def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[
         for document in read_documents(unit, job.data.sources[unit.source], rejects):
             read[unit.source] += 1
             yield document
+
+
+def _token_batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[TokenBatch]:
+    tokenizer = _tokenizer(job.tokenizer.path, "off", job.tokenizer_fingerprint)
+    known = KnownIds(tokenizer.bos_id, tokenizer.eos_id, tokenizer.text_bytes)
+    for unit in units:
+        for batch in read_megatron(unit, known, rejects):
+            read[unit.source] += len(batch.lengths)
+            yield batch
 
 
 # ---- markers
@@ -246,11 +281,12 @@ def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
         sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
     except (KeyError, TypeError, AttributeError):
         return None
-    whole = all(_file_digest(job.folder / name) == digest for name, digest in sums.items())
+    whole = all(file_digest(job.folder / name) == digest for name, digest in sums.items())
     return facts if whole else None
 
 
-def _file_digest(path: Path) -> str | None:
+def file_digest(path: Path) -> str | None:
+    """xxh3_128 of a file, hex; None when it is not there."""
     digest = xxhash.xxh3_128()
     try:
         with open_file(path) as file:

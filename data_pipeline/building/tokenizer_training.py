@@ -22,7 +22,7 @@ from common.files import meant_name, read_file, sweep, written_aside
 from common.json_lines import Form, parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.source_files import list_files
-from data_pipeline.building.sources import Rejects, Unit, plan_units, read_documents
+from data_pipeline.building.sources import Rejects, Unit, holds_tokens, plan_units, read_documents
 from data_pipeline.config import SourceConfig, TokenizerConfig
 
 MODEL_NAME = "tokenizer.model"
@@ -169,7 +169,10 @@ def _refuse_foreign(folder: Path) -> None:
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
     differing = [key for key in wanted if found.get(key) != wanted[key]]
     # a tokenizer may be used on other text than it was trained on when no sources are given
-    if differing and not (differing == ["data.sources"] and not wanted["data.sources"]):
+    # nor are sources that were added to a dataset since a reason to train another
+    sources = found.get("data.sources")
+    is_beginning = isinstance(sources, list) and sources == wanted["data.sources"][: len(sources)]
+    if differing and not (differing == ["data.sources"] and (not wanted["data.sources"] or is_beginning)):
         key = differing[0]
         raise Mistake(
             f"tokenizer.path: {folder} holds a tokenizer trained with {key} {json.dumps(found.get(key))}, "
@@ -202,6 +205,7 @@ class _Sample:
 
     def __iter__(self) -> Iterator[str]:
         units = plan_units(list_files(self.sources), self.sources, UNIT_BYTES)
+        units = [unit for unit in units if not holds_tokens([unit])]
         share = 1.0
         if sum(unit.weight for unit in units) > self.max_bytes:
             units.sort(key=_shuffle_key)

@@ -203,6 +203,14 @@ def _check_apart(key: str, source: Source, before: Sequence[Source]) -> None:
             )
 
 
+def drew_whole(history: History, manifest: Manifest) -> bool:
+    """Whether a run with this history drew from a dataset of several sources as a whole."""
+    content = Source("", Path(), manifest).content
+    return len(manifest.sources) != 1 and any(
+        source.content == content for since in history for source in since.mix.sources
+    )
+
+
 # ---- what a config asks of them
 
 

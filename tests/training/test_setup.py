@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from common.mistakes import Mistake
-from data_pipeline.manifest import Manifest, ShardInfo
+from data_pipeline.manifest import Manifest, ShardInfo, ShardTable, earlier_name
 from data_pipeline.opening import read_dataset
 from data_pipeline.shards import ShardWriter
 from tests.training.runs import tiny_config, write_dataset
@@ -15,7 +15,7 @@ from training.config import RunConfig
 from training.distributed import World
 from training.events import EventLog
 from training.mesh import Mesh
-from training.setup import identify, prepare
+from training.setup import _as_it_began, identify, prepare
 from training.state.identity import check_identity
 from training.state.together import on_main
 
@@ -121,3 +121,25 @@ def test_a_checkpoint_tells_when_ids_or_held_out_documents_are_others(tmp_path):
             check_identity(then, identify(config, other, 1), tmp_path)
     as_before = dataclasses.replace(then, data=manifest.fingerprints["tokens"])
     check_identity(as_before, then, tmp_path)
+
+
+def test_a_run_goes_on_with_the_dataset_as_it_was_before_sources_were_added(tmp_path):
+    folder = write_dataset(tmp_path / "data")
+    config = tiny_config(folder)
+    before = Manifest.load(folder)
+    then = identify(config, before, 1)
+    (added,) = Manifest.load(write_dataset(tmp_path / "more", seed=1)).splits["train"]
+    sums = {name.replace("00000", "00001"): digest for name, digest in added.checksums.items()}
+    shards = [*before.splits["train"], added.model_copy(update={"name": "train-00001", "checksums": sums})]
+    grown = changed(before, splits={**before.splits, "train": ShardTable.of(shards)})
+    now = identify(config, grown, 1)
+    assert _as_it_began(str(folder), then, then) is None
+    assert _as_it_began(str(folder), now, then) is None
+    with pytest.raises(Mistake, match=r"the checkpoint was made with data\.tokens "):
+        check_identity(then, now, tmp_path)
+    before.save(folder, earlier_name(before.fingerprints["tokens"]))
+    for saved in (then, dataclasses.replace(then, data=before.fingerprints["tokens"])):
+        found = _as_it_began(str(folder), now, saved)
+        assert found == before
+        check_identity(saved, identify(config, found, 1), tmp_path)
+    assert _as_it_began(str(folder), then, now) is None

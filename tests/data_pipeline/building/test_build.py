@@ -58,7 +58,10 @@ def test_nothing_but_the_dataset_is_left_behind(plain):
     config, report, _ = plain
     names = [shard.name for split in report.manifest.splits.values() for shard in split]
     expected = {name + suffix for name in names for suffix in (".bin", ".idx", ".sums")}
-    assert {path.name for path in Path(config.path).iterdir()} == expected | {"manifest.json", "build.json"}
+    found = {path.name for path in Path(config.path).iterdir()}
+    (keys,) = (name for name in found if name.startswith("keys-"))
+    assert found == expected | {"manifest.json", "build.json", keys}
+    assert len(np.load(Path(config.path) / keys)) == report.manifest.counts["documents_kept"]
 
 
 def test_one_cpu_and_two_write_the_same_bytes(plain, tokenizer_config, tmp_path):

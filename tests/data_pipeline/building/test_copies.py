@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipeline.building import copies
@@ -14,7 +14,7 @@ from data_pipeline.building.copies import Copies, cut
 
 def found(tables: Copies, keys: list[np.ndarray]) -> list[list[int]]:
     """Copies in each task, by all passes."""
-    for task, each in enumerate(keys):
+    for task, each in enumerate(keys, start=tables.first_task):
         tables.save_hashes(task, each)
         assert tables.num_hashed(task) == each.shape[1]
     for index in range(tables.num_bundles):
@@ -23,7 +23,7 @@ def found(tables: Copies, keys: list[np.ndarray]) -> list[list[int]]:
         tables.find(index)
     for index in range(tables.num_bundles):
         tables.hand_back(index)
-    return [tables.of(task).tolist() for task in range(len(keys))]
+    return [tables.of(tables.first_task + task).tolist() for task in range(len(keys))]
 
 
 def hashes(values: list[int], bits: str) -> np.ndarray:
@@ -47,6 +47,32 @@ def test_every_copy_but_the_first_is_found(tasks, bits, num_ranges, bundle_size)
     with tempfile.TemporaryDirectory() as folder:
         tables = Copies(Path(folder), len(tasks), num_ranges, bundle_size)
         assert found(tables, [hashes(values, bits) for values in tasks]) == expected
+
+
+@settings(max_examples=12)
+@given(
+    there=st.lists(st.lists(st.integers(0, 12), max_size=20), min_size=1, max_size=4),
+    added=st.lists(st.lists(st.integers(0, 12), max_size=20), min_size=1, max_size=4),
+    bits=st.sampled_from(["high", "low", "both"]),
+    ranges=st.tuples(st.integers(1, 6), st.integers(1, 6)),
+    bundle_size=st.integers(1, 3),
+)
+def test_tasks_added_to_those_that_are_there_give_the_copies_of_all_at_once(there, added, bits, ranges, bundle_size):
+    def folder(name):
+        (Path(parent) / name).mkdir()
+        return Path(parent) / name
+
+    keys = [hashes(values, bits) for values in [*there, *added]]
+    with tempfile.TemporaryDirectory() as parent:
+        whole = Copies(folder("whole"), len(keys), ranges[1])
+        expected = found(whole, keys)
+        first = Copies(folder("first"), len(there), ranges[0])
+        found(first, keys[: len(there)])
+        known = tuple(first.keys_path(index) for index in range(ranges[0]))
+        second = Copies(folder("second"), len(added), ranges[1], bundle_size, len(there), known)
+        assert found(second, keys[len(there) :]) == expected[len(there) :]
+        for index in range(ranges[1]):
+            assert np.array_equal(np.load(second.keys_path(index)), np.load(whole.keys_path(index)))
 
 
 def test_a_bundle_is_the_same_made_in_parts(tmp_path, monkeypatch):

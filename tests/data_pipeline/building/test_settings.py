@@ -1,11 +1,9 @@
 """Whether a dataset was built with the same settings, however the paths of its sources are written."""
 
-import json
-
 import pytest
 
 from common.mistakes import Mistake
-from data_pipeline.building.folder import SETTINGS_NAME, _refuse
+from data_pipeline.building.folder import _refuse
 
 SETTINGS = {"data.min_characters": 1, "data.sources": [{"path": "a/*.jsonl"}, {"path": "s3://b/*"}], "tokenizer": "t"}
 
@@ -13,8 +11,7 @@ SETTINGS = {"data.min_characters": 1, "data.sources": [{"path": "a/*.jsonl"}, {"
 @pytest.fixture
 def refuse(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / SETTINGS_NAME).write_text(json.dumps(SETTINGS))
-    return lambda **changes: _refuse(tmp_path, {**SETTINGS, **changes})
+    return lambda **changes: _refuse(tmp_path, {**SETTINGS, **changes}, SETTINGS)
 
 
 def test_a_source_is_the_same_by_its_absolute_path(refuse, tmp_path):

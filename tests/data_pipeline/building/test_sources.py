@@ -11,19 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.mistakes import is_mistake
-from data_pipeline.building import source_files as files
-from data_pipeline.building import sources
+from data_pipeline.building import compressed, sources
+from data_pipeline.building.formats import lines, tables
 from data_pipeline.building.local_files import local_files
 from data_pipeline.building.source_files import list_files
-from data_pipeline.building.sources import Rejects, group_tasks, plan_units, read_documents
+from data_pipeline.building.sources import group_tasks, plan_units
 from data_pipeline.config import SourceConfig
-
-
-def read_all(config, unit_bytes=10**9):
-    """Texts and rejects of everything a source holds, unit by unit."""
-    rejects = Rejects()
-    units = plan_units(list_files([config]), [config], unit_bytes)
-    return [text for unit in units for _, text in read_documents(unit, config, rejects)], rejects
+from tests.data_pipeline.building.reads import read_all
 
 
 def json_lines(texts):
@@ -65,13 +59,13 @@ def test_parts_of_a_file_together_are_the_file(tmp_path, stdlib_documents):
 
 
 @given(
-    lines=st.lists(st.text(alphabet="ab\u2028\x0c\x85\r\x00 \u4e2d", max_size=12), max_size=20),
+    words=st.lists(st.text(alphabet="ab\u2028\x0c\x85\r\x00 \u4e2d", max_size=12), max_size=20),
     last=st.booleans(),
     unit_bytes=st.integers(1, 60),
 )
-def test_every_cut_keeps_lines_whole_and_in_order(tmp_path_factory, lines, last, unit_bytes):
+def test_every_cut_keeps_lines_whole_and_in_order(tmp_path_factory, words, last, unit_bytes):
     path = tmp_path_factory.mktemp("cut") / "a.txt"
-    raw = "\n".join(lines) + ("\n" if last else "")
+    raw = "\n".join(words) + ("\n" if last else "")
     path.write_bytes(raw.encode())
     texts, _ = read_all(SourceConfig(path=str(path), document="line"), unit_bytes)
     assert texts == [line for line in (line.removesuffix("\r") for line in raw.split("\n")) if line]
@@ -81,7 +75,7 @@ def test_every_cut_keeps_lines_whole_and_in_order(tmp_path_factory, lines, last,
 def test_lines_do_not_depend_on_the_blocks_they_are_read_in(tmp_path_factory, block):
     raw = "one\n\ntwo two two two two two two\r\nthree\n\u4e2d\u6587\n".encode()
     blocks = (raw[start : start + block] for start in range(0, len(raw), block))
-    assert list(sources._split_lines(blocks)) == raw.split(b"\n")[:-1]
+    assert list(lines.split_lines(blocks)) == raw.split(b"\n")[:-1]
 
 
 def test_text_lines_end_at_line_feeds_only(tmp_path):
@@ -133,8 +127,8 @@ def test_bad_values_of_a_parquet_column_are_counted(tmp_path):
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "b.txt", "a.jsonl.gz"])
 def test_a_record_beyond_all_bounds_is_dropped_without_being_held(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1000)
-    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(compressed, "BLOCK_BYTES", 64)
     raw = json_lines(["small", "x" * 5000, "small too"]) if "jsonl" in name else b"small\n" + b"x" * 5000 + b"\nend"
     (tmp_path / name).write_bytes(gzip.compress(raw) if name.endswith("gz") else raw)
     document = "file" if name == "b.txt" else "line"
@@ -294,8 +288,9 @@ def test_bad_rows_of_a_table_are_counted(tmp_path, monkeypatch):
         + b'\n9,last\n10,"open\n'
     )
     (tmp_path / "a.csv").write_bytes(raw)
-    monkeypatch.setattr(sources, "MAX_DOCUMENT_BYTES", 1000)
-    monkeypatch.setattr(files, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(lines, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(tables, "MAX_DOCUMENT_BYTES", 1000)
+    monkeypatch.setattr(compressed, "BLOCK_BYTES", 64)
     found, rejects = read_all(SourceConfig(path=str(tmp_path / "a.csv")))
     assert found == ["good", "two\nlines", "last"]
     assert rejects.by_reason() == {"empty": 1, "invalid_utf8": 1, "malformed_csv": 5}
