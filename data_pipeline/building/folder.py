@@ -21,6 +21,8 @@ import xxhash
 from common.files import meant_name, read_file, sweep
 from common.json_lines import parse_json
 from common.mistakes import SHOWN_PATH, Mistake, cut
+from data_pipeline.building.near.report import FILE_NAME as CLUSTERS_NAME
+from data_pipeline.building.near.report import near_counts, read_clusters, write_clusters
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
@@ -53,7 +55,7 @@ def fingerprint(value: Any) -> str:
 
 def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides a dataset besides the content of the sources, by key of the config file."""
-    keys = config.model_dump(include=DECISIVE_KEYS)
+    keys = {**config.model_dump(include=DECISIVE_KEYS), "deduplicate": config.deduplicate.decisive}
     return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
 
 
@@ -247,6 +249,7 @@ def _keep_if_same(job: Job) -> None:
     if plan is None or plan["fingerprint"] != job.fingerprint:
         if plan is not None:
             _delete_shards(job.folder, keep=())
+            (job.folder / CLUSTERS_NAME).unlink(missing_ok=True)
         _delete_work(job.work, keep={"lock", PLAN_NAME})
         write_json(job.work / PLAN_NAME, {"fingerprint": job.fingerprint})
     sweep(job.work.iterdir())
@@ -266,13 +269,15 @@ def finish(
         **tokenizer.record(),
         config_fingerprint=fingerprint(settings),
         splits={split: _shards_of(results, split) for split in SPLITS},
-        counts={**file_counts(files), **_document_counts(results)},
+        counts={**file_counts(files), **_document_counts(results), **_copies_counts(job.data, results)},
     )
     if not manifest.num_documents("train"):
         raise Mistake(
             f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
             "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
         )
+    if job.data.deduplicate.documents == "near":
+        write_clusters(job.folder, job.data, read_clusters(job.work), results)
     write_json(job.folder / SETTINGS_NAME, {**settings, "source_files": files_fingerprint(files)})
     manifest.save(job.folder)
     clear_leftovers(job.folder, manifest)
@@ -306,6 +311,17 @@ def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:
             dropped[reason] += count
         if result["repeats"]:
             dropped["repeated"] += result["repeats"]
+        if near_copies := sum(result.get("near_copies", {}).values()):
+            dropped["near_copy"] += near_copies
     kept = sum(shard["num_documents"] for result in results for shard in result["shards"].values())
     counts = {"documents_read": kept + sum(dropped.values()), "documents_kept": kept}
     return {**counts, **{f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)}}
+
+
+def _copies_counts(config: DataConfig, results: list[dict[str, Any]]) -> dict[str, int]:
+    """What was compared and taken out, beyond the documents dropped, where the settings ask for that."""
+    lines = Counter[str]()
+    for result in results:
+        lines.update(result.get("repeated_lines", {}))
+    near = near_counts(results) if config.deduplicate.documents == "near" else {}
+    return {**near, **{f"repeated_lines_{what}": count for what, count in sorted(lines.items())}}

@@ -1,20 +1,21 @@
 """The work of a build that is done task by task, in any process and in any order, with the same result.
 
-    hash_task       units -> hashes of the documents of one task
-    bundle_task, repeat_task, hand_back_task         hashes of all tasks -> copies of earlier documents (copies.py)
+    hash_task       units -> hashes of the documents of one task, to find copies of earlier ones by (copies.py)
+    line_task       units - copies -> hashes of their long lines, for the same (lines.py)
     tokenize_task   units - copies -> 00000.done, and the shards train-00000.{bin,idx,sums}, validation-00000.*
 
-All but the shards lie in the folder `.shardline-build`, which is gone when the dataset is whole.
-Every file is written aside and renamed. A task that finds its result whole hands it back, which is all there is to
-resuming. Nothing here knows of Ray.
+The tasks that find near copies are in near/tasks.py; `passes` puts all in order. All but the shards lie in the folder
+`.shardline-build`, which is gone when the dataset is whole. Every file is written aside and renamed. A task that finds
+its result whole hands it back, which is all there is to resuming. Nothing here knows of Ray.
 """
 
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,11 @@ from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
+from data_pipeline.building.gone import Gone
+from data_pipeline.building.lines import LINE_PREFIX, RepeatedLines, line_keys
+from data_pipeline.building.near.near_copies import NearCopies
 from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
+from data_pipeline.building.tables import Cut
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -56,10 +61,12 @@ class Job:
     """Tasks in the plan."""
     reference_only: bool = False
     """Whether sentencepiece itself encodes, because a faster encoder's ids were found to differ."""
-    num_ranges: int = 1
-    """Ranges of hashes that copies are looked for in."""
-    bundle_size: int = 1
-    """Tasks whose hashes share a file."""
+    copies: Copies | None = None
+    """Where copies of documents are looked for, and found once its passes are done."""
+    near: NearCopies | None = None
+    """The same for near copies."""
+    lines: Copies | None = None
+    """The same for lines."""
 
     @property
     def folder(self) -> Path:
@@ -70,11 +77,6 @@ class Job:
     def work(self) -> Path:
         """What is only needed until the manifest is written."""
         return self.folder / WORK_NAME
-
-    @property
-    def copies(self) -> Copies:
-        """Where copies of documents are looked for."""
-        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size)
 
     @property
     def stop_file(self) -> Path:
@@ -95,38 +97,34 @@ class EncoderDiffers(Exception):
     """The fast encoder gave other ids than sentencepiece, so nothing that it encoded counts."""
 
 
-# ---- first pass: hashes
+# ---- passes that look for copies
 
 
 def hash_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Hashes the documents of a task."""
-    known = job.copies.num_hashed(index)
+    copies = Copies(job.work, Cut(job.num_tasks))
+    known = copies.num_hashed(index)
     if known is None:
-        keys = [np.zeros((2, 0), np.uint64), *(batch.keys for batch in _batches(job, units, Rejects(), Counter()))]
-        job.copies.save_hashes(index, np.concatenate(keys, axis=1))
-        known = sum(part.shape[1] for part in keys)
+        found = (batch.keys for _, batch in remaining(job, index, units))
+        keys = np.concatenate([np.zeros((2, 0), np.uint64), *found], axis=1)
+        copies.save_hashes(index, keys)
+        known = keys.shape[1]
     return {"documents": known}
 
 
-def bundle_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Puts the hashes of a bundle of tasks together."""
-    job.copies.bundle(index)
-    return {}
+def line_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
+    """Hashes the long lines of those documents of a task that are left."""
+    lines = Copies(job.work, Cut(job.num_tasks), LINE_PREFIX)
+    known = lines.num_hashed(index)
+    if known is None:
+        found = (line_keys(batch.texts) for _, batch in remaining(job, index, units))
+        keys = np.concatenate([np.zeros((2, 0), np.uint64), *found], axis=1)
+        lines.save_hashes(index, keys)
+        known = keys.shape[1]
+    return {"lines": known}
 
 
-def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Looks which documents repeat an earlier one, among those with hashes in one range."""
-    job.copies.find(index)
-    return {}
-
-
-def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Gathers the repeats of a bundle of tasks."""
-    job.copies.hand_back(index)
-    return {}
-
-
-# ---- second pass: shards
+# ---- last pass: shards
 
 
 def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
@@ -155,30 +153,36 @@ def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
 
 
 def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Facts of a task: its shards by split, documents read by source, rejects by source and reason, examples."""
-    repeats = job.copies.of(index) if job.data.deduplicate == "exact" else np.zeros(0, np.uint64)
+    """Facts of a task: its shards by split, documents read by source, rejects by source and reason, examples.
+
+    Beyond these, by source, documents that were left when copies were out, and near copies; lines that were taken out.
+    """
     rejects, read = Rejects(), Counter[int]()
     writers: dict[str, ShardWriter] = {}
     source_bytes: Counter[str] = Counter()
-    first = 0
+    gone = Gone(index, job.copies, job.near)
+    lines = RepeatedLines(job.lines.of(index)) if job.lines is not None else None
     with contextlib.ExitStack() as open_writers:
-        for batch in _batches(job, units, rejects, read):
-            fresh = ~np.isin(np.arange(first, first + len(batch.texts)), repeats)
-            first += len(batch.texts)
-            held_out = is_validation(batch.keys, job.data.validation_fraction)
-            for split, chosen in zip(SPLITS, (fresh & ~held_out, fresh & held_out), strict=True):
-                texts = [batch.texts[number] for number in np.flatnonzero(chosen)]
+        for source, every in _batches(job, units, rejects, read):
+            _, documents = gone.left(source, every)
+            if lines is not None:
+                documents, num_emptied = lines.taken_out(documents, job.data.min_characters)
+                rejects.counts[source, "repeated_lines"] += num_emptied
+            held_out = is_validation(documents.keys, job.data.validation_fraction)
+            for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
+                texts = [documents.texts[number] for number in np.flatnonzero(chosen)]
                 if texts and split not in writers:
                     writer = ShardWriter(job.folder / f"{split}-{index:05d}", tokenizer.vocab_size)
                     writers[split] = open_writers.enter_context(writer)
                 if texts:
                     writers[split].add(*_encode(tokenizer, texts))
-                    source_bytes[split] += int(batch.sizes[chosen].sum())
+                    source_bytes[split] += int(documents.sizes[chosen].sum())
     return {
         "shards": {split: _shard_facts(writer, source_bytes[split]) for split, writer in writers.items()},
         "read": {str(source): count for source, count in read.items()},
         "rejects": [[source, reason, count] for (source, reason), count in sorted(rejects.counts.items())],
-        "repeats": len(repeats),
+        **gone.facts(),
+        **(lines.facts() if lines is not None else {}),
         "examples": rejects.examples,
         "encoder": tokenizer.encoder,
     }
@@ -204,18 +208,26 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.
     return tokenizer.encode_documents(texts)
 
 
-# ---- both passes
+# ---- all passes
 
 
-def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[CleanBatch]:
-    """Clean documents of a task; the n-th one is the same in every pass."""
-    for batch in clean_batches(_documents(job, units, rejects, read), job.data, rejects):
-        if job.stop_file.exists():
-            raise Stopped
-        yield batch
+def remaining(job: Job, index: int, units: Sequence[Unit]) -> Iterator[tuple[np.ndarray, CleanBatch]]:
+    """Documents of a task that are not known to be copies by now, and their numbers in it, uint64 [N]."""
+    gone = Gone(index, job.copies, job.near)
+    for source, batch in _batches(job, units, Rejects(), Counter()):
+        yield gone.left(source, batch)
 
 
-def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Record]:
+def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[tuple[int, CleanBatch]]:
+    """Clean documents of a task with their source; the n-th one is the same in every pass."""
+    for source, its_units in itertools.groupby(units, lambda unit: unit.source):
+        for batch in clean_batches(_documents(job, its_units, rejects, read), job.data, rejects):
+            if job.stop_file.exists():
+                raise Stopped
+            yield source, batch
+
+
+def _documents(job: Job, units: Iterable[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Record]:
     for unit in units:
         for document in read_documents(unit, job.data.sources[unit.source], rejects):
             read[unit.source] += 1
