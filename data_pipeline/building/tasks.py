@@ -167,7 +167,8 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
             _, documents = gone.left(source, every)
             if lines is not None:
                 documents, num_emptied = lines.taken_out(documents, job.data.min_characters)
-                rejects.counts[source, "repeated_lines"] += num_emptied
+                if num_emptied:
+                    rejects.counts[source, "repeated_lines"] += num_emptied
             held_out = is_validation(documents.keys, job.data.validation_fraction)
             for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
                 texts = [documents.texts[number] for number in np.flatnonzero(chosen)]

@@ -1,5 +1,6 @@
 """Finds near copies in a process of the test's own, by the very passes of a build and without Ray."""
 
+import functools
 import itertools
 import re
 
@@ -42,7 +43,9 @@ def in_process(order=lambda indices: indices, ran=None):
 
 def left_of(job, tasks):
     """The texts that are left in each task."""
-    return [[text for _, batch in remaining(job, index, units) for text in batch.texts] for index, units in enumerate(tasks)]
+    return [
+        [text for _, batch in remaining(job, index, units) for text in batch.texts] for index, units in enumerate(tasks)
+    ]
 
 
 def deduplicated(folder, sources, deduplicate="near", **options):
@@ -58,6 +61,7 @@ def similarity(one, other):
     return len(first & second) / len(first | second)
 
 
+@functools.lru_cache(maxsize=4096)
 def plain_shingles(text):
     """Runs of five words; a shorter text is one."""
     words = re.findall(r"[\u4e00-\u9fff]|[^\W\u4e00-\u9fff]+", text.lower())

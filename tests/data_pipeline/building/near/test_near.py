@@ -103,7 +103,9 @@ def test_any_order_and_a_stop_after_any_task_give_the_same_files(corpus, tmp_pat
 
     for _ in range(1000):
         try:
-            found = passes.find_copies(job, tasks, in_process(lambda indices: drawn.sample(indices, len(indices)), stop_sometimes))
+            found = passes.find_copies(
+                job, tasks, in_process(lambda indices: drawn.sample(indices, len(indices)), stop_sometimes)
+            )
             break
         except KeyboardInterrupt:
             continue
