@@ -58,7 +58,13 @@ def stretches(folder: Path, language: str) -> list[str]:
 def _unpacked(folder: Path, packages: Sequence[str]) -> Path:
     out = folder / "packages"
     for package in packages:
-        subprocess.run(["apt-get", "download", package], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["apt-get", "download", package],
+            cwd=folder,
+            check=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         subprocess.run(["dpkg-deb", "-x", next(folder.glob(f"{package}_*.deb")), out], check=True)
     return out
 

@@ -1,10 +1,6 @@
 """A build that leaves near copies and repeated lines out, by Ray, as a user has it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +9,6 @@ from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DeduplicateConfig
 from tests.data_pipeline.building.builds import digests, documents, settings, write_json_lines
 
-ROOT = Path(__file__).resolve().parents[4]
 NEAR = DeduplicateConfig(documents="near", lines="exact", alarm_share=0.2)
 NOTICE = (
     "This very long notice stands at the foot of each and every page that we publish, and nobody reads it, ever again."
@@ -69,39 +64,8 @@ def test_clusters_are_there_to_look_at_and_a_source_that_loses_much_is_told(buil
     assert build_dataset(config, tokenizer_config).warnings == [warning]
 
 
-def test_one_and_three_workers_write_the_same_bytes(built, tokenizer_config, tmp_path):
-    for num_cpus in (1, 3):
-        config = built[0].model_copy(update={"path": str(tmp_path / str(num_cpus)), "num_cpus": num_cpus})
-        build_dataset(config, tokenizer_config)
-        assert digests(config.path) == digests(built[0].path)
-
-
-def test_the_longest_is_kept_where_that_is_asked_for(built, texts, tokenizer, tokenizer_config, tmp_path):
-    longest = DeduplicateConfig(documents="near", keep="longest")
-    config = built[0].model_copy(update={"path": str(tmp_path / "data"), "deduplicate": longest})
-    build_dataset(config, tokenizer_config)
-    expected = [f"{text}\n{NOTICE}\n" for text in [*texts[0][20:], *texts[1]]]
-    assert [tokenizer.decode(ids) for ids in documents(config.path)] == expected
-
-
-KILLED = """
-import os, signal, sys
-from data_pipeline.building.build import build_dataset
-from data_pipeline.config import DataConfig, TokenizerConfig
-
-def die(state):
-    if state.stage == sys.argv[3] and state.done == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-build_dataset(DataConfig.model_validate_json(sys.argv[1]), TokenizerConfig.model_validate_json(sys.argv[2]), die)
-"""
-
-
-def test_a_build_killed_while_it_compares_goes_on_to_the_same_bytes(built, tokenizer_config, tmp_path):
-    config = built[0].model_copy(update={"path": str(tmp_path / "data"), "num_cpus": 1})
-    command = [sys.executable, "-c", KILLED, config.model_dump_json(), tokenizer_config.model_dump_json()]
-    killed = subprocess.run([*command, "comparing documents"], cwd=ROOT, timeout=300, env=os.environ)
-    assert killed.returncode == -signal.SIGKILL
-    assert (tmp_path / "data" / ".shardline-build").exists()
+@pytest.mark.parametrize("num_cpus", [1, 3])
+def test_one_and_three_workers_write_the_bytes_of_two(built, tokenizer_config, tmp_path, num_cpus):
+    config = built[0].model_copy(update={"path": str(tmp_path / "data"), "num_cpus": num_cpus})
     build_dataset(config, tokenizer_config)
     assert digests(config.path) == digests(built[0].path)

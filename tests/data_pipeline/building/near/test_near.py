@@ -2,17 +2,18 @@
 
 import hashlib
 import itertools
+import os
 import random
+import signal
 
 import pytest
 
 from data_pipeline.building import passes, tables
-from data_pipeline.building.near import sets
+from data_pipeline.building.near import near_copies, sets
 from tests.data_pipeline.building.near.finding import (
     deduplicated,
     in_process,
     job_of,
-    left_of,
     similarity,
 )
 
@@ -86,11 +87,15 @@ def test_many_ranges_and_bundles_find_the_same(corpus, plain, tmp_path, monkeypa
     assert job.near.last_round > 0
 
 
-def test_any_order_and_a_stop_after_any_task_give_the_same_files(corpus, tmp_path, monkeypatch):
+@pytest.fixture
+def in_bundles(corpus, tmp_path_factory, monkeypatch):
+    """What a build with bundles and several ranges finds when nothing stops it."""
     monkeypatch.setattr(tables, "RANGE_ROWS", 1000)
     monkeypatch.setattr(tables, "FEW_TASKS", 2)
-    (tmp_path / "once").mkdir()
-    expected = digests(deduplicated(tmp_path / "once", corpus, shard_megabytes=0.1)[1])
+    return digests(deduplicated(tmp_path_factory.mktemp("once"), corpus, shard_megabytes=0.1)[1])
+
+
+def test_any_order_and_a_stop_after_any_task_give_the_same_files(corpus, in_bundles, tmp_path):
     job, tasks = job_of(tmp_path, corpus, "near", shard_megabytes=0.1)
     drawn = random.Random(1)
     done = set()
@@ -101,14 +106,52 @@ def test_any_order_and_a_stop_after_any_task_give_the_same_files(corpus, tmp_pat
             if drawn.random() < 0.5:
                 raise KeyboardInterrupt
 
-    for _ in range(1000):
+    run = in_process(lambda indices: drawn.sample(indices, len(indices)), stop_sometimes)
+    while True:
         try:
-            found = passes.find_copies(
-                job, tasks, in_process(lambda indices: drawn.sample(indices, len(indices)), stop_sometimes)
-            )
+            found = passes.find_copies(job, tasks, run)
             break
         except KeyboardInterrupt:
             continue
-    assert len({stage for stage, _ in done}) >= 14
-    assert digests(found) == expected
-    assert left_of(found, tasks)
+    assert len({stage for stage, _ in done}) == 14
+    assert digests(found) == in_bundles
+
+
+def test_kill_9_in_the_middle_of_each_pass_changes_nothing(corpus, in_bundles, tmp_path):
+    job, tasks = job_of(tmp_path, corpus, "near", shard_megabytes=0.1)
+    stages = []
+    passes.find_copies(job, tasks, in_process(ran=lambda stage, index: stages.append(stage)))
+    for path in job.work.iterdir():
+        path.unlink()
+    for name in dict.fromkeys(stages):
+
+        def die(stage, index, name=name):
+            if stage == name:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        child = os.fork()
+        if not child:
+            try:
+                passes.find_copies(job, tasks, in_process(ran=die))
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert digests(passes.find_copies(job, tasks, in_process())) == in_bundles
+
+
+def test_the_longest_is_kept_where_that_is_asked_for(corpus, tmp_path):
+    originals = corpus[0][:10]
+    longer = [f"{text}\nthe end" for text in originals]
+    left, _ = deduplicated(tmp_path, [originals, longer], {"documents": "near", "keep": "longest"})
+    assert left == longer
+    (tmp_path / "first").mkdir()
+    left, _ = deduplicated(tmp_path / "first", [originals, longer])
+    assert left == originals
+
+
+def test_what_the_limit_of_a_bucket_leaves_out_is_kept(corpus, plain, tmp_path, monkeypatch):
+    everything = [text for texts in corpus for text in texts]
+    monkeypatch.setattr(near_copies, "BUCKET_ROWS", 1)
+    left, _ = deduplicated(tmp_path, [everything], shard_megabytes=10)
+    assert left == everything
+    assert len(plain[0]) < len(everything)
