@@ -4,7 +4,7 @@ import itertools
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
+from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from common.mistakes import Mistake
 from common.section import Place, Section
@@ -49,6 +49,55 @@ class TokenizerConfig(Section):
     """Text sampled from the sources to train on, in MB (10^6 bytes)."""
     fast_encoder: Literal["auto", "off"] = "auto"
     """`auto` uses a faster encoder once it has given the same ids on a sample of the corpus; `off` is sentencepiece."""
+
+
+class DeduplicateConfig(Section):
+    """What is left out because it is there already; one word, such as `near`, is short for `documents`."""
+
+    documents: Literal["none", "exact", "near"] = "exact"
+    """`exact` keeps the first of identical documents, wherever in the sources they are; `near` also keeps only one of
+    those that are nearly the same, each removed one compared with the very one that stays."""
+    lines: Literal["none", "exact"] = "none"
+    """`exact` takes long lines out of a document that an earlier one has; what is left of it stays."""
+    similarity: float = Field(default=0.8, ge=0.5, le=1)
+    """near: share of all runs of five words in either text that both must have (Jaccard)."""
+    keep: Literal["first", "longest"] = "first"
+    """near: which document stays, the first in the order of the sources or the longest."""
+    alarm_share: float = Field(default=0.3, gt=0, le=1)
+    """near: share of a source's documents whose loss to near copies is told as a warning."""
+
+    @model_validator(mode="after")
+    def _keys_are_used(self):
+        for key in ("similarity", "keep", "alarm_share"):
+            if self.documents != "near" and getattr(self, key) != type(self).model_fields[key].default:
+                raise Mistake(f"{key}: it is used with documents: near only, and documents is {self.documents}")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _short(self, serialize: SerializerFunctionWrapHandler) -> Any:
+        fields = type(self).model_fields
+        said = {key: value for key, value in serialize(self).items() if value != fields[key].default}
+        return self.documents if said.keys() <= {"documents"} else {"documents": self.documents, **said}
+
+    @property
+    def can_grow(self) -> bool:
+        """Whether sources can be added to a dataset later."""
+        return self.documents == "exact" and self.lines == "none"
+
+    @property
+    def decisive(self) -> Any:
+        """What of it decides which documents are left, as it is written down with a dataset."""
+        return self.model_copy(update={"alarm_share": type(self).model_fields["alarm_share"].default}).model_dump()
+
+
+def _from_word(value: Any) -> Any:
+    return {"documents": value} if isinstance(value, str) else value
+
+
+Deduplicate = Annotated[
+    DeduplicateConfig,
+    BeforeValidator(_from_word, json_schema_input_type=Literal["none", "exact", "near"] | DeduplicateConfig),
+]
 
 
 class MixSourceConfig(Section):
@@ -140,8 +189,8 @@ class DataConfig(Section):
     """Documents shorter than this are dropped and counted."""
     max_characters: int | None = Field(default=None, ge=1, le=MOST_CHARACTERS)
     """Documents longer than this are dropped and counted; empty means no limit."""
-    deduplicate: Literal["none", "exact"] = "exact"
-    """`exact` keeps the first of identical documents, wherever in the sources they are."""
+    deduplicate: Deduplicate = DeduplicateConfig()
+    """What is left out because it is there already: `none`, `exact`, `near`, or a section that says more."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)
     """Share of documents, chosen by the hash of their text, that is held out."""
     shard_megabytes: float = Field(default=256.0, ge=0.0001, le=MOST_MEGABYTES)

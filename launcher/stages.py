@@ -46,6 +46,8 @@ class BuiltData:
     dropped: dict[str, int]
     """Documents left out, by reason."""
     reused: bool
+    warnings: tuple[str, ...] = ()
+    """What to look at before training on it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +127,7 @@ def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
         num_validation_tokens=manifest.num_tokens("validation"),
         dropped={} if report.reused else {name: count for name, count in report.dropped.items() if count},
         reused=report.reused,
+        warnings=tuple(report.warnings),
     )
 
 

@@ -18,10 +18,11 @@ def data(built: BuiltData) -> str:
     """A dataset: made or reused, and what was left out."""
     train, held_out = f"{built.num_train_tokens:,} training", f"{built.num_validation_tokens:,} held-out tokens"
     kept = f"{built.num_documents:,} documents, {train} and {held_out}"
+    warned = "".join(f"\nwarning: {warning}" for warning in built.warnings)
     if built.reused:
-        return f"reused {built.path}: {kept}"
+        return f"reused {built.path}: {kept}{warned}"
     dropped = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in built.dropped.items())
-    return f"{kept} in {built.path}" + (f"; dropped: {dropped}" if dropped else "")
+    return f"{kept} in {built.path}" + (f"; dropped: {dropped}" if dropped else "") + warned
 
 
 def training(result: TrainingResult) -> str:

@@ -1,7 +1,7 @@
 """Builds a dataset with Ray Data; the only module that imports Ray.
 
     sources -> plan of tasks -> hash_task ...      a row of Ray Data is a task, its result a row of facts
-                             -> repeat_task ...    (both only to drop exact copies; with many tasks in bundles)
+                             -> find_copies        (passes.py: what is to be left out)
                              -> tokenize_task ...  one train and one validation shard per task
             -> build.json (the settings) -> manifest.json, written last
 
@@ -29,20 +29,11 @@ from typing import Any
 
 from common.mistakes import Mistake, is_mistake
 from data_pipeline.building import folder as build_folder
-from data_pipeline.building.copies import cut
 from data_pipeline.building.growing import Base, added_files, find_base
+from data_pipeline.building.near.report import alarms
+from data_pipeline.building.passes import Task, find_copies
 from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan_units
-from data_pipeline.building.tasks import (
-    EncoderDiffers,
-    Job,
-    Stopped,
-    bundle_task,
-    hand_back_task,
-    hash_task,
-    repeat_task,
-    tokenize_task,
-    write_json,
-)
+from data_pipeline.building.tasks import EncoderDiffers, Job, Stopped, tokenize_task, write_json
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.tokenizer import Tokenizer
@@ -52,8 +43,6 @@ STARTS = 4
 SLOW_START = "timed out during startup"
 OBJECT_STORE_BYTES = 96 << 20
 """Shared memory of Ray on this machine; only plans and facts of tasks go through it."""
-
-Task = Callable[[Job, int, Sequence[Unit]], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +77,8 @@ class BuildReport:
     """Name of the encoder; of both where the build was interrupted and went on with `fast_encoder` changed."""
     examples: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Where the first dropped records are, by reason."""
+    warnings: list[str] = dataclasses.field(default_factory=list)
+    """What to look at before the dataset is trained on."""
 
     @property
     def dropped(self) -> dict[str, int]:
@@ -114,7 +105,8 @@ def build_dataset(
     config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
     base = find_base(config, settings)
     if base is None and (folder / FILE_NAME).exists():
-        return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
+        manifest = build_folder.reuse(config, loaded, settings)
+        return BuildReport(manifest, True, time.monotonic() - started, warnings=alarms(config, manifest.sources))
     loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
@@ -139,6 +131,7 @@ def build_dataset(
         num_resumed=sum(result["resumed"] for result in results),
         encoder=" and ".join(sorted({result["encoder"] for result in results})),
         examples=_merge_examples(results),
+        warnings=alarms(config, manifest.sources),
     )
 
 
@@ -167,32 +160,23 @@ def _run_passes(
     job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress], None], num_known: int
 ) -> list[dict[str, Any]]:
     """Facts of all tasks; num_known documents are in the dataset that they add to."""
-    if job.data.deduplicate == "exact":
-        hashed = _run("hashing documents", hash_task, job, tasks, say)
-        num_ranges, bundle_size = cut(len(tasks), sum(result["documents"] for result in hashed) + num_known)
-        job = dataclasses.replace(job, num_ranges=num_ranges, bundle_size=bundle_size)
-        num_bundles = job.copies.num_bundles
-        passes: list[tuple[str, Task, int]] = [
-            ("bundling hashes", bundle_task, num_bundles),
-            ("finding copies", repeat_task, num_ranges),
-            ("handing copies back", hand_back_task, num_bundles),
-        ]
-        for stage, task, count in passes:
-            found = _run(stage, task, job, [[]] * count, say) if count else []
-            if task is repeat_task:
-                write_json(job.keys_file, [result["keys"] for result in found])
+
+    def run(stage: str, task: Task, job: Job, tasks: Sequence[Sequence[Unit]]) -> list[dict[str, Any]]:
+        return _run(stage, task, job, tasks, say)
+
+    job = find_copies(job, tasks, run, num_known)
     if not job.verdict_file.exists():
         try:
-            return _run("tokenizing", tokenize_task, job, tasks, say)
+            return run("tokenizing", tokenize_task, job, tasks)
         except EncoderDiffers:
             write_json(job.verdict_file, {"encoder": "sentencepiece"})
             job.stop_file.unlink(missing_ok=True)
     job = dataclasses.replace(job, reference_only=True)
-    return _run("tokenizing with sentencepiece", tokenize_task, job, tasks, say)
+    return run("tokenizing with sentencepiece", tokenize_task, job, tasks)
 
 
 def _run(
-    stage: str, task: Task, job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress], None]
+    stage: str, task: Task, job: Job, tasks: Sequence[Sequence[Unit]], say: Callable[[BuildProgress], None]
 ) -> list[dict[str, Any]]:
     """Results of all tasks in their order; raises what the first failed one of them raised.
 

@@ -29,6 +29,11 @@ class CleanBatch:
     keys: np.ndarray
     """Hash of each, uint64 [2, N]: high and low half."""
 
+    def only(self, chosen: np.ndarray) -> "CleanBatch":
+        """Those that are chosen, bool [N]."""
+        texts = [self.texts[number] for number in np.flatnonzero(chosen)]
+        return CleanBatch(texts, self.sizes[chosen], self.keys[:, chosen])
+
 
 def clean_batches(documents: Iterable[Record], config: DataConfig, rejects: Rejects) -> Iterator[CleanBatch]:
     """Normalises and filters; yields batches of about BATCH_BYTES, so that memory is bounded by one long document."""

@@ -23,6 +23,8 @@ import xxhash
 from common.files import meant_name, read_file, sweep
 from common.json_lines import parse_json
 from common.mistakes import SHOWN_PATH, Mistake, cut
+from data_pipeline.building.near.report import FILE_NAME as CLUSTERS_NAME
+from data_pipeline.building.near.report import read_clusters, write_clusters
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
 from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
@@ -63,6 +65,7 @@ def fingerprint(value: Any) -> str:
 def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides a dataset besides the content of the sources, by key of the config file."""
     keys = config.model_dump(include=DECISIVE_KEYS, exclude={"sources": {"__all__": {"name"}}})
+    keys |= {"deduplicate": config.deduplicate.decisive}
     return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
 
 
@@ -312,6 +315,7 @@ def _keep_if_same(job: Job) -> None:
     if plan is None or plan["fingerprint"] != job.fingerprint:
         if plan is not None:
             _delete_shards(job.folder, keep=_there(job.folder))
+            (job.folder / CLUSTERS_NAME).unlink(missing_ok=True)
         _delete_work(job.work, keep={"lock", PLAN_NAME})
         write_json(job.work / PLAN_NAME, {"fingerprint": job.fingerprint})
     sweep(job.work.iterdir())
@@ -333,7 +337,7 @@ def finish(
     """
     _check_sources(job.data, results, base.num_sources if base else 0)
     shards = {split: _shards_of(results, split) for split in SPLITS}
-    counts = {**file_counts(files), **_document_counts(results)}
+    counts = {**file_counts(files), **_document_counts(results), **_line_counts(results)}
     manifest = Manifest(
         **tokenizer.record(),
         config_fingerprint=fingerprint(settings),
@@ -346,6 +350,8 @@ def finish(
             f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
             "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
         )
+    if job.data.deduplicate.documents == "near":
+        write_clusters(job.folder, job.data, read_clusters(job.work), results)
     recorded = {SOURCE_FILES: _source_files(job.data, files, base), KEYS: _keep_keys(job)}
     before = {GROWN_FROM: base.settings} if base else {}
     write_json(job.folder / SETTINGS_NAME, {**settings, **recorded, **before})
@@ -369,9 +375,10 @@ def _source_files(config: DataConfig, files: Sequence[SourceFile], base: "Base |
 def _keep_keys(job: Job) -> dict[str, str]:
     """Puts the hashes of all documents beside the shards; digests of these files by their names."""
     kept: dict[str, str] = {}
-    for index, digest in enumerate(parse_json(read_file(job.keys_file)) if job.keys_file.exists() else []):
+    digests = parse_json(read_file(job.keys_file)) if job.keys_file.exists() else []
+    for index, digest in enumerate(digests):
         name = f"keys-{index:05d}-{digest[:12]}.npy"
-        job.copies.keys_path(index).replace(job.folder / name)
+        job.hashes.keys_path(index).replace(job.folder / name)
         kept[name] = digest
     return kept
 
@@ -420,6 +427,16 @@ def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:
             dropped[reason] += count
         if result["repeats"]:
             dropped["repeated"] += result["repeats"]
+        if near_copies := result.get("near_copies", 0):
+            dropped["near_copy"] += near_copies
     kept = sum(shard["num_documents"] for result in results for shard in result["shards"].values())
     counts = {"documents_read": kept + sum(dropped.values()), "documents_kept": kept}
     return {**counts, **{f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)}}
+
+
+def _line_counts(results: list[dict[str, Any]]) -> dict[str, int]:
+    """Repeated lines that were taken out of documents, where the settings ask for that."""
+    lines = Counter[str]()
+    for result in results:
+        lines.update(result.get("repeated_lines", {}))
+    return {f"repeated_lines_{what}": count for what, count in sorted(lines.items())}

@@ -86,13 +86,14 @@ def find_base(config: DataConfig, wanted: dict[str, Any]) -> Base | None:
         )
     check_files(folder, manifest, sizes=True)
     check_sources_still(config.model_copy(update={"sources": config.sources[: base.num_sources]}), folder, manifest)
-    if config.deduplicate == "exact":
-        _check_keys(folder, base)
-    elif config.deduplicate != "none":
+    if config.deduplicate.documents == "near" or config.deduplicate.lines != "none":
         raise Mistake(
             f"data.sources: sources can be added to a dataset with deduplicate none or exact, and {folder} was built "
-            f"with {config.deduplicate}; choose another data.path for them, or delete that folder to build all anew"
+            f"with {config.deduplicate.model_dump()}; choose another data.path for them, or delete that folder to "
+            "build all anew"
         )
+    if config.deduplicate.documents == "exact":
+        _check_keys(folder, base)
     return base
 
 

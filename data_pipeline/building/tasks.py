@@ -1,12 +1,12 @@
 """The work of a build that is done task by task, in any process and in any order, with the same result.
 
-    hash_task       units -> hashes of the documents of one task
-    bundle_task, repeat_task, hand_back_task         hashes of all tasks -> copies of earlier documents (copies.py)
+    hash_task       units -> hashes of the documents of one task, to find copies of earlier ones by (copies.py)
+    line_task       units - copies -> hashes of their long lines, for the same (lines.py)
     tokenize_task   units - copies -> 00000.done, and the shards train-00000.{bin,idx,sums}, validation-00000.*
 
-All but the shards lie in the folder `.shardline-build`, which is gone when the dataset is whole.
-Every file is written aside and renamed. A task that finds its result whole hands it back, which is all there is to
-resuming. Nothing here knows of Ray.
+The tasks that find near copies are in near/tasks.py; `passes` puts all in order. All but the shards lie in the folder
+`.shardline-build`, which is gone when the dataset is whole. Every file is written aside and renamed. A task that finds
+its result whole hands it back, which is all there is to resuming. Nothing here knows of Ray.
 """
 
 import contextlib
@@ -27,7 +27,11 @@ from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
 from data_pipeline.building.formats.megatron import KnownIds, TokenBatch, read_megatron
+from data_pipeline.building.gone import Gone
+from data_pipeline.building.lines import LINE_PREFIX, RepeatedLines, line_keys
+from data_pipeline.building.near.near_copies import NearCopies
 from data_pipeline.building.sources import Record, Rejects, Unit, holds_tokens, read_documents
+from data_pipeline.building.tables import Cut
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
@@ -57,14 +61,16 @@ class Job:
     """Tasks in the plan."""
     reference_only: bool = False
     """Whether sentencepiece itself encodes, because a faster encoder's ids were found to differ."""
-    num_ranges: int = 1
-    """Ranges of hashes that copies are looked for in."""
-    bundle_size: int = 1
-    """Tasks whose hashes share a file."""
     first_task: int = 0
     """Number of the first task; those before it made the dataset that this build adds to."""
     known_keys: tuple[str, ...] = ()
     """Files in the folder with the keys of that dataset."""
+    copies: Copies | None = None
+    """Where copies of documents are looked for, and found once its passes are done."""
+    near: NearCopies | None = None
+    """The same for near copies."""
+    lines: Copies | None = None
+    """The same for lines."""
 
     @property
     def folder(self) -> Path:
@@ -77,10 +83,17 @@ class Job:
         return self.folder / WORK_NAME
 
     @property
-    def copies(self) -> Copies:
-        """Where copies of documents are looked for."""
+    @property
+    def hashes(self) -> Copies:
+        """Where the hashes of documents go; how they are cut is seen once all are there."""
         known = tuple(self.folder / name for name in self.known_keys)
-        return Copies(self.work, self.num_tasks, self.num_ranges, self.bundle_size, self.first_task, known)
+        cut = Cut(self.num_tasks, first_task=self.first_task)
+        return Copies(self.work, cut, keeps_keys=self.data.deduplicate.can_grow, known=known)
+
+    @property
+    def line_hashes(self) -> Copies:
+        """The same for lines."""
+        return Copies(self.work, Cut(self.num_tasks), LINE_PREFIX)
 
     @property
     def keys_file(self) -> Path:
@@ -106,39 +119,39 @@ class EncoderDiffers(Exception):
     """The fast encoder gave other ids than sentencepiece, so nothing that it encoded counts."""
 
 
-# ---- first pass: hashes
+# ---- passes that look for copies
 
 
 def hash_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Hashes the documents of a task."""
     task = job.first_task + index
-    known = job.copies.num_hashed(task)
+    known = job.hashes.num_hashed(task)
     if known is None:
-        keys = [np.zeros((2, 0), np.uint64), *(batch.keys for batch in _batches(job, units, Rejects(), Counter()))]
-        job.copies.save_hashes(task, np.concatenate(keys, axis=1))
-        known = sum(part.shape[1] for part in keys)
+        found = (batch.keys for _, batch in remaining(job, task, units))
+        keys = np.concatenate([np.zeros((2, 0), np.uint64), *found], axis=1)
+        job.hashes.save_hashes(task, keys)
+        known = keys.shape[1]
     return {"documents": known}
 
 
-def bundle_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Puts the hashes of a bundle of tasks together."""
-    job.copies.bundle(index)
-    return {}
+def line_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
+    """Hashes the long lines of those documents of a task that are left."""
+    known = job.line_hashes.num_hashed(index)
+    if known is None:
+        found = (line_keys(batch.texts) for _, batch in remaining_texts(job, index, units))
+        keys = np.concatenate([np.zeros((2, 0), np.uint64), *found], axis=1)
+        job.line_hashes.save_hashes(index, keys)
+        known = keys.shape[1]
+    return {"lines": known}
 
 
-def repeat_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Looks which documents repeat an earlier one, among those with hashes in one range; digest of its keys."""
-    job.copies.find(index)
-    return {"keys": file_digest(job.copies.keys_path(index))}
+def find_task(job: Job, index: int, units: Sequence[Unit], copies: Copies) -> dict[str, Any]:
+    """Looks which documents, or lines, repeat earlier ones, among those with hashes in one range."""
+    copies.find(index)
+    return {"keys": file_digest(copies.keys_path(index)) if copies.keeps_keys else None}
 
 
-def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str, Any]:
-    """Gathers the repeats of a bundle of tasks."""
-    job.copies.hand_back(index)
-    return {}
-
-
-# ---- second pass: shards
+# ---- last pass: shards
 
 
 def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
@@ -168,31 +181,39 @@ def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
 
 
 def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Facts of a task: its source, its shards by split, documents read, rejects by reason, examples."""
-    repeats = job.copies.of(index) if job.data.deduplicate == "exact" else np.zeros(0, np.uint64)
+    """Facts of a task: its source, its shards by split, documents read, rejects by reason, copies, examples.
+
+    Beyond these near copies, and lines that were taken out.
+    """
     rejects, read = Rejects(), Counter[int]()
     writers: dict[str, ShardWriter] = {}
     source_bytes: Counter[str] = Counter()
-    first = 0
+    source = units[0].source
+    gone = Gone(index, source, job.copies, job.near)
+    lines = RepeatedLines(job.lines.of(index)) if job.lines is not None else None
     with contextlib.ExitStack() as open_writers:
-        for batch in _batches(job, units, rejects, read):
-            fresh = ~np.isin(np.arange(first, first + len(batch.sizes)), repeats)
-            first += len(batch.sizes)
-            held_out = is_validation(batch.keys, job.data.validation_fraction)
-            for split, chosen in zip(SPLITS, (fresh & ~held_out, fresh & held_out), strict=True):
+        for every in _batches(job, units, rejects, read):
+            _, documents = gone.left(every)
+            if lines is not None and isinstance(documents, CleanBatch):
+                documents, num_emptied = lines.taken_out(documents, job.data.min_characters)
+                if num_emptied:
+                    rejects.counts[source, "repeated_lines"] += num_emptied
+            held_out = is_validation(documents.keys, job.data.validation_fraction)
+            for split, chosen in zip(SPLITS, (~held_out, held_out), strict=True):
                 if not chosen.any():
                     continue
                 if split not in writers:
                     writer = ShardWriter(job.folder / f"{split}-{index:05d}", tokenizer.vocab_size)
                     writers[split] = open_writers.enter_context(writer)
-                writers[split].add(*_tokens(tokenizer, batch, chosen))
-                source_bytes[split] += int(batch.sizes[chosen].sum())
+                writers[split].add(*_tokens(tokenizer, documents.only(chosen)))
+                source_bytes[split] += int(documents.sizes[chosen].sum())
     return {
-        "source": units[0].source,
+        "source": source,
         "shards": {split: _shard_facts(writer, source_bytes[split]) for split, writer in writers.items()},
         "read": {str(source): count for source, count in read.items()},
         "rejects": [[source, reason, count] for (source, reason), count in sorted(rejects.counts.items())],
-        "repeats": len(repeats),
+        **gone.facts(),
+        **(lines.facts() if lines is not None else {}),
         "examples": rejects.examples,
         "encoder": tokenizer.encoder,
     }
@@ -208,10 +229,8 @@ def _shard_facts(writer: ShardWriter, source_bytes: int) -> dict[str, Any]:
     }
 
 
-def _tokens(tokenizer: Tokenizer, batch: CleanBatch | TokenBatch, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(batch, TokenBatch):
-        return batch.take(chosen)
-    return _encode(tokenizer, [batch.texts[number] for number in np.flatnonzero(chosen)])
+def _tokens(tokenizer: Tokenizer, batch: CleanBatch | TokenBatch) -> tuple[np.ndarray, np.ndarray]:
+    return (batch.tokens, batch.lengths) if isinstance(batch, TokenBatch) else _encode(tokenizer, batch.texts)
 
 
 def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -224,7 +243,21 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.
     return tokenizer.encode_documents(texts)
 
 
-# ---- both passes
+# ---- all passes
+
+
+def remaining(job: Job, task: int, units: Sequence[Unit]) -> Iterator[tuple[np.ndarray, CleanBatch | TokenBatch]]:
+    """Documents of a task that are not known to be copies by now, and their numbers in it, uint64 [N]."""
+    gone = Gone(task, units[0].source, job.copies, job.near)
+    for batch in _batches(job, units, Rejects(), Counter()):
+        yield gone.left(batch)
+
+
+def remaining_texts(job: Job, task: int, units: Sequence[Unit]) -> Iterator[tuple[np.ndarray, CleanBatch]]:
+    """The same of documents whose text is known."""
+    for numbers, batch in remaining(job, task, units):
+        if isinstance(batch, CleanBatch):
+            yield numbers, batch
 
 
 def _batches(

@@ -58,9 +58,10 @@ class TokenBatch:
     keys: np.ndarray
     """Hash of each, uint64 [2, N]: high and low half."""
 
-    def take(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens and lengths of the documents chosen, bool [N]."""
-        return self.tokens[np.repeat(chosen, self.lengths)], self.lengths[chosen]
+    def only(self, chosen: np.ndarray) -> "TokenBatch":
+        """Those that are chosen, bool [N]."""
+        tokens = self.tokens[np.repeat(chosen, self.lengths)]
+        return TokenBatch(tokens, self.lengths[chosen], self.sizes[chosen], self.keys[:, chosen])
 
 
 class _Index:

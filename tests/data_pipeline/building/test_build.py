@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 import sentencepiece
 
-from data_pipeline.building import copies
+from data_pipeline.building import tables
 from data_pipeline.building.build import build_dataset
+from data_pipeline.config import DeduplicateConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.shards import ShardReader
 from data_pipeline.vocabulary import Vocabulary
@@ -136,9 +137,8 @@ def test_copies_are_dropped_but_for_the_first_across_tasks_and_sources(tokenizer
     assert report.dropped == {"repeated": 65}
     found = [tokenizer.decode(ids) for ids in documents(config.path)]
     assert found == [*texts[:40], "only here"]
-    kept = build_dataset(
-        config.model_copy(update={"path": str(tmp_path / "all"), "deduplicate": "none"}), tokenizer_config
-    )
+    everything = {"path": str(tmp_path / "all"), "deduplicate": DeduplicateConfig(documents="none")}
+    kept = build_dataset(config.model_copy(update=everything), tokenizer_config)
     assert kept.manifest.num_documents("train") == 106
 
 
@@ -146,8 +146,8 @@ def test_many_ranges_and_bundles_find_the_same_copies(tokenizer_config, tmp_path
     write_json_lines(tmp_path / "a.jsonl", [f"document {number % 40}" for number in range(100)])
     config = settings(tmp_path / "one", tmp_path / "a.jsonl", shard_megabytes=0.0005)
     build_dataset(config, tokenizer_config)
-    monkeypatch.setattr(copies, "RANGE_DOCUMENTS", 30)
-    monkeypatch.setattr(copies, "FEW_TASKS", 2)
+    monkeypatch.setattr(tables, "RANGE_ROWS", 30)
+    monkeypatch.setattr(tables, "FEW_TASKS", 2)
     stages = set()
     many = config.model_copy(update={"path": str(tmp_path / "many")})
     build_dataset(many, tokenizer_config, lambda state: stages.add(state.stage))

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from data_pipeline.building import build, tasks
+from data_pipeline.building import build, passes, tasks
 from data_pipeline.building.build import build_dataset
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.building.builds import digests, settings, write_json_lines
@@ -65,11 +65,11 @@ def test_no_tokenizer_and_no_sources_are_one_sentence_each(tokenizer_config, tmp
 
 
 @pytest.mark.parametrize(
-    ("name", "file"),
-    [("hash_task", ".shardline-build/hashes-00003.npy"), ("tokenize_task", "train-00003.bin")],
+    ("module", "name", "file"),
+    [(passes, "hash_task", ".shardline-build/hashes-00003.npy"), (build, "tokenize_task", "train-00003.bin")],
 )
 def test_a_full_disk_is_an_oserror_and_room_lets_the_build_go_on(
-    plain, tokenizer_config, corpus_file, tmp_path, monkeypatch, name, file
+    plain, tokenizer_config, corpus_file, tmp_path, monkeypatch, module, name, file
 ):
     folder = tmp_path / "data"
     real = getattr(tasks, name)
@@ -94,7 +94,7 @@ def test_a_full_disk_is_an_oserror_and_room_lets_the_build_go_on(
 
     config = settings(folder, corpus_file, validation_fraction=0.1)
     with monkeypatch.context() as patch:
-        patch.setattr(build, name, on_a_full_disk)
+        patch.setattr(module, name, on_a_full_disk)
         with pytest.raises(OSError, match="No space left on device") as caught:
             build_dataset(config, tokenizer_config)
     assert caught.value.errno == errno.ENOSPC

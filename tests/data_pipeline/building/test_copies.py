@@ -8,22 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipeline.building import copies
-from data_pipeline.building.copies import Copies, cut
+from data_pipeline.building import tables
+from data_pipeline.building.copies import Copies
+from data_pipeline.building.tables import Cut, cut
 
 
-def found(tables: Copies, keys: list[np.ndarray]) -> list[list[int]]:
+def found(copies: Copies, keys: list[np.ndarray]) -> list[list[int]]:
     """Copies in each task, by all passes."""
-    for task, each in enumerate(keys, start=tables.first_task):
-        tables.save_hashes(task, each)
-        assert tables.num_hashed(task) == each.shape[1]
-    for index in range(tables.num_bundles):
-        tables.bundle(index)
-    for index in range(tables.num_ranges):
-        tables.find(index)
-    for index in range(tables.num_bundles):
-        tables.hand_back(index)
-    return [tables.of(tables.first_task + task).tolist() for task in range(len(keys))]
+    for task, each in zip(copies.cut.all_tasks, keys, strict=True):
+        copies.save_hashes(task, each)
+        assert copies.num_hashed(task) == each.shape[1]
+    for index in range(copies.cut.num_bundles):
+        copies.tables.bundle(index)
+    for index in range(copies.cut.num_ranges):
+        copies.find(index)
+    for index in range(copies.cut.num_bundles):
+        copies.tables.hand_back(index)
+    return [copies.of(task).tolist() for task in copies.cut.all_tasks]
 
 
 def hashes(values: list[int], bits: str) -> np.ndarray:
@@ -45,8 +46,8 @@ def test_every_copy_but_the_first_is_found(tasks, bits, num_ranges, bundle_size)
         expected.append([number for number, value in enumerate(values) if value in seen or value in values[:number]])
         seen |= set(values)
     with tempfile.TemporaryDirectory() as folder:
-        tables = Copies(Path(folder), len(tasks), num_ranges, bundle_size)
-        assert found(tables, [hashes(values, bits) for values in tasks]) == expected
+        copies = Copies(Path(folder), Cut(len(tasks), num_ranges, bundle_size))
+        assert found(copies, [hashes(values, bits) for values in tasks]) == expected
 
 
 @settings(max_examples=12)
@@ -64,12 +65,13 @@ def test_tasks_added_to_those_that_are_there_give_the_copies_of_all_at_once(ther
 
     keys = [hashes(values, bits) for values in [*there, *added]]
     with tempfile.TemporaryDirectory() as parent:
-        whole = Copies(folder("whole"), len(keys), ranges[1])
+        whole = Copies(folder("whole"), Cut(len(keys), ranges[1]), keeps_keys=True)
         expected = found(whole, keys)
-        first = Copies(folder("first"), len(there), ranges[0])
+        first = Copies(folder("first"), Cut(len(there), ranges[0]), keeps_keys=True)
         found(first, keys[: len(there)])
         known = tuple(first.keys_path(index) for index in range(ranges[0]))
-        second = Copies(folder("second"), len(added), ranges[1], bundle_size, len(there), known)
+        cut_of_second = Cut(len(added), ranges[1], bundle_size, len(there))
+        second = Copies(folder("second"), cut_of_second, keeps_keys=True, known=known)
         assert found(second, keys[len(there) :]) == expected[len(there) :]
         for index in range(ranges[1]):
             assert np.array_equal(np.load(second.keys_path(index)), np.load(whole.keys_path(index)))
@@ -77,14 +79,14 @@ def test_tasks_added_to_those_that_are_there_give_the_copies_of_all_at_once(ther
 
 def test_a_bundle_is_the_same_made_in_parts(tmp_path, monkeypatch):
     keys = [np.random.default_rng(task).integers(0, 2**64, (2, 40), np.uint64) for task in range(6)]
-    tables = []
+    made = []
     for name, documents in (("whole", 10**6), ("parts", 7)):
-        monkeypatch.setattr(copies, "RANGE_DOCUMENTS", documents)
+        monkeypatch.setattr(tables, "RANGE_ROWS", documents)
         (tmp_path / name).mkdir()
-        found(Copies(tmp_path / name, 6, 3, 3), keys)
-        tables.append([np.load(path) for path in sorted((tmp_path / name).glob("bundle-*.npy"))])
-    assert len(tables[0]) == 2
-    assert all(np.array_equal(one, other) and len(one) == 120 for one, other in zip(*tables, strict=True))
+        found(Copies(tmp_path / name, Cut(6, 3, 3)), keys)
+        made.append([np.load(path) for path in sorted((tmp_path / name).glob("bundle-*.npy"))])
+    assert len(made[0]) == 2
+    assert all(np.array_equal(one, other) and len(one) == 120 for one, other in zip(*made, strict=True))
 
 
 @pytest.mark.parametrize("num_tasks", [100, 400])
@@ -92,13 +94,14 @@ def test_files_are_opened_far_less_often_than_tasks_times_ranges(tmp_path, monke
     opened = []
     load = np.load
     monkeypatch.setattr(np, "load", lambda path, **options: (opened.append(path), load(path, **options))[1])
-    num_ranges, bundle_size = cut(num_tasks, num_tasks * 20_000 * 5)
-    assert (num_ranges, bundle_size) == (num_tasks // 20, num_tasks**0.5)
-    tables = Copies(tmp_path, num_tasks, num_ranges, bundle_size)
-    assert found(tables, [hashes([task % 13], "low") for task in range(num_tasks)])[13:] == [[0]] * (num_tasks - 13)
-    assert len(opened) <= 3 * num_tasks + 2 * num_ranges * bundle_size
+    several = cut(num_tasks, num_tasks * 20_000 * 5)
+    assert several == Cut(num_tasks, num_tasks // 20, int(num_tasks**0.5))
+    assert found(Copies(tmp_path, several), [hashes([task % 13], "low") for task in range(num_tasks)])[13:] == [[0]] * (
+        num_tasks - 13
+    )
+    assert len(opened) <= 3 * num_tasks + 2 * several.num_ranges * several.bundle_size
 
 
 def test_few_tasks_are_not_bundled():
-    assert cut(copies.FEW_TASKS, 10) == (1, 1)
-    assert cut(copies.FEW_TASKS + 1, 2 * copies.RANGE_DOCUMENTS + 1) == (3, 9)
+    assert cut(tables.FEW_TASKS, 10) == Cut(tables.FEW_TASKS)
+    assert cut(tables.FEW_TASKS + 1, 2 * tables.RANGE_ROWS + 1) == Cut(tables.FEW_TASKS + 1, 3, 9)
