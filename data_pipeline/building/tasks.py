@@ -83,7 +83,6 @@ class Job:
         return self.folder / WORK_NAME
 
     @property
-    @property
     def hashes(self) -> Copies:
         """Where the hashes of documents go; how they are cut is seen once all are there."""
         known = tuple(self.folder / name for name in self.known_keys)
