@@ -5,10 +5,12 @@ name, 28 of counts and 48 of digests, which is what it takes to find a shard and
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, overload
 
 import numpy as np
+import xxhash
 from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import core_schema
 
@@ -124,6 +126,11 @@ class ShardTable(Sequence[ShardInfo]):
         """Counts and digests of all of them, which tell one split from another whatever the files are called."""
         counts = np.stack([self.num_documents, self.num_tokens]).astype("<i8")
         return counts.tobytes() + self.digests.tobytes()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hash of that, xxh3_128 hex."""
+        return xxhash.xxh3_128_hexdigest(self.content)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> core_schema.CoreSchema:

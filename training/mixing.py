@@ -46,7 +46,7 @@ def check_lasts(config: RunConfig, state: RunState, order: MixedOrder) -> None:
 
 def change_in_words(before: History, after: History) -> str:
     """What a run that resumes is told of its mix; empty where it goes on with the same."""
-    if before == after or not before:
+    if before == after or len(after) == 1:
         return ""
     mix = after[-1].mix
     stage = next(stage for stage in reversed(mix.stages) if stage.first <= after[-1].first)

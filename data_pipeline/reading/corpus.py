@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-import xxhash
 
 from common.mistakes import Mistake, shown
 from data_pipeline.config import DataConfig, MixConfig, MixSourceConfig
@@ -45,7 +44,9 @@ class Source:
 
     def shards(self, split: str) -> ShardTable:
         """Its shards in a split, in their order; none where the dataset has no such split."""
-        table = self.manifest.splits.get(split, ShardTable.of([]))
+        table = self.manifest.splits.get(split)
+        if table is None:
+            return ShardTable.of([])
         return table if self.number is None else table.of_source(self.number)
 
     @property
@@ -64,12 +65,12 @@ class Source:
     @functools.cached_property
     def content(self) -> str:
         """Hash of the tokens that are trained on, xxh3_128 hex."""
-        return xxhash.xxh3_128_hexdigest(self.shards("train").content)
+        return self.shards("train").digest
 
-    @functools.cached_property
+    @property
     def dataset(self) -> str:
         """The same of its whole dataset."""
-        return xxhash.xxh3_128_hexdigest(self.manifest.splits["train"].content)
+        return self.manifest.splits["train"].digest
 
 
 def names_of(sources: Sequence[Source]) -> list[str]:

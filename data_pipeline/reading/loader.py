@@ -22,8 +22,8 @@ from data_pipeline.reading.mix import MixedOrder
 from data_pipeline.reading.order import SampleOrder
 from data_pipeline.reading.packing import PackedBatch
 
-LOCATED_AT_ONCE = 1024
-"""Samples whose places and documents are looked up together."""
+LOCATED_AT_ONCE = 4096
+"""Samples whose places and documents are looked up together: half of what that costs is per shard they lie in."""
 
 
 class Loader:

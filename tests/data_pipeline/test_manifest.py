@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.flags import packed_flags
-from data_pipeline.manifest import Manifest, ShardInfo, ShardTable, comparable
+from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, comparable
 from data_pipeline.shards import SUFFIXES
 
 TOKENS_OF_OLD = "f05034c7886b0f51b72c58089c0dbde0"
@@ -259,3 +259,25 @@ def test_a_failed_save_keeps_the_old_one(folder, monkeypatch):
         edited(folder, counts={}).save(folder)
     assert Manifest.load(folder) == before
     assert not list(folder.glob("*.tmp"))
+
+
+def test_shards_of_sources_that_are_not_there_and_names_that_stand_twice_are_refused(tmp_path, write_dataset):
+    folder = write_dataset(tmp_path, {"train": [[[1, 2]], [[1, 5, 2]]]}, sources={"train": ["a", "b"]})
+    tree = json.loads((folder / FILE_NAME).read_text())
+    for sources, words in (
+        (tree["sources"][:1], "splits.train: a shard of source 1"),
+        ([{"name": "a"}] * 2, "one name"),
+    ):
+        (folder / FILE_NAME).write_text(json.dumps({**tree, "sources": sources}))
+        with pytest.raises(ValueError, match=words):
+            Manifest.load(folder)
+
+
+def test_sources_decide_no_fingerprint(tmp_path, write_dataset):
+    folder = write_dataset(tmp_path, {"train": [[[1, 2]], [[1, 5, 2]]]}, sources={"train": ["a", "b"]})
+    told, untold = Manifest.load(folder), json.loads((folder / FILE_NAME).read_text())
+    del untold["sources"]
+    for shard in untold["splits"]["train"]:
+        del shard["source"]
+    (folder / FILE_NAME).write_text(json.dumps(untold))
+    assert Manifest.load(folder).fingerprints == told.fingerprints

@@ -1,5 +1,6 @@
 """A build writes every document once, in order, and the same bytes whatever it runs on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -140,6 +141,27 @@ def test_copies_are_dropped_but_for_the_first_across_tasks_and_sources(tokenizer
     everything = {"path": str(tmp_path / "all"), "deduplicate": DeduplicateConfig(documents="none")}
     kept = build_dataset(config.model_copy(update=everything), tokenizer_config)
     assert kept.manifest.num_documents("train") == 106
+    check_sources(config, report.manifest, tokenizer_config)
+
+
+def check_sources(config, manifest, tokenizer_config):
+    """Shards and counts of two sources, the second of which has one document of its own; names may change later."""
+    assert [source.name for source in manifest.sources] == ["a", "b"]
+    assert manifest.sources[0].counts == {"documents_read": 100, "documents_kept": 40, "dropped_repeated": 60}
+    assert manifest.sources[1].counts == {"documents_read": 6, "documents_kept": 1, "dropped_repeated": 5}
+    shards = manifest.splits["train"]
+    assert [int(shards.of_source(number).num_documents.sum()) for number in range(2)] == [40, 1]
+    named = [source.model_copy(update={"name": f"new-{n}"}) for n, source in enumerate(config.sources)]
+    again = build_dataset(config.model_copy(update={"sources": named}), tokenizer_config)
+    assert again.reused and [source.name for source in again.manifest.sources] == ["new-0", "new-1"]
+    assert Manifest.load(config.path) == again.manifest and again.manifest.fingerprint == manifest.fingerprint
+    old = json.loads((Path(config.path) / "manifest.json").read_text())
+    del old["sources"]
+    for shard in (shard for split in old["splits"].values() for shard in split):
+        del shard["source"]
+    (Path(config.path) / "manifest.json").write_text(json.dumps(old))
+    found = build_dataset(config, tokenizer_config)
+    assert found.reused and not found.manifest.sources and found.manifest.fingerprints == manifest.fingerprints
 
 
 def test_many_ranges_and_bundles_find_the_same_copies(tokenizer_config, tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from data_pipeline.building.formats import lines, tables
 from data_pipeline.building.local_files import local_files
 from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import group_tasks, plan_units
-from data_pipeline.config import SourceConfig
+from data_pipeline.config import DataConfig, SourceConfig
 from tests.data_pipeline.building.reads import read_all
 
 
@@ -442,3 +442,36 @@ def test_tasks_hold_all_units_in_order_and_none_is_larger_than_it_must_be(weight
     tasks = group_tasks(units, task_bytes)
     assert [unit for task in tasks for unit in task] == units
     assert all(task and (len(task) == 1 or sum(unit.weight for unit in task) <= task_bytes) for task in tasks)
+
+
+@given(weights=st.lists(st.integers(0, 100), max_size=30), num_first=st.integers(0, 30))
+def test_no_task_holds_units_of_two_sources(weights, num_first):
+    units = [sources.Unit(int(n >= num_first), str(n), "text", None, weight) for n, weight in enumerate(weights)]
+    tasks = group_tasks(units, 100)
+    assert [unit for task in tasks for unit in task] == units
+    assert all(len({unit.source for unit in task}) == 1 for task in tasks)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("corpus/**/*.jsonl.zst", "corpus"),
+        ("data/wiki.2024.jsonl", "wiki"),
+        ("s3://bucket/part-*.parquet", "bucket"),
+        ("/tmp/my notes/*.txt", "my-notes"),
+        ("*.txt", "source"),
+        ("../../x/?.txt", "x"),
+    ],
+)
+def test_a_source_is_named_by_the_last_part_of_its_path_that_is_no_pattern(path, name):
+    assert DataConfig(path="data", sources=[SourceConfig(path=path)]).source_names == [name]
+
+
+def test_names_of_sources_differ():
+    paths = ["a/*.txt", "b/a.jsonl", "a-2.txt"]
+    named = DataConfig(path="d", sources=[SourceConfig(path=path) for path in paths])
+    assert named.source_names == ["a", "a-2", "a-2-2"]
+    taken = [SourceConfig(path="a/*.txt"), SourceConfig(path="b", name="a")]
+    assert DataConfig(path="d", sources=taken).source_names == ["a-2", "a"]
+    with pytest.raises(ValueError, match="sources: two are named 'x'; names are to differ"):
+        DataConfig(path="d", sources=[SourceConfig(path="a", name="x"), SourceConfig(path="b", name="x")])

@@ -12,6 +12,7 @@ from data_pipeline.manifest import Manifest
 from data_pipeline.reading.batches import Reading
 from data_pipeline.reading.corpus import Corpus, Mixing, Pace, Source
 from data_pipeline.reading.loader import Loader, evaluation_batches
+from data_pipeline.reading.mix_report import mix_facts
 from data_pipeline.reading.packing import IGNORED
 
 LENGTH, BATCH = 16, 12
@@ -234,3 +235,18 @@ def test_no_sample_is_lost_between_the_shards_of_a_source(folder):
     targets = sum(int((micro.labels != IGNORED).sum()) for micro in batches)
     assert len({tuple(micro.tokens.tolist()) for micro in batches}) == size // BATCH * BATCH
     assert targets > 0.8 * (size // BATCH) * BATCH * LENGTH
+
+
+def test_what_a_mix_will_draw_is_told_beforehand_with_a_warning_of_what_is_repeated(folder):
+    corpus = corpus_of(folder, *ALL, stages=[{"from_step": 10, "weights": {"code": 1}}], warn_epochs=2)
+    facts, mix = mix_facts(reading_of(corpus), Mixing(corpus.mix, (), Pace(BATCH, LENGTH)), 30)
+    by_name = {source.name: source for source in facts}
+    assert mix.stages == [1, 11] and by_name["code"].shares == [1 / 9, 1.0]
+    assert sum(source.drawn_samples for source in facts) == 30 * BATCH
+    assert abs(by_name["code"].drawn_samples - (20 * BATCH + 10 * BATCH / 9)) < 3
+    assert by_name["code"].num_tokens == int(corpus.drawn[2].shards("train").num_tokens.sum())
+    (warning,) = mix.warnings
+    assert warning.startswith(f"the run goes through 'code' {by_name['code'].epochs:.1f} times; what is repeated more")
+    limited = corpus_of(folder, {"name": "web", "max_samples": 40})
+    _, mix = mix_facts(reading_of(limited), Mixing(limited.mix, (), Pace(BATCH, LENGTH)), 30)
+    assert mix.warnings == ["every source has reached its limit after step 3, and the run has 30"]
