@@ -174,7 +174,11 @@ def test_many_ranges_and_bundles_find_the_same_copies(tokenizer_config, tmp_path
     many = config.model_copy(update={"path": str(tmp_path / "many")})
     build_dataset(many, tokenizer_config, lambda state: stages.add(state.stage))
     assert {"bundling hashes", "handing copies back"} < stages
-    assert digests(config.path) == digests(many.path)
+    one, other = (
+        {name: digest for name, digest in digests(folder).items() if not name.startswith(("keys", "build"))}
+        for folder in (config.path, many.path)
+    )
+    assert one == other
 
 
 def test_bad_records_are_counted_in_the_manifest_and_located_in_the_report(tokenizer_config, tmp_path):

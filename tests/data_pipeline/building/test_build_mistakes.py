@@ -11,6 +11,7 @@ import pytest
 
 from data_pipeline.building import build, passes, tasks
 from data_pipeline.building.build import build_dataset
+from data_pipeline.building.source_files import list_files
 from data_pipeline.tokenizer import Tokenizer
 from tests.data_pipeline.building.builds import digests, settings, write_json_lines
 
@@ -123,7 +124,7 @@ def test_a_write_that_fails_leaves_no_shard_behind_as_if_whole(tokenizer_config,
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fail_late)
-    units = build.plan_units(build.list_files(config.sources), config.sources, 10**6)
+    units = build.plan_units(list_files(config.sources), config.sources, 10**6)
     with pytest.raises(OSError, match="No space left"):
         tasks.tokenize_task(job, 0, units)
     assert [path.name for path in job.folder.iterdir()] == [tasks.WORK_NAME]
@@ -163,7 +164,7 @@ def test_ids_that_differ_in_the_middle_of_a_text_are_the_run_s_verdict(tokenizer
     config = settings(tmp_path / "data", path, deduplicate="none", validation_fraction=0)
     job = tasks.Job(config, tokenizer_config, Tokenizer.load(tokenizer_config.path).fingerprint, "print", 1)
     job.work.mkdir(parents=True)
-    units = build.plan_units(build.list_files(config.sources), config.sources, 10**6)
+    units = build.plan_units(list_files(config.sources), config.sources, 10**6)
     monkeypatch.setattr(Tokenizer, "matches_reference", lambda self, texts: self.encoder == "sentencepiece")
     monkeypatch.setattr(Tokenizer, "_use_fast_encoder", lambda self: setattr(self, "_fast", object()))
     tasks._tokenizer.cache_clear()
