@@ -2,10 +2,10 @@
 
 The text is Python's manual, modules of the standard library, and Chinese manual and help pages (Debian packages), cut
 into stretches of some 400 words none of which is like another. Copies and traps are planted in it (`near_text.py`).
-A removal is right when a copy of the removed document stays. Recall is the share of planted copies that are removed,
-of all of them and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or more, which is what was asked for.
-Neither peer looks at the texts again. All work in one process; CPU seconds are without imports and include reading for
-datatrove and us.
+A removal is right when a copy of the removed document stays. Recall is the share of planted copies that are removed, of
+all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or more, which is what was asked for. Neither peer
+looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
+All work in one process; CPU seconds are without imports and include reading for datatrove and us.
 
 datatrove may live in an environment of its own: `--datatrove PYTHON` names its interpreter.
 """
@@ -168,8 +168,7 @@ def compare(folder: Path, quick: bool, datatrove: str | None) -> list[Row]:
     """Plants, has all look for copies, and compares what they found."""
     planted: list[Planted] = []
     paths = {}
-    for seed, language in enumerate(("en", "zh"), start=1):
-        real = stretches(folder, language)
+    for seed, (language, real) in enumerate(stretches(folder).items(), start=1):
         some = plant(real, language, (40 if quick else 120) if language == "en" else (20 if quick else 40), seed)
         paths[language] = folder / f"{language}.jsonl"
         lines = (json.dumps({"id": str(number), "text": one.text}) + "\n" for number, one in enumerate(some))
@@ -198,8 +197,7 @@ def compare(folder: Path, quick: bool, datatrove: str | None) -> list[Row]:
         rows += [
             Row("removals that are right", precision(pairs, ours), name, precision(pairs, peer)),
             Row("copies as similar as asked for that are found", recall(near, ours), name, recall(near, peer), 1.0),
-            # datatrove's 14 buckets of 8 answer to about 0.72 whatever is wanted
-            Row("all planted copies, ours at 0.7", recall(pairs, lower), name, recall(pairs, peer), 1.0),
+            Row("all planted copies that are found, ours at 0.7", recall(pairs, lower), name, recall(pairs, peer)),
             Row("documents per CPU-second", len(planted) / ours.seconds, name, len(planted) / peer.seconds, 3.0),
         ]
     return rows

@@ -48,15 +48,18 @@ class Planted:
 # ---- real text
 
 
-def stretches(folder: Path, language: str) -> list[str]:
-    """Stretches of some hundred words of real text, no two of which have a tenth of their shingles in common."""
-    unpacked = _unpacked(folder, PACKAGES[language])
-    pages = _english(unpacked) if language == "en" else _chinese(unpacked)
-    return _unlike([stretch for page in pages for stretch in _cut(page)])
+def stretches(folder: Path) -> dict[str, list[str]]:
+    """By language, stretches of some hundred words of real text, none of which shares a tenth of its shingles."""
+    found = {}
+    for language, pages_of in (("en", _english), ("zh", _chinese)):
+        pages = pages_of(_unpacked(folder, PACKAGES[language]))
+        found[language] = [stretch for page in pages for stretch in _cut(page)]
+    unlike = set(_unlike([text for texts in found.values() for text in texts]))
+    return {language: [text for text in dict.fromkeys(texts) if text in unlike] for language, texts in found.items()}
 
 
 def _unpacked(folder: Path, packages: Sequence[str]) -> Path:
-    out = folder / "packages"
+    out = folder / packages[0]
     for package in packages:
         subprocess.run(
             ["apt-get", "download", package],

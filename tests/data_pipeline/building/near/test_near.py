@@ -6,6 +6,7 @@ import os
 import random
 import signal
 
+import numpy as np
 import pytest
 
 from data_pipeline.building import passes, tables
@@ -93,6 +94,21 @@ def in_bundles(corpus, tmp_path_factory, monkeypatch):
     monkeypatch.setattr(tables, "RANGE_ROWS", 1000)
     monkeypatch.setattr(tables, "FEW_TASKS", 2)
     return digests(deduplicated(tmp_path_factory.mktemp("once"), corpus, shard_megabytes=0.1)[1])
+
+
+def test_files_are_opened_far_less_often_than_tasks_times_ranges(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RANGE_ROWS", 100)
+    monkeypatch.setattr(passes, "COMPARED_BYTES", 10_000)
+    monkeypatch.setattr(tables, "FEW_TASKS", 2)
+    opened = []
+    load, opened_set = np.load, sets._opened
+    monkeypatch.setattr(np, "load", lambda path, **options: (opened.append(path), load(path, **options))[1])
+    monkeypatch.setattr(sets, "_opened", lambda path: (opened.append(path), opened_set(path))[1])
+    _, job = deduplicated(tmp_path, corpus, shard_megabytes=0.006)
+    num_tasks, num_bundles = job.num_tasks, job.near.bands_cut.num_bundles
+    ranges = job.copies.cut.num_ranges + job.near.bands_cut.num_ranges + 2 * job.near.num_comparisons
+    assert num_tasks > 80 and ranges > 60 and num_bundles <= num_tasks**0.5 + 1
+    assert len(opened) < 20 * num_tasks + 2 * ranges * num_bundles < num_tasks * ranges / 2
 
 
 def test_any_order_and_a_stop_after_any_task_give_the_same_files(corpus, in_bundles, tmp_path):
