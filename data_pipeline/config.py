@@ -6,6 +6,7 @@ from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, mod
 
 from common.mistakes import Mistake
 from common.section import Place, Section
+from data_pipeline.filters.settings import FilterSettings
 
 MOST_PIECES, MOST_CHARACTERS = 2**24, 2**40
 """Pieces of a vocabulary and characters of a document: far more than anybody has."""
@@ -54,6 +55,8 @@ class DataConfig(Section):
     """Documents shorter than this are dropped and counted."""
     max_characters: int | None = Field(default=None, ge=1, le=MOST_CHARACTERS)
     """Documents longer than this are dropped and counted; empty means no limit."""
+    filters: list[FilterSettings] = Field(default_factory=list)
+    """Which documents are worth training on: filters in the order they run, each a name or a section with its name."""
     deduplicate: Literal["none", "exact"] = "exact"
     """`exact` keeps the first of identical documents, wherever in the sources they are."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)

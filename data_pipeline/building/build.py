@@ -42,6 +42,7 @@ from data_pipeline.building.tasks import (
     write_json,
 )
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.filters.chain import make_steps, save_tables, with_absolute_files
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.tokenizer import Tokenizer
 
@@ -109,12 +110,14 @@ def build_dataset(
     loaded = Tokenizer.load(tokenizer.path, "off")
     settings = build_folder.decisive_settings(config, loaded)
     folder = Path(config.path).absolute()
-    config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
+    config = _with_path(config, folder).model_copy(update={"filters": with_absolute_files(config.filters)})
+    tokenizer = _with_path(tokenizer, Path(tokenizer.path).absolute())
     if (folder / FILE_NAME).exists():
         return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
     loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
+    make_steps(config.filters)  # what is wrong with them is to be said before anything is read or written
     say(BuildProgress("listing files", 0, 1))
     task_bytes = max(round(config.shard_megabytes * 1e6), 1)
     files = list_files(config.sources)
@@ -124,6 +127,7 @@ def build_dataset(
     job = Job(config, tokenizer, loaded.fingerprint, plan, len(tasks))
     with build_folder.work_folder(job):
         build_folder.remember_units(job, units)
+        save_tables(config.filters, job.work)
         with ray_session(config, say):
             results = _run_passes(job, tasks, say)
         manifest = build_folder.finish(job, loaded, settings, files, results)

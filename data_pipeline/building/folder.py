@@ -1,6 +1,6 @@
 """The folder a build writes to: what is in it before, who may write, and what is left in the end.
 
-data.path/build.json, manifest.json, train-00000.* ...   a finished dataset
+data.path/build.json, manifest.json, train-00000.* ...   a finished dataset; with filters dropped.jsonl, too
 data.path/.shardline-build/                              an unfinished one: plan, markers, lock
 
 Only the plan in that folder makes it and the shards beside it ours to delete.
@@ -18,18 +18,21 @@ from typing import Any
 
 import xxhash
 
-from common.files import meant_name, read_file, sweep
+from common.files import meant_name, read_file, sweep, write_whole
 from common.json_lines import parse_json
 from common.mistakes import SHOWN_PATH, Mistake, cut
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
-from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
+from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, dropped_samples, write_json
 from data_pipeline.config import DataConfig
+from data_pipeline.filters.chain import decisive
 from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable
 from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
 
 SETTINGS_NAME = "build.json"
+DROPPED_NAME = "dropped.jsonl"
+"""Some of the documents that filters dropped: a few of each source for each reason."""
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
 UNITS_NAME = "units.json"
@@ -54,6 +57,8 @@ def fingerprint(value: Any) -> str:
 def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any]:
     """All that decides a dataset besides the content of the sources, by key of the config file."""
     keys = config.model_dump(include=DECISIVE_KEYS)
+    if config.filters:  # a key that came later: without it, settings are those of datasets from before
+        keys["filters"] = [decisive(settings) for settings in config.filters]
     return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
 
 
@@ -84,6 +89,8 @@ def _refuse(folder: Path, wanted: dict[str, Any]) -> None:
     """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
     found = _read_settings(folder)
+    # keys that came later are left out where they have their defaults
+    wanted = {**{key: None for key in found if key != "source_files"}, **wanted}
     if {key: _located(found.get(key, ...)) for key in wanted} == {key: _located(wanted[key]) for key in wanted}:
         return
     try:
@@ -99,8 +106,10 @@ def _located(setting: Any) -> Any:
     if not isinstance(setting, list):
         return setting
     return [
-        {**source, "path": str(Path(source["path"]).expanduser().absolute())} if "://" not in source["path"] else source
-        for source in setting
+        {**entry, "path": str(Path(entry["path"]).expanduser().absolute())}
+        if "path" in entry and "://" not in entry["path"]
+        else entry
+        for entry in setting
     ]
 
 
@@ -271,8 +280,12 @@ def finish(
     if not manifest.num_documents("train"):
         raise Mistake(
             f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
-            "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
+            "relax data.min_characters, data.max_characters, data.validation_fraction or data.filters, "
+            "or give more text"
         )
+    if job.data.filters:
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in dropped_samples(job, results))
+        write_whole(job.folder / DROPPED_NAME, "".join(lines).encode())
     write_json(job.folder / SETTINGS_NAME, {**settings, "source_files": files_fingerprint(files)})
     manifest.save(job.folder)
     clear_leftovers(job.folder, manifest)
@@ -306,6 +319,10 @@ def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:
             dropped[reason] += count
         if result["repeats"]:
             dropped["repeated"] += result["repeats"]
+    changes = Counter[str]()
+    for result in results:
+        changes.update(result.get("changes", {}))
     kept = sum(shard["num_documents"] for result in results for shard in result["shards"].values())
     counts = {"documents_read": kept + sum(dropped.values()), "documents_kept": kept}
-    return {**counts, **{f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)}}
+    counts.update({f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)})
+    return {**counts, **{f"replaced_{what}": changes[what] for what in sorted(changes)}}

@@ -26,8 +26,10 @@ from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.building.clean import CleanBatch, clean_batches, is_validation
 from data_pipeline.building.copies import Copies
-from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
+from data_pipeline.building.sources import MAX_EXAMPLES, Record, Rejects, Unit, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.filters.chain import Step, make_steps
+from data_pipeline.filters.settings import FilterList
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
 
@@ -80,6 +82,10 @@ class Job:
     def stop_file(self) -> Path:
         """Is there when another task has failed and the rest need not go on."""
         return self.work / "stop"
+
+    def marker(self, index: int) -> Path:
+        """Is there when the shards of a task are whole, and says what is in them."""
+        return self.work / f"{index:05d}.done"
 
     @property
     def verdict_file(self) -> Path:
@@ -135,15 +141,32 @@ def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]
     Raises EncoderDiffers when the ids of the fast encoder are not sentencepiece's; the whole build is then to be
     encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
     """
-    marker = job.work / f"{index:05d}.done"
+    marker = job.marker(index)
     done = _read_marker(job, marker)
     if done is not None:
-        return {**done, "resumed": True}
+        return {**_without_samples(done), "resumed": True}
     fast_encoder = "off" if job.reference_only else job.tokenizer.fast_encoder
     facts = _write_shards(job, index, units, _tokenizer(job.tokenizer.path, fast_encoder, job.tokenizer_fingerprint))
     facts["fingerprint"] = job.fingerprint
     write_json(marker, facts)
-    return {**facts, "resumed": False}
+    return {**_without_samples(facts), "resumed": False}
+
+
+def _without_samples(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a task for whoever holds those of all tasks; the texts that were dropped stay in its marker."""
+    return {name: fact for name, fact in facts.items() if name != "samples"}
+
+
+def dropped_samples(job: Job, results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first texts dropped of each source for each reason, from the markers of as few tasks as have them."""
+    found: Counter[tuple[int, str]] = Counter()
+    for index, result in enumerate(results):
+        if all(found[source, reason] >= MAX_EXAMPLES for source, reason, _ in result["rejects"]):
+            continue
+        for sample in parse_json(read_file(job.marker(index))).get("samples", []):
+            found[sample["source"], sample["reason"]] += 1
+            if found[sample["source"], sample["reason"]] <= MAX_EXAMPLES:
+                yield sample
 
 
 @functools.lru_cache(maxsize=1)
@@ -180,6 +203,8 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
         "rejects": [[source, reason, count] for (source, reason), count in sorted(rejects.counts.items())],
         "repeats": len(repeats),
         "examples": rejects.examples,
+        "samples": rejects.samples,
+        "changes": rejects.changes,
         "encoder": tokenizer.encoder,
     }
 
@@ -209,10 +234,17 @@ def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.
 
 def _batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[CleanBatch]:
     """Clean documents of a task; the n-th one is the same in every pass."""
-    for batch in clean_batches(_documents(job, units, rejects, read), job.data, rejects):
+    steps = _steps(FilterList.dump_json(job.data.filters), job.work)
+    for batch in clean_batches(_documents(job, units, rejects, read), job.data, rejects, steps):
         if job.stop_file.exists():
             raise Stopped
         yield batch
+
+
+@functools.lru_cache(maxsize=1)
+def _steps(filters: bytes, folder: Path) -> list[Step]:
+    """The filters, ready to run: made once in a process."""
+    return make_steps(FilterList.validate_json(filters), folder)
 
 
 def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Record]:
