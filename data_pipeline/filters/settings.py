@@ -21,6 +21,7 @@ class GopherQuality(Section):
     """Rae et al., arXiv 2112.11446, appendix A.1.1, "Quality filtering"; its stop words are English."""
 
     name: Literal["gopher_quality"] = "gopher_quality"
+    """Which filter it is."""
     min_words: Count | None = 50
     """Words, without those that are punctuation or symbols; `few_words`."""
     max_words: Count | None = 100_000
@@ -45,6 +46,7 @@ class GopherRepetition(Section):
     """Rae et al., arXiv 2112.11446, table A1; shares of characters are of all characters of the document."""
 
     name: Literal["gopher_repetition"] = "gopher_repetition"
+    """Which filter it is."""
     max_repeated_lines: Share | None = 0.3
     """Lines that were there before; `repeated_lines`."""
     max_repeated_paragraphs: Share | None = 0.3
@@ -77,6 +79,7 @@ class C4(Section):
     """Raffel et al., arXiv 1910.10683, section 2.2, as the paper's own code does it; bad words are not looked for."""
 
     name: Literal["c4"] = "c4"
+    """Which filter it is."""
     terminal_punctuation: bool = True
     """Only lines that end with . ! ? or a quotation mark stay, and not those that end with an ellipsis."""
     min_words_per_line: Count | None = 3
@@ -101,6 +104,7 @@ class FineWeb(Section):
     """Penedo et al., arXiv 2406.17557, section 3.6; lines without a visible character do not count."""
 
     name: Literal["fineweb"] = "fineweb"
+    """Which filter it is."""
     min_punctuated_lines: Share | None = 0.12
     """Lines that end with what ends a sentence in any script; `punctuated_lines`."""
     max_short_lines: Share | None = 0.67
@@ -117,6 +121,7 @@ class Language(Section):
     """The language of a document by fastText's lid.176.ftz (arXiv 1607.01759), on 2,000 characters of its middle."""
 
     name: Literal["language"] = "language"
+    """Which filter it is."""
     keep: list[str] = Field(min_length=1)
     """Codes of languages that stay (ISO 639), such as en, de; others are dropped by their code, as `fr`."""
     min_score: Share = 0.65
@@ -138,6 +143,7 @@ class Characters(Section):
     """Length, and what a text is made of; shares are of all characters that are not blank."""
 
     name: Literal["characters"] = "characters"
+    """Which filter it is."""
     min_length: Count | None = None
     """Characters of the document; `short`."""
     max_length: Count | None = None
@@ -163,6 +169,7 @@ class PersonalData(Section):
     """
 
     name: Literal["personal_data"] = "personal_data"
+    """Which filter it is."""
     mail_address: str | None = "|||EMAIL_ADDRESS|||"
     """What stands for a mail address."""
     phone_number: str | None = "|||PHONE_NUMBER|||"
@@ -175,6 +182,7 @@ class Decontaminate(Section):
     """Overlap with evaluation sets: Brown et al., arXiv 2005.14165, appendix C; documents are dropped whole."""
 
     name: Literal["decontaminate"] = "decontaminate"
+    """Which filter it is."""
     files: list[Place] = Field(min_length=1)
     """Files of questions, those that `shardline evaluate --task` takes."""
     ngram: int = Field(default=13, ge=2, le=100)

@@ -29,3 +29,11 @@ def test_another_source_or_setting_is_refused_by_name(refuse, path):
         refuse(**{"data.min_characters": 2})
     with pytest.raises(Mistake, match="other settings"):
         refuse(**{"data.new_key": None})
+
+
+def test_a_setting_that_the_dataset_has_and_the_config_has_not_is_refused_by_name(refuse, tmp_path):
+    filters = [{"name": "c4", "min_sentences": 5}]
+    (tmp_path / SETTINGS_NAME).write_text(json.dumps({**SETTINGS, "data.filters": filters, "source_files": "hash"}))
+    refuse(**{"data.filters": filters})
+    with pytest.raises(Mistake, match=r"built with data\.filters \[.*c4.*, not null"):
+        refuse()
