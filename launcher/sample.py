@@ -29,7 +29,7 @@ def as_json(report: SampleReport) -> str:
 def show(report: SampleReport, config: RunConfig) -> None:
     """Prints what became of the documents, filter by filter, with some of those dropped and changed."""
     table = Table(box=None, header_style="dim")
-    for column in ("filter", "documents", "dropped", "share", "of characters", "changed", "by characters"):
+    for column in ("filter", "documents", "dropped", "share", "of text", "changed", "characters"):
         table.add_column(column, justify="left" if column == "filter" else "right", no_wrap=True)
     for effect in report.effects:
         table.add_row(*_cells(effect))
