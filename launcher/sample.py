@@ -36,7 +36,8 @@ def show(report: SampleReport, config: RunConfig) -> None:
     console.print(table)
     for effect in report.effects:
         if effect.reasons:
-            say(f"{effect.name}: " + ", ".join(f"{reason} {count:,}" for reason, count in effect.reasons.most_common()))
+            most = sorted(effect.reasons.items(), key=lambda reason: -reason[1])
+            say(f"{effect.name}: " + ", ".join(f"{reason} {count:,}" for reason, count in most))
         for example in effect.examples[:SHOWN_EXAMPLES]:
             say(f"  {example['reason']}  {example['where']}")
             say(f"      {cut(' '.join(example['text'].split()), SHOWN_CHARACTERS)}")

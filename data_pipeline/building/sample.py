@@ -7,7 +7,6 @@ The same documents for the same files and number.
 
 import dataclasses
 import random
-from collections import Counter
 from collections.abc import Sequence
 
 import xxhash
@@ -44,7 +43,7 @@ class Effect:
     """Of those, in documents that were dropped."""
     characters_changed: int = 0
     """By how much the lengths of the changed ones differ, all together."""
-    reasons: Counter[str] = dataclasses.field(default_factory=Counter)
+    reasons: dict[str, int] = dataclasses.field(default_factory=dict)
     """Dropped documents by rule, and how often something was replaced."""
     examples: list[dict[str, str]] = dataclasses.field(default_factory=list)
     """Of dropped and changed documents: why, where they lie, how they begin."""
@@ -115,14 +114,16 @@ def _note(effect: Effect, drawn: _Drawn, before: Document, after: Document | Dro
         reason, shown = after.reason, before.text
         effect.dropped += 1
         effect.characters_removed += len(before.text)
-        effect.reasons[reason] += 1
+        counts = {reason: 1}
     elif after.text != before.text:
         reason, shown = "changed", _around_change(before.text, after.text)
         effect.changed += 1
         effect.characters_changed += abs(len(before.text) - len(after.text))
-        effect.reasons.update(Counter(after.changes) - Counter(before.changes))
+        counts = {what: count - before.changes.get(what, 0) for what, count in after.changes.items()}
     else:
         return
+    for what, count in counts.items():
+        effect.reasons[what] = effect.reasons.get(what, 0) + count
     if sum(example["reason"] == reason for example in effect.examples) < MAX_EXAMPLES:
         effect.examples.append({"reason": reason, "where": drawn.where, "text": shown[:SAMPLE_CHARACTERS]})
 
