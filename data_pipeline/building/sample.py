@@ -123,9 +123,11 @@ def _note(effect: Effect, drawn: _Drawn, before: Document, after: Document | Dro
     else:
         return
     for what, count in counts.items():
-        effect.reasons[what] = effect.reasons.get(what, 0) + count
+        if count:
+            effect.reasons[what] = effect.reasons.get(what, 0) + count
     if sum(example["reason"] == reason for example in effect.examples) < MAX_EXAMPLES:
-        effect.examples.append({"reason": reason, "where": drawn.where, "text": shown[:SAMPLE_CHARACTERS]})
+        beginning = shown[:SAMPLE_CHARACTERS].encode(errors="replace").decode()
+        effect.examples.append({"reason": reason, "where": drawn.where, "text": beginning})
 
 
 def _around_change(before: str, after: str) -> str:
