@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, SerializerFunctionWrapHandler, mode
 
 from common.mistakes import Mistake
 from common.section import Place, Section
+from data_pipeline.filters.settings import FilterSettings
 
 MOST_PIECES, MOST_CHARACTERS = 2**24, 2**40
 """Pieces of a vocabulary and characters of a document: far more than anybody has."""
@@ -189,6 +190,8 @@ class DataConfig(Section):
     """Documents shorter than this are dropped and counted."""
     max_characters: int | None = Field(default=None, ge=1, le=MOST_CHARACTERS)
     """Documents longer than this are dropped and counted; empty means no limit."""
+    filters: list[FilterSettings] = Field(default_factory=list)
+    """Which documents are worth training on: filters in the order they run, each a name or a section with its name."""
     deduplicate: Deduplicate = DeduplicateConfig()
     """What is left out because it is there already: `none`, `exact`, `near`, or a section that says more."""
     validation_fraction: float = Field(default=0.01, ge=0, lt=1)

@@ -76,7 +76,15 @@ def tokenizer_train(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @data_app.command("build")
-def data_build(config: ConfigFile, overrides: Overrides = None) -> None:
+def data_build(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    sample: Annotated[
+        int | None,
+        typer.Option(min=1, help="Only show what the filters do to so many documents of all sources; writes nothing."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for scripts, with --sample.")] = False,
+) -> None:
     """Builds the dataset of a config with Ray Data: documents to shards; goes on after a kill.
 
     Example: [bold]shardline data build configs/quickstart.yaml --set data.num_cpus=2[/]
@@ -85,6 +93,19 @@ def data_build(config: ConfigFile, overrides: Overrides = None) -> None:
     from launcher.config import load_config
 
     loaded = load_config(config, overrides or [])
+    if as_json and sample is None:
+        raise Mistake("--json: goes with --sample 1000; the counts of a build are in its manifest.json")
+    if sample is not None:
+        from launcher import sample as samples
+
+        with aside(as_json), StageProgress("taking a sample") as progress:
+            progress.note("running the filters on a sample of the documents")
+            report = samples.take(loaded, sample)
+        if as_json:
+            typer.echo(samples.as_json(report))
+        else:
+            samples.show(report, loaded)
+        return
     with StageProgress("starting Ray") as progress:
         built = stages.build_data(loaded, progress)
     say(views.data(built))

@@ -187,7 +187,7 @@ def _describe(error: ValidationError, model: type[BaseModel]) -> str:
 
 
 def _describe_one(item: ErrorDetails, model: type[BaseModel]) -> str:
-    key = _key(item["loc"])
+    key = _key(_walk(model, item["loc"])[0])
     kind, context = item["type"], item.get("ctx", {})
     if kind == "extra_forbidden":
         valid = _valid_names(model, item["loc"][:-1])
@@ -218,13 +218,36 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 def _valid_names(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
     """Names of the keys that may stand at a location of a model."""
+    (section,) = _walk(model, location)[1]
+    return [*section.model_fields, *(["preset"] if location == ("model",) else [])]
+
+
+def _walk(
+    model: type[BaseModel], location: tuple[int | str, ...]
+) -> tuple[tuple[int | str, ...], list[type[BaseModel]]]:
+    """The keys of a location, and the sections that may stand there.
+
+    Where there are several kinds of section, pydantic puts the name of the one that was meant in between.
+    """
+    keys: list[int | str] = []
+    sections = [model]
     for part in location:
+        named = [section for section in sections if "name" in section.model_fields and _name_of(section) == part]
+        if len(sections) > 1 and named:
+            sections = named
+            continue
+        keys.append(part)
         if isinstance(part, str):
-            model = _section_type(model.model_fields[part].annotation)
-    return [*model.model_fields, *(["preset"] if location == ("model",) else [])]
+            fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+            sections = [section for field in fields for section in _sections_in(field.annotation)]
+    return tuple(keys), sections
 
 
-def _section_type(annotation: Any) -> type[BaseModel]:
+def _name_of(section: type[BaseModel]) -> Any:
+    return section.model_fields["name"].default
+
+
+def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next(_section_type(argument) for argument in typing.get_args(annotation) if argument is not type(None))
+        return [annotation]
+    return [section for argument in typing.get_args(annotation) for section in _sections_in(argument)]

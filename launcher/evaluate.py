@@ -20,7 +20,7 @@ def evaluate(run_dir: Path, tasks: list[Path]) -> "dict[str, ChoiceResult]":
     Raises ValueError when there is no checkpoint, a file is not right, or the tokenizer is not that of the training.
     """
     from data_pipeline.manifest import Manifest
-    from data_pipeline.reading.ranking import read_questions
+    from data_pipeline.questions import read_questions
     from data_pipeline.vocabulary import Vocabulary
     from training.scoring import score_questions
     from training.state.folder import reading

@@ -15,10 +15,10 @@ from common.mistakes import Mistake
 CONFIG = "config.yaml"
 PATTERNS = ("data.sources.*.path",)
 KEYS = (
-    *("runs_dir", "tokenizer.path", "data.path"),
-    *(*PATTERNS, "data.mix.sources.*.path", "training.initial_weights"),
+    *("runs_dir", "tokenizer.path", "data.path", *PATTERNS, "data.filters.*.files"),
+    *("data.mix.sources.*.path", "training.initial_weights"),
 )
-"""Every key that names a file or folder; `*` is each item of a list. Those of PATTERNS may hold wildcards."""
+"""Every key that names files or folders; `*` is each item of a list. Those of PATTERNS may hold wildcards."""
 
 
 def anchored(tree: dict[str, Any], base: Path) -> dict[str, Any]:
@@ -30,8 +30,13 @@ def anchored(tree: dict[str, Any], base: Path) -> dict[str, Any]:
         for part in parents:
             nodes = [child for node in nodes for child in _children(node, part)]
         for node in nodes:
-            if isinstance(node, dict) and isinstance(node.get(last), str) and node[last]:
-                node[last] = _located(node[last], base, is_pattern=key in PATTERNS)
+            value = node.get(last) if isinstance(node, dict) else None
+            if isinstance(value, str) and value:
+                node[last] = _located(value, base, is_pattern=key in PATTERNS)
+            elif isinstance(value, list):
+                node[last] = [
+                    _located(each, base, is_pattern=False) if isinstance(each, str) else each for each in value
+                ]
     return moved
 
 

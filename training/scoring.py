@@ -12,8 +12,9 @@ import torch
 
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
+from data_pipeline.questions import Question
 from data_pipeline.reading.packing import IGNORED, LAYOUTS, Layout, PackedBatch, Row, pack_layout
-from data_pipeline.reading.ranking import Encode, Question, ranking
+from data_pipeline.reading.ranking import Encode, ranking
 from data_pipeline.vocabulary import Vocabulary
 from model.config import ModelConfig
 from model.kernels.attention import resolve_backend

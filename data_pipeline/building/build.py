@@ -32,9 +32,10 @@ from data_pipeline.building import folder as build_folder
 from data_pipeline.building.growing import Base, added_files, find_base
 from data_pipeline.building.near.report import alarms
 from data_pipeline.building.passes import Task, find_copies
-from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan_units
+from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan_units, refuse_tokens
 from data_pipeline.building.tasks import EncoderDiffers, Job, Stopped, tokenize_task, write_json
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.filters.chain import make_steps, save_tables, with_absolute_files
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.tokenizer import Tokenizer
 
@@ -102,7 +103,8 @@ def build_dataset(
     loaded = Tokenizer.load(tokenizer.path, "off")
     settings = build_folder.decisive_settings(config, loaded)
     folder = Path(config.path).absolute()
-    config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
+    config = _with_path(config, folder).model_copy(update={"filters": with_absolute_files(config.filters)})
+    tokenizer = _with_path(tokenizer, Path(tokenizer.path).absolute())
     base = find_base(config, settings)
     if base is None and (folder / FILE_NAME).exists():
         manifest = build_folder.reuse(config, loaded, settings)
@@ -110,9 +112,12 @@ def build_dataset(
     loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
+    make_steps(config.filters)  # what is wrong with them is to be said before anything is read or written
     say(BuildProgress("listing files", 0, 1))
     task_bytes = max(round(config.shard_megabytes * 1e6), 1)
     files = added_files(config, base)
+    if config.filters:
+        refuse_tokens(files)
     plan = build_folder.plan_fingerprint(settings, files, *_of_base(base))
     units = build_folder.planned_units(folder, plan) or plan_units(files, config.sources, task_bytes)
     tasks = group_tasks(units, task_bytes)
@@ -121,6 +126,7 @@ def build_dataset(
         job = dataclasses.replace(job, first_task=base.num_tasks, known_keys=tuple(base.keys))
     with build_folder.work_folder(job):
         build_folder.remember_units(job, units)
+        save_tables(config.filters, job.work)
         with ray_session(config, say):
             results = _run_passes(job, tasks, say, base.num_keys(folder) if base else 0)
         manifest = build_folder.finish(job, loaded, settings, files, results, base)

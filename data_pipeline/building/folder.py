@@ -1,6 +1,6 @@
 """The folder a build writes to: what is in it before, who may write, and what is left in the end.
 
-data.path/build.json, manifest.json, train-00000.* ...   a finished dataset
+data.path/build.json, manifest.json, train-00000.* ...   a finished dataset; with filters dropped.jsonl, too
 data.path/manifest-....json                              what it was before sources were added, for runs that go on
 data.path/keys-00000-....npy ...                         hashes of its documents, for sources that are added (growing)
 data.path/.shardline-build/                              an unfinished one: plan, markers, lock
@@ -20,15 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from common.files import meant_name, read_file, sweep
-from common.json_lines import parse_json
+from common.files import meant_name, read_file, sweep, write_whole
+from common.json_lines import parse_json, read_lines
 from common.mistakes import SHOWN_PATH, Mistake, cut
 from data_pipeline.building.near.report import FILE_NAME as CLUSTERS_NAME
 from data_pipeline.building.near.report import read_clusters, write_clusters
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.sources import Unit
-from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, write_json
+from data_pipeline.building.tasks import SPLITS, WORK_NAME, Job, dropped_samples, write_json
 from data_pipeline.config import DataConfig
+from data_pipeline.filters.chain import decisive
 from data_pipeline.manifest import FILE_NAME, Manifest, ShardInfo, ShardTable, SourceCounts, earlier_name
 from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.tokenizer import Tokenizer
@@ -41,6 +42,8 @@ SOURCE_FILES, KEYS, GROWN_FROM = "source_files", "document_keys", "grown_from"
 """What build.json holds besides settings: the state of the sources' files, digests of the files with the hashes of
 documents, and what the dataset was before sources were added to it."""
 KEYS_FILE = re.compile(r"keys-\d{5,}-[0-9a-f]{12}\.npy")
+DROPPED_NAME = "dropped.jsonl"
+"""Some of the documents that filters dropped: a few of each source for each reason."""
 SHARD_FILE = re.compile(r"(train|validation)-\d{5,}\.(bin|idx|sums)")
 PLAN_NAME = "plan.json"
 UNITS_NAME = "units.json"
@@ -66,6 +69,8 @@ def decisive_settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, Any
     """All that decides a dataset besides the content of the sources, by key of the config file."""
     keys = config.model_dump(include=DECISIVE_KEYS, exclude={"sources": {"__all__": {"name"}}})
     keys |= {"deduplicate": config.deduplicate.decisive}
+    if config.filters:  # a key that came later: without it, settings are those of datasets from before
+        keys["filters"] = [decisive(settings) for settings in config.filters]
     return {**{f"data.{key}": keys[key] for key in sorted(keys)}, "tokenizer": tokenizer.fingerprint}
 
 
@@ -116,9 +121,16 @@ def _is_being_written(work: Path) -> bool:
     return False
 
 
+def settings_of(found: dict[str, Any]) -> dict[str, Any]:
+    """What decided a dataset, of all that its build.json holds."""
+    return {key: value for key, value in found.items() if key not in (SOURCE_FILES, KEYS, GROWN_FROM)}
+
+
 def _refuse(folder: Path, wanted: dict[str, Any], found: dict[str, Any]) -> None:
     """Raises ValueError naming what differs, unless it is only how the paths of the sources are written."""
     advice = "choose another data.path or delete that folder"
+    # keys that came later are left out where they have their defaults
+    wanted = {**dict.fromkeys(settings_of(found)), **wanted}
     if {key: located(found.get(key, ...)) for key in wanted} == {key: located(wanted[key]) for key in wanted}:
         return
     try:
@@ -134,8 +146,10 @@ def located(setting: Any) -> Any:
     if not isinstance(setting, list):
         return setting
     return [
-        {**source, "path": str(Path(source["path"]).expanduser().absolute())} if "://" not in source["path"] else source
-        for source in setting
+        {**entry, "path": str(Path(entry["path"]).expanduser().absolute())}
+        if "path" in entry and "://" not in entry["path"]
+        else entry
+        for entry in setting
     ]
 
 
@@ -348,10 +362,13 @@ def finish(
     if not manifest.num_documents("train"):
         raise Mistake(
             f"data.sources: no document is left to train on ({_described(manifest.counts)}); "
-            "relax data.min_characters, data.max_characters or data.validation_fraction, or give more text"
+            "relax data.min_characters, data.max_characters, data.validation_fraction or data.filters, "
+            "or give more text"
         )
     if job.data.deduplicate.documents == "near":
         write_clusters(job.folder, job.data, read_clusters(job.work), results)
+    if job.data.filters:
+        _write_dropped(job, results, base)
     recorded = {SOURCE_FILES: _source_files(job.data, files, base), KEYS: _keep_keys(job)}
     before = {GROWN_FROM: base.settings} if base else {}
     write_json(job.folder / SETTINGS_NAME, {**settings, **recorded, **before})
@@ -360,6 +377,14 @@ def finish(
     manifest.save(job.folder)
     clear_leftovers(job.folder, manifest)
     return manifest
+
+
+def _write_dropped(job: Job, results: list[dict[str, Any]], base: "Base | None") -> None:
+    """Puts documents that filters dropped behind those of the dataset that is added to."""
+    path = job.folder / DROPPED_NAME
+    there = [line for line in read_lines(path) if line.get("source", 0) < base.num_sources] if base else []
+    samples = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in [*there, *dropped_samples(job, results)])
+    write_whole(path, "".join(samples).encode())
 
 
 def _source_files(config: DataConfig, files: Sequence[SourceFile], base: "Base | None") -> str | None:
@@ -429,9 +454,13 @@ def _document_counts(results: list[dict[str, Any]]) -> dict[str, int]:
             dropped["repeated"] += result["repeats"]
         if near_copies := result.get("near_copies", 0):
             dropped["near_copy"] += near_copies
+    changes = Counter[str]()
+    for result in results:
+        changes.update(result.get("changes", {}))
     kept = sum(shard["num_documents"] for result in results for shard in result["shards"].values())
     counts = {"documents_read": kept + sum(dropped.values()), "documents_kept": kept}
-    return {**counts, **{f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)}}
+    counts.update({f"dropped_{reason}": dropped[reason] for reason in sorted(dropped)})
+    return {**counts, **{f"replaced_{what}": changes[what] for what in sorted(changes)}}
 
 
 def _line_counts(results: list[dict[str, Any]]) -> dict[str, int]:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.mistakes import Mistake
-from data_pipeline.building.folder import KEYS, check_sources_still, located, read_settings
+from data_pipeline.building.folder import KEYS, check_sources_still, located, read_settings, settings_of
 from data_pipeline.building.source_files import SourceFile, list_files
 from data_pipeline.building.tasks import file_digest
 from data_pipeline.config import DataConfig
@@ -101,7 +101,7 @@ def _lacks_later_sources(found: dict[str, Any], wanted: dict[str, Any]) -> bool:
     there, sources = found.get(SOURCES), wanted[SOURCES]
     if not isinstance(there, list) or not 0 < len(there) < len(sources):
         return False
-    same = all(found.get(key, ...) == wanted[key] for key in wanted if key != SOURCES)
+    same = {**settings_of(found), SOURCES: None} == {**wanted, SOURCES: None}
     return same and located(there) == located(sources[: len(there)])
 
 

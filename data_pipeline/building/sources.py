@@ -15,6 +15,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from common.mistakes import Mistake
 from data_pipeline.building.formats.arrow import plan_arrow, read_arrow
 from data_pipeline.building.formats.lines import read_json_lines, read_text_lines, read_whole
 from data_pipeline.building.formats.megatron import plan_megatron
@@ -53,6 +54,16 @@ READERS = {"parquet": read_parquet, "arrow": read_arrow, "jsonl": read_json_line
 """How files are read that hold the text under a key."""
 PAGES = {"warc": read_warc, "html": read_html}
 """How files are read that hold web pages."""
+
+
+def refuse_tokens(files: Sequence[SourceFile]) -> None:
+    """ValueError when filters are to judge documents whose text is not there."""
+    tokens = next((file for file in files if file.format == TOKENS), None)
+    if tokens is not None:
+        raise Mistake(
+            f"data.filters: {tokens.url} of data.sources[{tokens.source}] holds tokens, and filters judge text; "
+            "build it as a dataset of its own and name that in data.mix"
+        )
 
 
 # ---- the plan

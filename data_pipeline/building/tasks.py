@@ -30,9 +30,11 @@ from data_pipeline.building.formats.megatron import KnownIds, TokenBatch, read_m
 from data_pipeline.building.gone import Gone
 from data_pipeline.building.lines import LINE_PREFIX, RepeatedLines, line_keys
 from data_pipeline.building.near.near_copies import NearCopies
-from data_pipeline.building.sources import Record, Rejects, Unit, holds_tokens, read_documents
+from data_pipeline.building.sources import MAX_EXAMPLES, Record, Rejects, Unit, holds_tokens, read_documents
 from data_pipeline.building.tables import Cut
 from data_pipeline.config import DataConfig, TokenizerConfig
+from data_pipeline.filters.chain import Step, make_steps
+from data_pipeline.filters.settings import FilterList
 from data_pipeline.shards import ShardWriter
 from data_pipeline.tokenizer import Tokenizer
 
@@ -104,6 +106,10 @@ class Job:
         """Is there when another task has failed and the rest need not go on."""
         return self.work / "stop"
 
+    def marker(self, index: int) -> Path:
+        """Is there when the shards of a task are whole, and says what is in them."""
+        return self.work / f"{index:05d}.done"
+
     @property
     def verdict_file(self) -> Path:
         """Is there when the fast encoder's ids were found to differ on this corpus."""
@@ -160,15 +166,32 @@ def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]
     encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
     """
     index += job.first_task
-    marker = job.work / f"{index:05d}.done"
+    marker = job.marker(index)
     done = _read_marker(job, marker)
     if done is not None:
-        return {**done, "resumed": True}
+        return {**_without_samples(done), "resumed": True}
     fast_encoder = "off" if job.reference_only else job.tokenizer.fast_encoder
     facts = _write_shards(job, index, units, _tokenizer(job.tokenizer.path, fast_encoder, job.tokenizer_fingerprint))
     facts["fingerprint"] = job.fingerprint
     write_json(marker, facts)
-    return {**facts, "resumed": False}
+    return {**_without_samples(facts), "resumed": False}
+
+
+def _without_samples(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts of a task for whoever holds those of all tasks; the texts that were dropped stay in its marker."""
+    return {name: fact for name, fact in facts.items() if name != "samples"}
+
+
+def dropped_samples(job: Job, results: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first texts dropped of each source for each reason, from the markers of as few tasks as have them."""
+    found: Counter[tuple[int, str]] = Counter()
+    for index, result in enumerate(results, start=job.first_task):
+        if all(found[source, reason] >= MAX_EXAMPLES for source, reason, _ in result["rejects"]):
+            continue
+        for sample in parse_json(read_file(job.marker(index))).get("samples", []):
+            found[sample["source"], sample["reason"]] += 1
+            if found[sample["source"], sample["reason"]] <= MAX_EXAMPLES:
+                yield sample
 
 
 @functools.lru_cache(maxsize=1)
@@ -214,6 +237,8 @@ def _write_shards(job: Job, index: int, units: Sequence[Unit], tokenizer: Tokeni
         **gone.facts(),
         **(lines.facts() if lines is not None else {}),
         "examples": rejects.examples,
+        "samples": rejects.samples,
+        "changes": rejects.changes,
         "encoder": tokenizer.encoder,
     }
 
@@ -267,11 +292,18 @@ def _batches(
     if holds_tokens(units):
         batches = _token_batches(job, units, rejects, read)
     else:
-        batches = clean_batches(_documents(job, units, rejects, read), job.data, rejects)
+        steps = _steps(FilterList.dump_json(job.data.filters), job.work)
+        batches = clean_batches(_documents(job, units, rejects, read), job.data, rejects, steps)
     for batch in batches:
         if job.stop_file.exists():
             raise Stopped
         yield batch
+
+
+@functools.lru_cache(maxsize=1)
+def _steps(filters: bytes, folder: Path) -> list[Step]:
+    """The filters, ready to run: made once in a process."""
+    return make_steps(FilterList.validate_json(filters), folder)
 
 
 def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[Record]:

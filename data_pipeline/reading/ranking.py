@@ -1,7 +1,6 @@
 """Multiple choice as examples of an objective: which of some texts goes best after, or into, another.
 
-    tasks.jsonl: {"query": .., "choices": [.., ..], "gold": 0}
-      -> Question -> one example per choice, in the form the model was trained on (masked_lm: several)
+    Question -> one example per choice, in the form the model was trained on (masked_lm: several)
 
 The choice whose tokens the model finds likeliest is its answer; nothing is generated. Texts are taken as they are:
 where a blank belongs between query and choice, the choice begins with it.
@@ -9,31 +8,19 @@ where a blank belongs between query and choice, the choice begins with it.
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
-from common.files import read_file
-from common.json_lines import parse_json
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig, ObjectivePart
+from data_pipeline.questions import Question
 from data_pipeline.reading.examples import Examples, Ragged
 from data_pipeline.reading.objectives import PAPERS_DENOISERS
 from data_pipeline.vocabulary import Vocabulary
 
 Encode = Callable[[str], np.ndarray]
 Form = Literal["continuation", "blank", "masked"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """A text and what may go with it."""
-
-    query: str
-    choices: tuple[str, ...]
-    gold: int
-    """Number of the right choice, from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,35 +32,6 @@ class Ranking:
     """int64 [N]."""
     choice: np.ndarray
     """int64 [N]; the score of a choice is the sum over its examples."""
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Questions of a jsonl file. ValueError, naming the line, where one is not as it should be."""
-    if not path.is_file():
-        raise Mistake(f"{path}: no such file; give a jsonl file of questions")
-    lines = read_file(path).split(b"\n")
-    questions = [_question(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not questions:
-        raise Mistake(f"{path}: no question in it; a line is {_PATTERN}")
-    return questions
-
-
-_PATTERN = '{"query": "text", "choices": ["text", "text"], "gold": 0}'
-
-
-def _question(line: bytes, where: str) -> Question:
-    try:
-        record: Any = parse_json(line)
-    except ValueError as error:  # invalid UTF-8 is one too
-        raise Mistake(f"{where}: not JSON ({error}); a line is {_PATTERN}") from None
-    found = record if isinstance(record, dict) else {}
-    query, choices, gold = (found.get(key) for key in ("query", "choices", "gold"))
-    texts = choices if isinstance(choices, list) else []
-    if not isinstance(query, str) or len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
-        raise Mistake(f"{where}: not a question with a query and two or more choices; a line is {_PATTERN}")
-    if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(texts):
-        raise Mistake(f"{where}: gold is {gold!r}; it is the number of the right choice, 0 to {len(texts) - 1}")
-    return Question(query, tuple(texts), gold)
 
 
 def form_of(objective: ObjectiveConfig, shape: str) -> Form:

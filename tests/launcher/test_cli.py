@@ -67,6 +67,36 @@ def test_sources_that_match_nothing_are_named(shardline, config_file):
     assert_one_sentence(shardline("tokenizer", "train", config_file), "*.jsonl")
 
 
+def test_a_sample_of_documents_shows_what_filters_do_and_writes_nothing(shardline, config_file, tmp_path):
+    lines = [
+        {"text": "the same " * 40},
+        {"text": "Write to jo@example.org, whoever wants to know what a river takes down to the sea."},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ("data", "build", config_file, "--set", "data.filters=[gopher_repetition, personal_data]")
+    code, printed, _ = shardline(*command, "--sample", "10")
+    assert code == 0
+    for words in (
+        "gopher_repetition: top_2_gram 1",
+        "a.jsonl record 1",
+        "mail_addresses 1",
+        "1 of 2 documents (50.0%)",
+    ):
+        assert words in printed
+    code, printed, _ = shardline(*command, "--sample", "10", "--json")
+    report = json.loads(printed)
+    assert (code, report["documents"], report["kept"]) == (0, 2, 1)
+    assert [effect["name"] for effect in report["effects"]] == ["gopher_repetition", "personal_data"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.jsonl", "run.yaml"}
+
+
+def test_a_sample_of_nothing_and_json_without_a_sample_are_refused(shardline, config_file):
+    assert_one_sentence(
+        shardline("data", "build", config_file, "--sample", "9", "--set", "data.sources=[]"), "is empty"
+    )
+    assert_one_sentence(shardline("data", "build", config_file, "--json"), "--sample 1000")
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused(shardline, config_file):
     result = shardline("train", config_file, "--nproc", 3)
     assert_one_sentence(result, "training.global_batch_size", "4", "multiple of 3")

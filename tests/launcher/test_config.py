@@ -75,6 +75,17 @@ def test_overrides_reach_nested_keys_and_list_items_with_yaml_values(config_file
         ("optimizer.lr=[1", ["not valid YAML"]),
         ("model={[1]: 2}", ["not valid YAML"]),
         ("optimizer.lr=.nan", ["optimizer.lr"]),
+        ("data.filters=[gopher]", ["data.filters[0].name: 'gopher' is no filter; did you mean 'gopher_quality'?"]),
+        ("data.filters=[{min_words: 2}]", ["data.filters[0].name: None is no filter; there are gopher_quality, "]),
+        (
+            "data.filters=[c4, {name: gopher_quality, min_wrods: 2}]",
+            ["data.filters[1].min_wrods: unknown key; did you"],
+        ),
+        ("data.filters=[{name: c4, min_sentences: -2}]", ["data.filters[0].min_sentences: found -2; input should be"]),
+        ("data.filters=[language]", ["data.filters[0].keep: this key is required"]),
+        ("data.filters=[{name: language, keep: [en, english]}]", ["data.filters[0].keep[1]: 'english'", "mean 'en'?"]),
+        ("data.filters=[{name: language, keep: [xx]}]", ["'xx' is no language the model knows; it takes codes"]),
+        ("data.filters=[3]", ["data.filters[0]: found 3"]),
         ("optimizer.lr=.inf", ["optimizer.lr", "finite"]),
     ],
 )

@@ -116,9 +116,14 @@ def test_a_line_whose_loss_is_no_number_is_read(run):
 
 
 def test_every_key_of_a_config_that_holds_a_path_is_known():
+    def parts(annotation):
+        yield annotation
+        for argument in typing.get_args(annotation) if annotation != Place else ():
+            yield from parts(argument)
+
     def walk(section: type[BaseModel], prefix: str = ""):
         for name, field in section.model_fields.items():
-            kinds = [field.annotation, *typing.get_args(field.annotation)]
+            kinds = list(parts(field.annotation))
             if field.metadata == list(Place.__metadata__) or Place in kinds:
                 yield prefix + name
             for kind in kinds:
@@ -164,6 +169,12 @@ def test_brackets_are_wildcards_in_sources_alone_and_not_in_names_of_files_that_
     (base / "x[2].jsonl").touch()
     moved = places.anchored({"data": {"path": "d[3]", "sources": [{"path": "x[2].jsonl"}]}}, base)
     assert moved == {"data": {"path": f"{base}/d[3]", "sources": [{"path": f"{base}/x[2].jsonl"}]}}
+
+
+def test_lists_of_files_start_from_the_base_too(tmp_path):
+    filters = ["c4", {"name": "decontaminate", "files": ["q[1].jsonl", "/abs", 3]}]
+    moved = places.anchored({"data": {"filters": filters}}, tmp_path)
+    assert moved["data"]["filters"] == ["c4", {"name": "decontaminate", "files": [f"{tmp_path}/q[1].jsonl", "/abs", 3]}]
 
 
 @pytest.mark.parametrize("tree", [{}, {"data": 3}, {"data": {"sources": [None, 3, {"path": None}]}}, {"runs_dir": ""}])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.reading.ranking import Question
+from data_pipeline.questions import Question
 from data_pipeline.vocabulary import Vocabulary
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern

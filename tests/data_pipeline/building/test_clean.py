@@ -7,9 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline.building import clean
-from data_pipeline.building.clean import clean_batches, is_validation
+from data_pipeline.building.clean import clean_batches, cleaned, is_validation
 from data_pipeline.building.sources import Rejects, Unit
 from data_pipeline.config import DataConfig
+from data_pipeline.filters.chain import make_steps
+from data_pipeline.filters.document import Dropped
+from data_pipeline.filters.settings import FilterList
 
 
 def run(texts, **settings):
@@ -63,3 +66,11 @@ def test_the_held_out_share_follows_the_fraction_and_nothing_else():
     held_out = is_validation(keys, 0.01)
     assert np.array_equal(is_validation(keys[:, ::-1], 0.01), held_out[::-1])
     assert not (held_out & ~is_validation(keys, 0.02)).any()
+
+
+def test_a_document_that_filters_leave_empty_or_too_short_is_dropped():
+    steps = make_steps(FilterList.validate_python([{"name": "c4", "min_sentences": None}]))
+    for least, reason in ((0, "empty"), (1, "too_short")):
+        config = DataConfig(path="unused", min_characters=least)
+        assert cleaned("no line of it ends", config, steps) == Dropped(reason)
+    assert cleaned("This is kept.\nnot this", DataConfig(path="unused"), steps).text == "This is kept."

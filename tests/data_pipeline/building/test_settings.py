@@ -26,3 +26,11 @@ def test_another_source_or_setting_is_refused_by_name(refuse, path):
         refuse(**{"data.min_characters": 2})
     with pytest.raises(Mistake, match="other settings"):
         refuse(**{"data.new_key": None})
+
+
+def test_a_setting_that_the_dataset_has_and_the_config_has_not_is_refused_by_name(tmp_path):
+    filters = [{"name": "c4", "min_sentences": 5}]
+    found = {**SETTINGS, "data.filters": filters, "source_files": "hash", "document_keys": {"keys-00000.npy": "hash"}}
+    _refuse(tmp_path, {**SETTINGS, "data.filters": filters}, found)
+    with pytest.raises(Mistake, match=r"built with data\.filters \[.*c4.*, not null"):
+        _refuse(tmp_path, SETTINGS, found)

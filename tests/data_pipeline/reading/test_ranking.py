@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import ObjectiveConfig
-from data_pipeline.reading.ranking import Question, form_of, ranking, read_questions
+from data_pipeline.questions import Question, read_questions
+from data_pipeline.reading.ranking import form_of, ranking
 from data_pipeline.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(
