@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import xxhash
 
 from data_pipeline.building.clean import normalized
-from data_pipeline.building.source_files import list_files
 from data_pipeline.building.records import MAX_EXAMPLES, SAMPLE_CHARACTERS, Rejects, Unit
+from data_pipeline.building.source_files import list_files
 from data_pipeline.building.sources import plan_units, read_documents, refuse_tokens
 from data_pipeline.config import DataConfig
 from data_pipeline.filters.chain import Step, make_steps
