@@ -92,6 +92,8 @@ class Samples:
     """Number of each sample's first part, int64 [B + 1]."""
     first_piece: np.ndarray
     """Number of each sample's first piece, int64 [B + 1]."""
+    keys: np.ndarray | None = None
+    """Keys of what is drawn for each piece, uint64 [N], where that decided which pieces go together."""
 
     def __len__(self) -> int:
         return len(self.first_part) - 1
@@ -144,9 +146,10 @@ class TokenDataset:
         """The pieces of documents in one sample, in order, in the dtype of the shards."""
         return self.read(self.locate(np.array([index]))).split()
 
-    def locate(self, indices: np.ndarray) -> "Samples":
+    def locate(self, indices: np.ndarray, passes: np.ndarray | None = None) -> "Samples":
         """Finds samples, integers [B] within [0, len), and the documents in them; reads no tokens.
 
+        How often the split was gone through before, `passes`, int64 [B], makes no difference to windows.
         Its cost is per shard touched more than per sample: ask for many at once.
         Raises ValueError naming the file if an index is damaged.
         """
