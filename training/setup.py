@@ -88,6 +88,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
             "sequence_length": config.training.sequence_length,
             "target_length": config.training.target_length,
             "objective": config.objective.model_dump(mode="json"),
+            "packing": config.data.packing,
         },
         model=model | {"vocab_size": vocabulary_size(config, manifest)},
         tensor=config.parallel.tensor,
@@ -335,6 +336,7 @@ def _reading(run: Run, manifest: Manifest, objective: ObjectiveConfig) -> Readin
         rank=world.mesh.data.rank,
         world_size=world.mesh.data.size,
         target_length=config.training.target_length,
+        packing=config.data.packing,
     )
 
 

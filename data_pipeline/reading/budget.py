@@ -129,10 +129,12 @@ ROWS_OF_BLOCK = 128
 """Rows that are filled together: more would be cheaper in padding and dearer to work out for a single one."""
 SPARE_ROWS = 2
 """Rows of a block that are kept free: one for a document that its end cuts, one for what does not go together."""
-SPARE_PAIRS = 4
+SPARE_PAIRS = 3
 """The same of pairs of rows, which are harder to fill evenly."""
-PIECES_OF_PAIR = 5
-"""Pieces to a pair of rows at least, of documents that do not fit into one: fewer are hard to fill evenly."""
+DRAWN = 0.05
+"""Standard deviation of a document's inputs, in proportion, above which objectives are said to draw how it is split."""
+PIECES_OF_PAIR = 10
+"""Pieces to a pair of rows, of documents longer than one, where it is drawn how much of each goes into either."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,18 +187,28 @@ def best_fit_plan(
     if isinstance(objective, NextToken):
         num_rows = ROWS_OF_BLOCK - SPARE_ROWS
         return lengths, Plan(num_rows * row, ROWS_OF_BLOCK, (row,), row + 1, 0, 1)
+    # no objective makes more text fit than there are places
     longest = row + (shape in ("causal", "prefix"))
-    vocabulary.needs_sentinels(config.name, objective.num_sentinels(longest), f"for documents of {longest} tokens")
     mean = min(mean_document_length, longest)
-    if shape != "encdec":
-        tokens = _text_of(objective, shape, (row,), ROWS_OF_BLOCK - SPARE_ROWS, mean)
-        return lengths._replace(window=tokens // ROWS_OF_BLOCK), Plan(tokens, ROWS_OF_BLOCK, (row,), longest, 0, 0)
-    pair = _pair(objective, row, target_length, mean)
-    piece = max(_text_of(objective, shape, pair, 1, mean) // PIECES_OF_PAIR, 2)
-    pair = _pair(objective, row, target_length, min(mean, piece))
-    tokens = _text_of(objective, shape, pair, ROWS_OF_BLOCK - SPARE_PAIRS, min(mean, piece))
-    sizes = SampleLengths(tokens // ROWS_OF_BLOCK, *pair)
-    return sizes, Plan(tokens, ROWS_OF_BLOCK, pair, longest, piece, 0)
+    rows, piece, spare = (row,), 0, SPARE_ROWS
+    if shape == "encdec":
+        rows, spare = _pair(objective, row, target_length, mean), SPARE_PAIRS
+        if _is_drawn(objective, mean):
+            piece = max(_text_of(objective, shape, rows, 1, mean) // PIECES_OF_PAIR, 2)
+            mean = min(mean, piece)
+            rows = _pair(objective, row, target_length, mean)
+        else:
+            longest = sum(rows)
+    vocabulary.needs_sentinels(config.name, objective.num_sentinels(longest), f"for documents of {longest} tokens")
+    tokens = _text_of(objective, shape, rows, ROWS_OF_BLOCK - spare, mean)
+    sizes = SampleLengths(tokens // ROWS_OF_BLOCK, row, *rows[1:] or (0,))
+    return sizes, Plan(tokens, ROWS_OF_BLOCK, rows, longest, piece, 0)
+
+
+def _is_drawn(objective: Objective, mean_length: float) -> bool:
+    """Whether it is a matter of chance how much of a piece becomes inputs and how much targets."""
+    expected = objective.expected(max(round(mean_length), 2))
+    return expected.variance[0] ** 0.5 > DRAWN * expected.mean[0]
 
 
 def _pair(objective: Objective, row: int, target_length: int | None, mean_length: float) -> tuple[int, int]:

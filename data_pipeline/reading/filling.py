@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data_pipeline.reading.best_fit import best_fit
+from data_pipeline.reading.best_fit import best_fit, pair_fit
 from data_pipeline.reading.draws import places
 
 
@@ -35,7 +35,7 @@ class Stretches:
     def __len__(self) -> int:
         return len(self.start)
 
-    def select(self, rows: np.ndarray) -> "Stretches":
+    def select(self, rows: np.ndarray | slice) -> "Stretches":
         """Some of them: by index or by a mask."""
         return Stretches(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
@@ -100,7 +100,7 @@ def fill(stretches: Stretches, num_rows: np.ndarray, plan: Plan, costs: Costs) -
     counts = np.bincount(pieces.block, minlength=len(num_rows))
     room = np.repeat(np.array(plan.capacity)[:, None, None], len(num_rows), axis=1).repeat(plan.num_rows, axis=2)
     room[:, np.arange(plan.num_rows) >= num_rows[:, None]] = -1
-    rows = best_fit(sizes, counts, room)
+    rows = best_fit(sizes[0], counts, room[0]) if len(sizes) == 1 else pair_fit(sizes, counts, room)
     placed = rows >= 0
     parts, numbers = [pieces.select(placed)], [rows[placed]]
     late = [np.zeros(int(placed.sum()), bool)]
@@ -116,26 +116,25 @@ def fill(stretches: Stretches, num_rows: np.ndarray, plan: Plan, costs: Costs) -
 def _short_enough(stretches: Stretches, plan: Plan, costs: Costs) -> tuple[Stretches, np.ndarray]:
     """The same with those cut that no row holds whole, and their costs, int64 [D, P]."""
     capacity = np.array(plan.capacity)[:, None]
-    sizes = costs(stretches)
     if plan.piece:
-        too_long = (sizes > capacity).any(axis=0) | (stretches.lengths > plan.longest)
+        too_long = (costs(_seen(stretches, plan)) > capacity).any(axis=0) | (stretches.lengths > plan.longest)
         stretches = _in_pieces(stretches, np.where(too_long, plan.piece, stretches.lengths))
-        sizes = costs(stretches)
-    done, done_sizes = [], []
-    while len(stretches):
-        whole = stretches.heads(np.minimum(stretches.lengths, plan.longest))
-        fits = (sizes <= capacity).all(axis=0) & (whole.lengths == stretches.lengths)
-        most = costs.longest(whole, np.repeat(capacity, len(stretches), axis=1))
+    done = []
+    left = stretches
+    while len(left):
+        most = costs.longest(_seen(left, plan), np.repeat(capacity, len(left), axis=1))
         # what no row takes anything of stays as it is, and finds no room later
-        most = np.where(fits | (most <= plan.overlap), stretches.lengths, most)
-        heads = stretches.heads(most)
-        done.append(heads)
-        done_sizes.append(costs(heads))
-        stretches = stretches.tails(most - plan.overlap).select(most < stretches.lengths)
-        sizes = costs(stretches)
-    joined, all_sizes = Stretches.joined(done), np.concatenate(done_sizes, axis=1)
-    order = np.argsort(joined.block, kind="stable")
-    return joined.select(order), all_sizes[:, order]
+        most = np.where(most > plan.overlap, most, left.lengths)
+        done.append(left.heads(most))
+        left = left.tails(most - plan.overlap).select(most < left.lengths)
+    joined = Stretches.joined([stretches.select(slice(0)), *done])
+    joined = joined.select(np.argsort(joined.block, kind="stable"))
+    return joined, costs(joined)
+
+
+def _seen(stretches: Stretches, plan: Plan) -> Stretches:
+    """As much of each as a row might hold."""
+    return stretches.heads(np.minimum(stretches.lengths, plan.longest))
 
 
 def _in_pieces(stretches: Stretches, most: np.ndarray) -> Stretches:

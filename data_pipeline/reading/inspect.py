@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -117,7 +117,9 @@ class DatasetFacts:
     target_length: int
     """Row of the decoder beside an encoder; 0 for other shapes."""
     window: int
-    """Raw tokens that a sample is made of."""
+    """Raw tokens that a sample is made of, on average where documents stay whole."""
+    packing: str
+    """How documents get into samples."""
     splits: list[SplitFacts]
     samples: list[SampleView]
 
@@ -133,6 +135,7 @@ def inspect_dataset(
     objective: ObjectiveConfig | None = None,
     shape: str = "causal",
     seed: int = 0,
+    packing: Literal["windows", "best_fit"] = "windows",
 ) -> DatasetFacts:
     """Counts of all splits and `num_samples` decoded samples, evenly spread over one split, for models of a shape.
 
@@ -147,7 +150,9 @@ def inspect_dataset(
             f"but this one is {tokenizer.fingerprint}; give the tokenizer it was built with"
         )
     objective = objective or ObjectiveConfig()
-    reading = Reading(path, manifest, objective, shape, sequence_length, 1, seed, target_length=target_length)
+    reading = Reading(
+        path, manifest, objective, shape, sequence_length, 1, seed, target_length=target_length, packing=packing
+    )
     shown = BatchMaker(reading, split, keep_tail=True)
     return DatasetFacts(
         path=str(path),
@@ -161,6 +166,7 @@ def inspect_dataset(
         sequence_length=sequence_length,
         target_length=shown.lengths.target_row,
         window=shown.lengths.window,
+        packing=packing,
         splits=[_split_facts(name, BatchMaker(reading, name)) for name in manifest.splits],
         samples=_views(shown, tokenizer, num_samples) if tokenizer else [],
     )
