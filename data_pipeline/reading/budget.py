@@ -190,7 +190,8 @@ def best_fit_plan(
     # no objective makes more text fit than there are places
     longest = row + (shape in ("causal", "prefix"))
     mean = min(mean_document_length, longest)
-    rows, piece, spare = (row,), 0, SPARE_ROWS
+    rows: tuple[int, ...] = (row,)
+    piece, spare = 0, SPARE_ROWS
     if shape == "encdec":
         rows, spare = _pair(objective, row, target_length, mean), SPARE_PAIRS
         if _is_drawn(objective, mean):
@@ -201,7 +202,7 @@ def best_fit_plan(
             longest = sum(rows)
     vocabulary.needs_sentinels(config.name, objective.num_sentinels(longest), f"for documents of {longest} tokens")
     tokens = _text_of(objective, shape, rows, ROWS_OF_BLOCK - spare, mean)
-    sizes = SampleLengths(tokens // ROWS_OF_BLOCK, row, *rows[1:] or (0,))
+    sizes = SampleLengths(tokens // ROWS_OF_BLOCK, row, rows[1] if shape == "encdec" else 0)
     return sizes, Plan(tokens, ROWS_OF_BLOCK, rows, longest, piece, 0)
 
 
@@ -217,9 +218,7 @@ def _pair(objective: Objective, row: int, target_length: int | None, mean_length
     return row, target_length or math.ceil(row * targets / inputs)
 
 
-def _text_of(
-    objective: Objective, shape: str, capacity: tuple[int, ...], num_rows: int, mean_length: float
-) -> int:
+def _text_of(objective: Objective, shape: str, capacity: tuple[int, ...], num_rows: int, mean_length: float) -> int:
     """Tokens of text in pieces of a mean length that fill so many rows, or pairs of rows, on average."""
 
     def fits(tokens: int) -> bool:

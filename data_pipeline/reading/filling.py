@@ -7,6 +7,7 @@ What that costs: where whole documents would leave too much of the rows empty, s
 """
 
 import dataclasses
+from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -53,7 +54,9 @@ class Stretches:
     @classmethod
     def joined(cls, parts: list["Stretches"]) -> "Stretches":
         """Several, one after the other."""
-        return cls(*(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls)))
+        return cls(
+            *(np.concatenate([getattr(part, field.name) for part in parts]) for field in dataclasses.fields(cls))
+        )
 
 
 class Costs(Protocol):
@@ -146,8 +149,10 @@ def _in_pieces(stretches: Stretches, most: np.ndarray) -> Stretches:
     return whole.heads(end).tails(begin)
 
 
-def _into_gaps(left: Stretches, room: np.ndarray, plan: Plan, costs: Costs):
-    """Cuts what has no row into the largest gaps, one piece of each block at a time: (stretches, rows, whether they fit).
+def _into_gaps(
+    left: Stretches, room: np.ndarray, plan: Plan, costs: Costs
+) -> Iterator[tuple[Stretches, np.ndarray, np.ndarray]]:
+    """Cuts what has no row into the largest gaps, a piece of each block at a time: (stretches, rows, whether they fit).
 
     What no gap takes goes to the largest and does not fit it: it is left out later, and counted.
     """

@@ -20,7 +20,7 @@ import numpy as np
 from data_pipeline.manifest import Manifest
 from data_pipeline.reading.budget import DrawnCosts
 from data_pipeline.reading.dataset import Parts, Samples, TokenDataset
-from data_pipeline.reading.draws import before, ranges
+from data_pipeline.reading.draws import before
 from data_pipeline.reading.filling import Plan, Stretches, fill
 
 MAX_KEPT_PIECES = 1 << 22
@@ -45,7 +45,9 @@ class Rows(NamedTuple):
 
     def select(self, begin: int, end: int, first: np.ndarray) -> "Rows":
         """A copy of some of the pieces, in other rows."""
-        return Rows(*(values[begin:end].copy() for values in self[:4]), first)
+        pieces = slice(begin, end)
+        start, lengths, keys, is_cut = (values[pieces].copy() for values in self[:4])
+        return Rows(start, lengths, keys, is_cut, first)
 
 
 class WholeDocuments(TokenDataset):

@@ -59,7 +59,7 @@ class RunIdentity:
     tokenizer: str
     """Fingerprint of the vocabulary."""
     order: dict[str, Any]
-    """What decides which tokens a sample holds and which sample comes when: seed, sequence_length, objective, packing."""
+    """What decides which tokens a sample holds and which comes when: seed, sequence_length, objective, packing."""
     model: dict[str, Any]
     """Keys of the model's config that decide its weights."""
     tensor: int = 1
