@@ -198,6 +198,8 @@ class DataConfig(Section):
     """Share of documents, chosen by the hash of their text, that is held out."""
     shard_megabytes: float = Field(default=256.0, ge=0.0001, le=MOST_MEGABYTES)
     """Source bytes (10^6) that one task turns into one shard; smaller means more parallel and less lost on a kill."""
+    packing: Literal["windows", "best_fit"] = "windows"
+    """How text gets into samples: `windows` cuts it every so many tokens; `best_fit` keeps documents whole."""
     num_cpus: int | None = Field(default=None, ge=1, le=4096)
     """CPUs the build may use on this machine; empty means all of them."""
     mix: MixConfig | None = None

@@ -36,6 +36,7 @@ def look(
     if run:
         lengths = {"sequence_length": run.training.sequence_length, "target_length": run.training.target_length}
         how = {"objective": run.objective, "shape": run.model.shape, "seed": run.seed, **lengths}
+        how["packing"] = run.data.packing
     facts = inspect_dataset(folder, loaded, split=split, num_samples=num_samples, **how)
     if run is None or run.data.mix is None or folder.absolute() != Path(run.data.path).absolute():
         return facts
@@ -60,6 +61,7 @@ def _mix(run: RunConfig) -> tuple[list[SourceFacts], MixFacts]:
         run.seed,
         target_length=training.target_length,
         sources=corpus.sources(corpus.mix),
+        packing=run.data.packing,
     )
     pace = Pace(training.global_batch_size, training.sequence_length)
     return mix_facts(reading, Mixing(corpus.mix, (), pace), training.steps)
@@ -89,14 +91,15 @@ def show(facts: DatasetFacts) -> None:
 
 
 def _rows(facts: DatasetFacts) -> list[tuple[str, list[str]]]:
-    splits = facts.splits
+    splits, about = facts.splits, "" if facts.packing == "windows" else "about "
     return [
+        ("packing", [facts.packing.replace("_", " ")] * len(splits)),
         ("shards", [f"{split.num_shards:,}" for split in splits]),
         ("documents", [f"{split.num_documents:,}" for split in splits]),
         ("tokens", [f"{split.num_tokens:,}" for split in splits]),
         ("bytes of text per token", [f"{split.bytes_per_token:.2f}" for split in splits]),
         ("tokens per document", [number(split.mean_document_length) for split in splits]),
-        (f"samples of {facts.window} tokens", [f"{split.num_samples:,}" for split in splits]),
+        (f"samples of {about}{facts.window} tokens", [f"{split.num_samples:,}" for split in splits]),
         ("documents per sample", [f"{split.documents_per_sample:.1f}" for split in splits]),
         ("documents cut", [f"{split.cut_share:.1%}" for split in splits]),
         ("padding", [f"{split.padding_share:.3%}" for split in splits]),

@@ -92,6 +92,7 @@ def identify(config: RunConfig, manifest: Manifest, world_size: int) -> RunIdent
             "sequence_length": config.training.sequence_length,
             "target_length": config.training.target_length,
             "objective": config.objective.model_dump(mode="json"),
+            "packing": config.data.packing,
         },
         model=model | {"vocab_size": vocabulary_size(config, manifest)},
         tensor=config.parallel.tensor,
@@ -228,7 +229,7 @@ def _as_it_began(data: Corpus, config: RunConfig, world_size: int, then: Saved) 
         return data, now
     before = identify(config, earlier, world_size)
     if config.data.mix and then.state.mix and not drew_whole(then.state.mix, earlier):
-        return data, before
+        return dataclasses.replace(data, manifest=earlier, grown=data.manifest), before
     LOG.info(f"sources were added to {data.folder} since the run began; it goes on with the dataset as it was then")
     return dataclasses.replace(data, manifest=earlier), before
 
@@ -385,6 +386,7 @@ def _reading(run: Run, data: Corpus, mix: MixConfig | None) -> Reading:
         world_size=world.mesh.data.size,
         target_length=config.training.target_length,
         sources=data.sources(mix),
+        packing=config.data.packing,
     )
 
 

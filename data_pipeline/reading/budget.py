@@ -9,7 +9,9 @@ sample that becomes still more keeps as many of its tokens as fit. That is decid
 anything is made of the text, so that no target which was made is ever lost.
 """
 
-from collections.abc import Sequence
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +19,9 @@ import numpy as np
 from common.mistakes import Mistake
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.reading.dataset import Documents
-from data_pipeline.reading.draws import before, places
+from data_pipeline.reading.draws import before, place_keys, places
 from data_pipeline.reading.examples import Pieces, Sizes
+from data_pipeline.reading.filling import Plan, Stretches
 from data_pipeline.reading.objectives import NextToken, Objective, made_from
 from data_pipeline.vocabulary import Vocabulary
 
@@ -82,7 +85,12 @@ def _window(objective: Objective, shape: str, length: int, target_length: int | 
             return inputs <= length and targets <= (target_length or targets)
         return (inputs if shape == "encoder" else together) <= length
 
-    too_large = length + 1
+    return _largest(fits, length + 1)
+
+
+def _largest(fits: Callable[[int], bool], guess: int) -> int:
+    """The largest number that fits, 0 if none does; there is nothing that fits above one that does not."""
+    too_large = guess
     while fits(too_large):
         too_large *= 2
     too_small = 0
@@ -114,6 +122,112 @@ def _of_pieces(objective: Objective, window: int, pieces: float) -> tuple[np.nda
     mean = (1 - share) * below.mean + share * above.mean
     # a decoder reads one token less than inputs and targets are together
     return pieces * np.maximum(mean - [0, 0, 1], 0), pieces * above.variance
+
+
+# ---- blocks of whole documents
+
+ROWS_OF_BLOCK = 128
+"""Rows that are filled together: more would be cheaper in padding and dearer to work out for a single one."""
+SPARE_ROWS = 2
+"""Rows of a block that are kept free: one for a document that its end cuts, one for what does not go together."""
+SPARE_PAIRS = 3
+"""The same of pairs of rows, which are harder to fill evenly."""
+DRAWN = 0.05
+"""Standard deviation of a document's inputs, in proportion, above which objectives are said to draw how it is split."""
+PIECES_OF_PAIR = 10
+"""Pieces to a pair of rows, of documents longer than one, where it is drawn how much of each goes into either."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnCosts:
+    """What an objective makes of stretches of documents, with the keys that their places give them."""
+
+    objective: Objective
+    shape: str
+    seed: int
+
+    def keys(self, stretches: Stretches) -> np.ndarray:
+        """uint64 [P]."""
+        return place_keys(self.seed, stretches.passes, stretches.start)
+
+    def __call__(self, stretches: Stretches) -> np.ndarray:
+        """Tokens of each in each row of the shape, int64 [D, P]."""
+        return np.stack(_used(self.objective.sizes(_as_pieces(stretches), self.keys(stretches)), self.shape))
+
+    def longest(self, stretches: Stretches, room: np.ndarray) -> np.ndarray:
+        """Most tokens of each that become no more than `room`, int64 [D, P]; 0 if too few for a target: int64 [P]."""
+        pieces, keys = _as_pieces(stretches), self.keys(stretches)
+        sizes = self.objective.sizes(pieces, keys)
+        longest = np.where((np.stack(_used(sizes, self.shape)) <= room).all(axis=0), pieces.lengths, 0)
+        over = np.flatnonzero(longest < pieces.lengths)
+        longest[over] = _longest(self.objective, pieces.select(over), keys[over], self.shape, list(room[:, over]))
+        return np.where(longest == pieces.lengths, np.where(sizes.targets > 0, longest, 0), longest)
+
+
+def _as_pieces(stretches: Stretches) -> Pieces:
+    """As a dataset is written: with a token at the beginning and one at the end of every document."""
+    has_bos = stretches.begins & (stretches.lengths > 0)
+    return Pieces(stretches.lengths, has_bos, stretches.ends & (stretches.lengths > has_bos))
+
+
+def best_fit_plan(
+    config: ObjectiveConfig,
+    shape: str,
+    lengths: SampleLengths,
+    target_length: int | None,
+    vocabulary: Vocabulary,
+    mean_document_length: float,
+) -> tuple[SampleLengths, Plan]:
+    """Sizes of samples of whole documents, and the blocks they come from, where windows have `lengths`.
+
+    Blocks get as much text as fills their rows on average, but for those kept free. An empty `target_length` becomes
+    what the objective makes of a full row of inputs. ValueError when the tokenizer has too few sentinels.
+    """
+    objective = made_from(config, vocabulary)
+    row = lengths.row
+    if isinstance(objective, NextToken):
+        num_rows = ROWS_OF_BLOCK - SPARE_ROWS
+        return lengths, Plan(num_rows * row, ROWS_OF_BLOCK, (row,), row + 1, 0, 1)
+    # no objective makes more text fit than there are places
+    longest = row + (shape in ("causal", "prefix"))
+    mean = min(mean_document_length, longest)
+    rows: tuple[int, ...] = (row,)
+    piece, spare = 0, SPARE_ROWS
+    if shape == "encdec":
+        rows, spare = _pair(objective, row, target_length, mean), SPARE_PAIRS
+        if _is_drawn(objective, mean):
+            piece = max(_text_of(objective, shape, rows, 1, mean) // PIECES_OF_PAIR, 2)
+            mean = min(mean, piece)
+            rows = _pair(objective, row, target_length, mean)
+        else:
+            longest = sum(rows)
+    vocabulary.needs_sentinels(config.name, objective.num_sentinels(longest), f"for documents of {longest} tokens")
+    tokens = _text_of(objective, shape, rows, ROWS_OF_BLOCK - spare, mean)
+    sizes = SampleLengths(tokens // ROWS_OF_BLOCK, row, rows[1] if shape == "encdec" else 0)
+    return sizes, Plan(tokens, ROWS_OF_BLOCK, rows, longest, piece, 0)
+
+
+def _is_drawn(objective: Objective, mean_length: float) -> bool:
+    """Whether it is a matter of chance how much of a piece becomes inputs and how much targets."""
+    expected = objective.expected(max(round(mean_length), 2))
+    return expected.variance[0] ** 0.5 > DRAWN * expected.mean[0]
+
+
+def _pair(objective: Objective, row: int, target_length: int | None, mean_length: float) -> tuple[int, int]:
+    """Rows of encoder and decoder that pieces of a mean length fill alike."""
+    inputs, targets, _ = objective.expected(max(round(mean_length), 2)).mean
+    return row, target_length or math.ceil(row * targets / inputs)
+
+
+def _text_of(objective: Objective, shape: str, capacity: tuple[int, ...], num_rows: int, mean_length: float) -> int:
+    """Tokens of text in pieces of a mean length that fill so many rows, or pairs of rows, on average."""
+
+    def fits(tokens: int) -> bool:
+        inputs, targets, both = _of_pieces(objective, tokens, max(tokens / mean_length, 1.0))[0]
+        used = [inputs, targets] if shape == "encdec" else [inputs if shape == "encoder" else both]
+        return all(tokens <= num_rows * room for tokens, room in zip(used, capacity, strict=True))
+
+    return _largest(fits, num_rows * sum(capacity))
 
 
 # ---- a sample that holds more than fits

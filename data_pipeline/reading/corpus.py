@@ -54,10 +54,6 @@ class Source:
         """Whether some of its documents are held out."""
         return bool(self.shards("validation").num_tokens.sum())
 
-    def num_samples(self, window: int, overlap: int) -> int:
-        """Whole samples of so many tokens in what is trained on."""
-        return max(int(self.shards("train").num_tokens.sum()) - overlap, 0) // window
-
     def seed(self, seed: int) -> int:
         """What decides the order of its epochs in a run with this seed."""
         return hash64(seed, _SOURCE, int(self.content[:16], 16))
@@ -113,6 +109,8 @@ class Corpus:
     """What the config asks for."""
     others: Mapping[str, Manifest]
     """Manifests of the other datasets, by path."""
+    grown: Manifest | None = None
+    """What is in the dataset now, where sources were added since the run began."""
 
     @classmethod
     def read(cls, data: DataConfig, tokenizer: str, reader: Callable[[str, str], Manifest]) -> "Corpus":
@@ -129,7 +127,7 @@ class Corpus:
 
     def sources(self, mix: MixConfig | None) -> tuple[Source, ...]:
         """The sources of a mix; none without one, where the dataset is drawn from as a whole."""
-        return sources_of(mix, self.folder, self.manifest, self.others) if mix else ()
+        return sources_of(mix, self.folder, self.grown or self.manifest, self.others) if mix else ()
 
     @property
     def drawn(self) -> tuple[Source, ...]:
@@ -312,8 +310,8 @@ def order_of(
     sources: Sequence[Source],
     main: Source,
     samples: Sequence[int],
+    samples_of_main: int,
     window: int,
-    overlap: int,
     seed: int,
 ) -> MixedOrder:
     """The order in which a run goes on, whose sources have so many samples; `main` is the whole of `data.path`.
@@ -324,7 +322,7 @@ def order_of(
     asked = asked_of(mixing.config, sources, samples, window, mixing.pace)
     history, counter = mixing.history, mixing.pace.samples_consumed
     if counter and not history:
-        everything = MixedSource("all", main.content, main.dataset, main.num_samples(window, overlap))
+        everything = MixedSource("all", main.content, main.dataset, samples_of_main)
         history = (Since(0, Mix((everything,), (Stage(0, (1.0,)),))),)
     firsts = itertools.accumulate(samples, initial=0)
     drawn = [

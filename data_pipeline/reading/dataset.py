@@ -97,6 +97,8 @@ class Samples:
     """Number of each sample's first piece, int64 [B + 1]."""
     sources: np.ndarray | None = None
     """Number of the source of each piece, int64 [N], if it was asked for."""
+    keys: np.ndarray | None = None
+    """Keys of what is drawn for each piece, uint64 [N], where that decided which pieces go together."""
 
     def __len__(self) -> int:
         return len(self.first_part) - 1
@@ -111,6 +113,9 @@ class TokenDataset:
     `rows` are the shards of each source and the folder that they lie in; by default, all of the split's are one row.
     `source_of_shard`, int64, numbers the source of each shard for those who ask which source a piece is from.
     """
+
+    passes_differ = False
+    """Whether the same sample holds other documents when the split is gone through again."""
 
     def __init__(
         self,
@@ -141,8 +146,8 @@ class TokenDataset:
         self._open: OrderedDict[int, ShardReader] = OrderedDict()
         self._max_open = min(MAX_OPEN_SHARDS, _open_files() // (FILES_OF_SHARD + 1))
         self.num_tokens = int(self._starts[-1])
-        usable = np.maximum(np.diff(self._row_starts) - overlap, 0)
-        self.samples_of_rows: np.ndarray = (usable + window - 1 if keep_tail else usable) // window
+        self._keep_tail = keep_tail
+        self.samples_of_rows: np.ndarray = self.samples_in(np.diff(self._row_starts))
         """Samples of each row, which follow each other: int64 [number of rows]."""
         self._first_samples = np.concatenate(([0], np.cumsum(self.samples_of_rows)))
         self.dtype = np.dtype(manifest.dtype)
@@ -150,6 +155,11 @@ class TokenDataset:
     def __len__(self) -> int:
         """Number of samples."""
         return int(self._first_samples[-1])
+
+    def samples_in(self, num_tokens: np.ndarray) -> np.ndarray:
+        """Samples of rows of so many tokens, int64 [N] both."""
+        usable = np.maximum(num_tokens - self.overlap, 0)
+        return (usable + self.window - 1 if self._keep_tail else usable) // self.window
 
     @property
     def num_unused_tokens(self) -> int:
@@ -161,9 +171,10 @@ class TokenDataset:
         """The pieces of documents in one sample, in order, in the dtype of the shards."""
         return self.read(self.locate(np.array([index]))).split()
 
-    def locate(self, indices: np.ndarray) -> "Samples":
+    def locate(self, indices: np.ndarray, passes: np.ndarray | None = None) -> "Samples":
         """Finds samples, integers [B] within [0, len), and the documents in them; reads no tokens.
 
+        How often the split was gone through before, `passes`, int64 [B], makes no difference to windows.
         Its cost is per shard touched more than per sample: ask for many at once.
         Raises ValueError naming the file if an index is damaged.
         """

@@ -10,8 +10,8 @@ import numpy as np
 
 from data_pipeline.reading.order import hash64, mix64
 
-_STREAM = 1
-"""Keeps these numbers apart from others that are drawn from the same seed."""
+_STREAM, _PLACES = 1, 2
+"""Keep these numbers apart from each other and from others that are drawn from the same seed."""
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _HALF = np.uint64(32)
 
@@ -20,6 +20,12 @@ def piece_keys(seed: int, counters: np.ndarray, num_pieces: np.ndarray) -> np.nd
     """One key per piece of some samples: counters int64 [B] and pieces of each, int64 [B], to uint64 [sum]."""
     of_samples = mix64(counters.astype(np.uint64) ^ np.uint64(hash64(seed, _STREAM)))
     return mix64(np.repeat(of_samples, num_pieces) + places(num_pieces).astype(np.uint64))
+
+
+def place_keys(seed: int, passes: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """One key per piece, by the pass over the split and the piece's first token in it: int64 [N] each to uint64 [N]."""
+    of_passes = mix64(passes.astype(np.uint64) ^ np.uint64(hash64(seed, _PLACES)))
+    return mix64(of_passes + starts.astype(np.uint64))
 
 
 def fork(keys: np.ndarray, purpose: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -119,7 +119,9 @@ class DatasetFacts:
     target_length: int
     """Row of the decoder beside an encoder; 0 for other shapes."""
     window: int
-    """Raw tokens that a sample is made of."""
+    """Raw tokens that a sample is made of, on average where documents stay whole."""
+    packing: str
+    """How documents get into samples."""
     splits: list[SplitFacts]
     samples: list[SampleView]
     sources: list[SourceFacts]
@@ -139,6 +141,7 @@ def inspect_dataset(
     objective: ObjectiveConfig | None = None,
     shape: str = "causal",
     seed: int = 0,
+    packing: Literal["windows", "best_fit"] = "windows",
 ) -> DatasetFacts:
     """Counts of all splits and `num_samples` decoded samples, evenly spread over one split, for models of a shape.
 
@@ -153,7 +156,9 @@ def inspect_dataset(
             f"but this one is {tokenizer.fingerprint}; give the tokenizer it was built with"
         )
     objective = objective or ObjectiveConfig()
-    reading = Reading(path, manifest, objective, shape, sequence_length, 1, seed, target_length=target_length)
+    reading = Reading(
+        path, manifest, objective, shape, sequence_length, 1, seed, target_length=target_length, packing=packing
+    )
     shown = BatchMaker(reading, split, keep_tail=True)
     return DatasetFacts(
         path=str(path),
@@ -167,6 +172,7 @@ def inspect_dataset(
         sequence_length=sequence_length,
         target_length=shown.lengths.target_row,
         window=shown.lengths.window,
+        packing=packing,
         splits=[_split_facts(name, BatchMaker(reading, name)) for name in manifest.splits],
         samples=_views(shown, tokenizer, num_samples) if tokenizer else [],
         sources=source_facts(apart([Source("", Path(path), manifest)])),

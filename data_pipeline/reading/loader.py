@@ -101,7 +101,8 @@ def mixed_order(mixing: Mixing, reading: Reading, maker: BatchMaker) -> MixedOrd
     dataset = maker.dataset
     main = Source("", Path(reading.folder), reading.manifest)
     samples = dataset.samples_of_rows.tolist()
-    return order_of(mixing, reading.sources, main, samples, dataset.window, dataset.overlap, reading.seed)
+    of_main = int(dataset.samples_in(main.shards("train").num_tokens.sum()))
+    return order_of(mixing, reading.sources, main, samples, of_main, dataset.window, reading.seed)
 
 
 def _closed() -> Iterator[list[PackedBatch]]:
@@ -134,7 +135,8 @@ def _batches_of_rank(
     while True:
         counters = counters_of(counter, num_batches, global_batch_size, rank, world_size)
         samples = order(counters) if order else counters % len(maker.dataset)
-        micro_batches = maker(counters, samples)
+        passes = order.passes(counters) if order and maker.dataset.passes_differ else None
+        micro_batches = maker(counters, samples, passes)
         for _ in range(num_batches):
             batches = list(islice(micro_batches, share // maker.micro_batch_size))
             yield [batch.pin() for batch in batches] if pin else batches

@@ -189,6 +189,11 @@ class MixedOrder:
         orders, which = np.unique(epochs * len(self._sources) + sources, return_inverse=True)
         return self._permutations(orders)(which, places) + self._first_samples[sources]
 
+    def passes(self, counters: np.ndarray) -> np.ndarray:
+        """How often all samples of the source that each counter draws from were drawn before, int64 [B]."""
+        sources, numbers = self.draw(counters)
+        return numbers // self._sizes[sources]
+
     def draw(self, counters: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The source that each counter draws from, int64 [B], and how often it was drawn before, int64 [B]."""
         if len(counters) and counters.max() >= self.end:

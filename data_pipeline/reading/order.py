@@ -137,6 +137,10 @@ class SampleOrder:
             samples[chosen] = self._of_epoch(epoch)(places[chosen])
         return samples
 
+    def passes(self, counters: np.ndarray) -> np.ndarray:
+        """How often all samples were drawn before, int64 [B]."""
+        return counters // self.num_samples
+
     def _of_epoch(self, epoch: int) -> Permutation:
         if epoch != self._epoch:
             self._permutation = Permutation(self.num_samples, hash64(self.seed, epoch))

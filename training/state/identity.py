@@ -64,7 +64,7 @@ class RunIdentity:
     tokenizer: str
     """Fingerprint of the vocabulary."""
     order: dict[str, Any]
-    """What decides which tokens a sample holds and which sample comes when: seed, sequence_length, objective."""
+    """What decides which tokens a sample holds and which comes when: seed, sequence_length, objective, packing."""
     model: dict[str, Any]
     """Keys of the model's config that decide its weights."""
     tensor: int = 1
@@ -78,7 +78,7 @@ class RunIdentity:
 CUT = ("world_size", "zero_stage", "tensor", "context")
 """Fields of `RunIdentity` that may differ when resuming: the state is the same, only held otherwise."""
 
-ORDER_DEFAULTS: dict[str, Any] = {"target_length": None}
+ORDER_DEFAULTS: dict[str, Any] = {"target_length": None, "packing": "windows"}
 """What a checkpoint without a key of `order` was made with; a key that is added there is added here."""
 
 EXECUTION_KEYS = {"attention_backend", "activation_checkpointing", "activation_checkpointing_interval", "compile"} | {
@@ -90,7 +90,7 @@ _REMEDIES = {
     "precision": "set training.precision back, or start a new run",
     "data": "point data.path to the dataset the run began with, or start a new run",
     "tokenizer": "use the tokenizer the run began with, or start a new run",
-    "order": "set seed, training.sequence_length and objective back, or start a new run",
+    "order": "set seed, training.sequence_length, objective and data.packing back, or start a new run",
     "model": "set the model section back, or start a new run",
     "optimizer": "set optimizer.name back, or start a new run",
 }

@@ -83,6 +83,7 @@ def loader_of(config: RunConfig, manifest: Manifest, rank: int, num_ranks: int) 
         rank=rank,
         world_size=num_ranks,
         target_length=training.target_length,
+        packing=config.data.packing,
     )
     return Loader(reading, global_batch_size=training.global_batch_size, prefetch=0)
 

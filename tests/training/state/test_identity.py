@@ -58,7 +58,7 @@ def test_another_stage_and_number_of_ranks_may_go_on(tmp_path):
 
 def identity_of(config) -> RunIdentity:
     """As training.setup says it, without a dataset."""
-    order = {"seed": 1, "sequence_length": 32, "target_length": None}
+    order = {"seed": 1, "sequence_length": 32, "target_length": None, "packing": "windows"}
     order["objective"] = config.objective.model_dump(mode="json")
     model = config.model.model_dump(mode="json", exclude=EXECUTION_KEYS) | {"vocab_size": 307}
     return RunIdentity(1, 1, "fp32", "data", "tokenizer", order, model)
@@ -71,7 +71,10 @@ MODEL_DEFAULTS = sorted(
 )
 
 
-@pytest.mark.parametrize("section, key", [("model", name) for name in MODEL_DEFAULTS] + [("order", "target_length")])
+ADDED_KEYS = [*(("model", name) for name in MODEL_DEFAULTS), ("order", "target_length"), ("order", "packing")]
+
+
+@pytest.mark.parametrize("section, key", ADDED_KEYS)
 def test_a_key_that_came_after_the_checkpoint_has_its_default_there(tmp_path, section, key):
     now = identity_of(tiny_config(tmp_path))
     then = dataclasses.replace(now, **{section: {k: v for k, v in getattr(now, section).items() if k != key}})
