@@ -26,11 +26,11 @@ from data_pipeline.building.tokenizer_training import (
     train_tokenizer,
 )
 from data_pipeline.flags import packed_flags
-from data_pipeline.model_file import ModelFacts
 from data_pipeline.shards import token_dtype
+from data_pipeline.tokenizing.model_file import ModelFacts
 
 if TYPE_CHECKING:
-    from data_pipeline.fast_encoder import FastEncoder
+    from data_pipeline.tokenizing.fast_encoder import FastEncoder
 
 __all__ = ["AWKWARD_STRINGS", "MODEL_NAME", "Tokenizer", "TokenizerReport", "train_tokenizer"]
 
@@ -244,7 +244,7 @@ class Tokenizer:
 
     def _use_fast_encoder(self) -> None:
         try:
-            from data_pipeline.fast_encoder import FastEncoder
+            from data_pipeline.tokenizing.fast_encoder import FastEncoder
         except ModuleNotFoundError as error:
             self.use_reference(f"sentencepiece encodes because {error.name} is not installed; pip install '.[fast]'")
             return

@@ -6,8 +6,8 @@ import sentencepiece
 
 from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
-from data_pipeline.model_file import ModelFacts
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizing.model_file import ModelFacts
 
 PLAIN = {
     "model_type": "bpe",
