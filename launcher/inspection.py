@@ -24,7 +24,7 @@ def look(
     from data_pipeline.tokenizer import Tokenizer
 
     run = load_config(config) if config else None
-    found = tokenizer or (Path(run.tokenizer.path) if run else None)
+    found = tokenizer or (run.tokenizer if run else None)
     loaded = Tokenizer.load(found, fast_encoder="off") if found else None
     how: dict[str, Any] = {"sequence_length": sequence_length}
     if run:

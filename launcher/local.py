@@ -45,7 +45,7 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     """
     check_batch(config)
     # the ranks would say what is wrong with it too, but a quarter of a minute later
-    manifest = open_dataset(config.data.path, config.tokenizer.path)
+    manifest = open_dataset(config.data.path, config.tokenizer)
     with naming(config.run_dir), sole_launch(config.run_dir):
         return _launch(config, bool(manifest.num_tokens("validation")), fresh)
 

@@ -139,7 +139,7 @@ def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterat
 
 def _data_faults(config: RunConfig, world_size: int) -> Iterator[str]:
     try:
-        open_dataset(config.data.path, config.tokenizer.path)
+        open_dataset(config.data.path, config.tokenizer)
     except ValueError as error:
         yield f"{error}, or let --stage data build it on the cluster"
         return

@@ -188,7 +188,7 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     remedy = "put it back, or say in the run's config.yaml where it is now"
     if not Path(config.tokenizer.path).exists():
         raise Mistake(f"tokenizer.path: {config.tokenizer.path}, which {folder} was trained with, is gone; {remedy}")
-    tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
+    tokenizer = Tokenizer.load(config.tokenizer, fast_encoder="off")
     if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; {remedy}"

@@ -173,7 +173,7 @@ def prepare(config: RunConfig, folder: Path, world: World, events: EventLog) -> 
     """Trainer and loader of a run, standing where its newest sound checkpoint left off."""
     accumulation_steps(config, world.mesh.data.size)
     world.watch.beat(Phase.DATA)
-    manifest = on_main(world, lambda: read_dataset(config.data.path, config.tokenizer.path))
+    manifest = on_main(world, lambda: read_dataset(config.data.path, config.tokenizer))
     run = Run(
         config=config,
         folder=folder,
@@ -232,7 +232,7 @@ def _chosen(run: Run, jumps: Sequence[Jump]) -> Choice:
 def check(config: RunConfig, world_size: int) -> None:
     """Raises ValueError for what the ranks would refuse before their first step; makes no model and needs no peers."""
     check_deepspeed_keys(config, world_size)
-    manifest = open_dataset(config.data.path, config.tokenizer.path)
+    manifest = open_dataset(config.data.path, config.tokenizer)
     identity = identify(config, manifest, world_size)
     newest = latest_checkpoint(config.run_dir)
     if newest is not None:

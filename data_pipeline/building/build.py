@@ -43,7 +43,7 @@ from data_pipeline.building.tasks import (
 )
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import FAST_ENCODER, Tokenizer
 
 STARTS = 4
 """How often Ray is started on a machine so busy that it gives itself up: it waits half a minute for its own parts."""
@@ -106,13 +106,12 @@ def build_dataset(
     """
     started = time.monotonic()
     say = progress or (lambda state: None)
-    loaded = Tokenizer.load(tokenizer.path, "off")
+    loaded = Tokenizer.load(tokenizer, "off")
     settings = build_folder.decisive_settings(config, loaded)
     folder = Path(config.path).absolute()
     config, tokenizer = _with_path(config, folder), _with_path(tokenizer, Path(tokenizer.path).absolute())
     if (folder / FILE_NAME).exists():
         return BuildReport(build_folder.reuse(config, loaded, settings), True, time.monotonic() - started)
-    loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
     say(BuildProgress("listing files", 0, 1))
@@ -171,10 +170,10 @@ def _run_passes(job: Job, tasks: list[list[Unit]], say: Callable[[BuildProgress]
         try:
             return _run("tokenizing", tokenize_task, job, tasks, say)
         except EncoderDiffers:
-            write_json(job.verdict_file, {"encoder": "sentencepiece"})
+            write_json(job.verdict_file, {"differs": FAST_ENCODER})
             job.stop_file.unlink(missing_ok=True)
     job = dataclasses.replace(job, reference_only=True)
-    return _run("tokenizing with sentencepiece", tokenize_task, job, tasks, say)
+    return _run("tokenizing with the original library", tokenize_task, job, tasks, say)
 
 
 def _run(

@@ -29,13 +29,13 @@ from data_pipeline.building.copies import Copies
 from data_pipeline.building.sources import Record, Rejects, Unit, read_documents
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.shards import ShardWriter
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import FAST_ENCODER, Tokenizer
 
 SPLITS = ("train", "validation")
 WORK_NAME = ".shardline-build"
 """Folder inside data.path that only builds write to."""
 SPOT_CHECKS = 8
-"""Documents of a batch whose ids are compared with sentencepiece's."""
+"""Documents of a batch whose ids are compared with the original library's."""
 SPOT_CHARACTERS = 2048
 """How much of each of them."""
 
@@ -55,7 +55,7 @@ class Job:
     num_tasks: int
     """Tasks in the plan."""
     reference_only: bool = False
-    """Whether sentencepiece itself encodes, because a faster encoder's ids were found to differ."""
+    """Whether the original library encodes, because a faster encoder's ids were found to differ."""
     num_ranges: int = 1
     """Ranges of hashes that copies are looked for in."""
     bundle_size: int = 1
@@ -92,7 +92,7 @@ class Stopped(Exception):
 
 
 class EncoderDiffers(Exception):
-    """The fast encoder gave other ids than sentencepiece, so nothing that it encoded counts."""
+    """The fast encoder gave other ids than the original library, so nothing that it encoded counts."""
 
 
 # ---- first pass: hashes
@@ -132,25 +132,25 @@ def hand_back_task(job: Job, index: int, units: Sequence[Unit] = ()) -> dict[str
 def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Writes the shards of a task and what is in them; returns that (see `_write_shards`).
 
-    Raises EncoderDiffers when the ids of the fast encoder are not sentencepiece's; the whole build is then to be
-    encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
+    Raises EncoderDiffers when the ids of the fast encoder are not the original library's; the whole build is then to
+    be encoded by that (`Job.reference_only`), whichever task it was that noticed.
     """
     marker = job.work / f"{index:05d}.done"
     done = _read_marker(job, marker)
     if done is not None:
         return {**done, "resumed": True}
     fast_encoder = "off" if job.reference_only else job.tokenizer.fast_encoder
-    facts = _write_shards(job, index, units, _tokenizer(job.tokenizer.path, fast_encoder, job.tokenizer_fingerprint))
+    facts = _write_shards(job, index, units, _tokenizer(job.tokenizer, fast_encoder, job.tokenizer_fingerprint))
     facts["fingerprint"] = job.fingerprint
     write_json(marker, facts)
     return {**facts, "resumed": False}
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(path, fast_encoder)
+def _tokenizer(settings: TokenizerConfig, fast_encoder: str, fingerprint: str) -> Tokenizer:
+    tokenizer = Tokenizer.load(settings, fast_encoder)
     if tokenizer.fingerprint != fingerprint:
-        raise Mistake(f"tokenizer.path: {path} changed while the dataset was being built; build it again")
+        raise Mistake(f"tokenizer.path: {settings.path} changed while the dataset was being built; build it again")
     return tokenizer
 
 
@@ -240,7 +240,7 @@ def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
     try:
         if facts["fingerprint"] != job.fingerprint:
             return None
-        if job.reference_only and facts["encoder"] != "sentencepiece":
+        if job.reference_only and facts["encoder"] == FAST_ENCODER:
             return None
         sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
     except (KeyError, TypeError, AttributeError):

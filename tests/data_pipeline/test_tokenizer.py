@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.mistakes import Mistake
-from data_pipeline import tokenizer as module
 from data_pipeline.building.tokenizer_training import MAX_LINE_BYTES, MODEL_NAME, SPECIAL, split_lines
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.tokenizer import AWKWARD_STRINGS, Tokenizer, train_tokenizer
 from data_pipeline.tokenizing import fast_encoder
+from data_pipeline.tokenizing import sentence_pieces as module
 
 WORD_MARK = "\u2581"
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
