@@ -180,6 +180,11 @@ class Tokenizer(abc.ABC):
         return {name: index for name, index in ids.items() if index >= 0}
 
     @property
+    def names(self) -> list[str]:
+        """Its special pieces, as they are written."""
+        return list(self._special)
+
+    @property
     def sentinel_ids(self) -> list[int]:
         """Ids of `<extra_id_0>`, `<extra_id_1>` ..., as many as there are."""
         found = (self._special.get(f"<extra_id_{number}>", -1) for number in itertools.count())

@@ -78,7 +78,8 @@ class Vocabulary:
             pieces = ", ".join(f"[{name}]" if name in MODES else f"<{name}>" for name in missing)
             raise Mistake(
                 f"objective.name: {objective} needs {pieces}, which the tokenizer of this dataset does not have; "
-                "train one with 'shardline tokenizer train CONFIG' and build the dataset with it"
+                "train one with 'shardline tokenizer train CONFIG', or give another's the piece with tokenizer.extend: "
+                "true, and build the dataset with it"
             )
 
     def needs_sentinels(self, objective: str, count: int, why: str) -> None:
@@ -86,7 +87,8 @@ class Vocabulary:
         if count > self.num_sentinels:
             raise Mistake(
                 f"tokenizer.num_sentinels: {objective} needs {count} sentinels {why}, this dataset's tokenizer has "
-                f"{self.num_sentinels}; train a tokenizer with num_sentinels {count} and build the dataset with it, "
+                f"{self.num_sentinels}; train a tokenizer with num_sentinels {count}, or give another's that many "
+                "with tokenizer.extend: true, and build the dataset with it, "
                 "or use fewer or longer spans, or a shorter sequence_length"
             )
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from common.json_lines import parse_json
 from common.mistakes import Mistake, cut
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.tokenizer import ROLES, Tokenizer
+from data_pipeline.tokenizing.sentence_piece_json import UNLIKELY
 from data_pipeline.tokenizing.words import Edges, edges_of_bytes, edges_of_text
 
 NAME, CONFIG, SPECIAL_MAP = "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"
@@ -188,16 +189,20 @@ class HuggingFaceTokenizer(Tokenizer):
         config = {key: value for key, value in self.definition.config.items() if key not in OF_A_CLASS}
         roles = self.definition.roles | {"bos": self._names[self.bos_id], "eos": self._names[self.eos_id]}
         roles |= {role: ROLES[role] for role in ("mask", "cls", "sep") if ROLES[role] in self.added}
-        config |= {f"{role}_token": piece for role, piece in roles.items()}
-        config["tokenizer_class"] = "PreTrainedTokenizerFast"
         if added:
             config.pop("added_tokens_decoder", None)
-        is_original = not added and self.definition.file.name == NAME
-        return {NAME: read_file(self.definition.file) if is_original else _written(tree), CONFIG: _written(config)}
+        files = named_files(tree, roles, config)
+        if not added and self.definition.file.name == NAME:
+            files[NAME] = read_file(self.definition.file)
+        return files
 
 
-def _written(value: Json) -> bytes:
-    return json.dumps(value, ensure_ascii=False, indent=2).encode()
+def named_files(tree: Json, roles: Mapping[str, str], config: Json | None = None) -> dict[str, bytes]:
+    """A tokenizer.json and a tokenizer_config.json by which transformers reads it as it stands."""
+    named = {f"{role}_token": piece for role, piece in roles.items()}
+    config = {**(config or {}), **named, "tokenizer_class": "PreTrainedTokenizerFast"}
+    files = {NAME: tree, CONFIG: config}
+    return {name: json.dumps(value, ensure_ascii=False, indent=2).encode() for name, value in files.items()}
 
 
 def special_token(content: str, index: int) -> Json:
@@ -221,17 +226,13 @@ def without_special(definition: Definition) -> Json:
     else:
         pieces = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         later = sorted((index, piece) for piece, index in definition.ids.items() if index >= len(pieces))
-        model["vocab"] = pieces + [[renamed.get(piece, piece), LEAST_SCORE] for _, piece in later]
+        model["vocab"] = pieces + [[renamed.get(piece, piece), UNLIKELY] for _, piece in later]
     if model.get("unk_token") in renamed:
         model["unk_token"] = renamed[model["unk_token"]]
     if "merges" in model:
         model["merges"] = [merge for merge in model["merges"] if not renamed.keys() & _parts(merge)]
     tree["model"] = model
     return tree
-
-
-LEAST_SCORE = -1e6
-"""Of a Unigram piece that is only there for its id."""
 
 
 def _parts(merge: str | list[str]) -> set[str]:

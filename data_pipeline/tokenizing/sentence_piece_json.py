@@ -16,6 +16,9 @@ from data_pipeline.tokenizing.model_file import ModelFacts
 MARK = "\u2581"
 """What sentencepiece writes for a blank."""
 
+UNLIKELY = -1e6
+"""Score of a unigram piece that no text is to be cut into."""
+
 Json = dict[str, Any]
 
 
@@ -41,6 +44,14 @@ def for_fast_encoder(model: sentencepiece.SentencePieceProcessor, facts: ModelFa
     if facts.peculiarity and not facts.only_adds_blank:
         raise ValueError(facts.peculiarity)
     return json.dumps({**definition(model, facts), "decoder": None})
+
+
+def begins_with(piece: str, index: int) -> Json:
+    """The post-processor that puts a special piece before every text."""
+    sequence = [{"SpecialToken": {"id": piece, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    second = {"Sequence": {"id": "B", "type_id": 0}}
+    names = {piece: {"id": piece, "ids": [index], "tokens": [piece]}}
+    return {"type": "TemplateProcessing", "single": sequence, "pair": [*sequence, second], "special_tokens": names}
 
 
 def _normalizer(facts: ModelFacts) -> Json:
@@ -97,5 +108,9 @@ def _bpe(model: sentencepiece.SentencePieceProcessor, facts: ModelFacts) -> Json
 
 def _unigram(model: sentencepiece.SentencePieceProcessor, facts: ModelFacts) -> Json:
     numbers = list(range(model.get_piece_size()))
-    vocab = [list(pair) for pair in zip(model.id_to_piece(numbers), model.get_score(numbers), strict=True)]
+    # what sentencepiece finds in no text would be the likeliest of all here, with a score of 0
+    scores = [
+        UNLIKELY if model.is_control(index) or model.is_unknown(index) else model.get_score(index) for index in numbers
+    ]
+    vocab = [list(pair) for pair in zip(model.id_to_piece(numbers), scores, strict=True)]
     return {"type": "Unigram", "unk_id": model.unk_id(), "vocab": vocab, "byte_fallback": facts.byte_fallback}

@@ -6,6 +6,7 @@ itself encodes them, each text as a whole, unless the fast encoder is found to g
 
 import functools
 from collections.abc import Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from common.mistakes import Mistake, cut
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer
 from data_pipeline.tokenizing import sentence_piece_json
+from data_pipeline.tokenizing.hugging_face import named_files, special_token
 from data_pipeline.tokenizing.model_file import ModelFacts
 from data_pipeline.tokenizing.words import Edges, edges_of_bytes, edges_of_text
 
@@ -77,6 +79,22 @@ class SentencePieceTokenizer(Tokenizer):
         if self._fast is None:
             return self._references(texts)
         return [np.concatenate([self._fast.encode(piece) for piece in self._pieces(text)]) for text in texts]
+
+    def hugging_face_files(self) -> dict[str, bytes] | None:
+        """None for the kind that is trained here, which has its own converter; else a tokenizer.json made of it."""
+        if self.facts.peculiarity is None and not self.added:
+            return None
+        try:
+            tree = sentence_piece_json.definition(self._model, self.facts)
+        except ValueError as error:
+            raise Mistake(f"{self.model_path}: has no form in Hugging Face's format ({error})") from None
+        special = sorted(self._special.items(), key=itemgetter(1))
+        tree["added_tokens"] = [special_token(piece, index) for piece, index in special]
+        if self.bos_id != self.eos_id:
+            tree["post_processor"] = sentence_piece_json.begins_with(self._names[self.bos_id], self.bos_id)
+        ids = {"bos": self.bos_id, "eos": self.eos_id, "unk": self.unk_id, "pad": self.pad_id}
+        ids |= {role: self._roles[role] for role in ("mask", "cls", "sep")}
+        return named_files(tree, {role: self._names[index] for role, index in ids.items() if index >= 0})
 
     @functools.cached_property
     def _pairs(self) -> set[str]:
