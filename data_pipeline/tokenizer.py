@@ -188,7 +188,14 @@ class Tokenizer(abc.ABC):
     def sentinel_ids(self) -> list[int]:
         """Ids of `<extra_id_0>`, `<extra_id_1>` ..., as many as there are."""
         found = (self._special.get(f"<extra_id_{number}>", -1) for number in itertools.count())
-        return list(itertools.takewhile(lambda index: index >= 0, found))
+        ids = list(itertools.takewhile(lambda index: index >= 0, found))
+        step = self._sentinel_step(ids)
+        return [index for number, index in enumerate(ids) if index == ids[0] + step * number]
+
+    @staticmethod
+    def _sentinel_step(ids: Sequence[int]) -> int:
+        """From one sentinel to the next: T5's count down."""
+        return -1 if len(ids) > 1 and ids[1] < ids[0] else 1
 
     def record(self) -> dict[str, Any]:
         """What a dataset's manifest keeps of its tokenizer, by key."""
@@ -202,6 +209,7 @@ class Tokenizer(abc.ABC):
             "special_ids": self.special_ids,
             "num_sentinels": len(self.sentinel_ids),
             "first_sentinel_id": next(iter(self.sentinel_ids), None),
+            "sentinel_step": self._sentinel_step(self.sentinel_ids),
             "word_starts": packed_flags(starts),
             "word_ends": packed_flags(ends),
         }

@@ -29,6 +29,8 @@ class Vocabulary:
     """Id of `<extra_id_0>`; the others follow it."""
     num_sentinels: int = 0
     """How many there are."""
+    sentinel_step: int = 1
+    """From the id of one to that of the next: 1, or -1 in T5's vocabularies."""
     word_starts: str | None = None
     """`packed_flags` of the ids that begin a word; None in a dataset built before they were kept."""
     word_ends: str | None = None
@@ -44,6 +46,7 @@ class Vocabulary:
             special=manifest.special_ids,
             first_sentinel=manifest.first_sentinel_id or 0,
             num_sentinels=manifest.num_sentinels,
+            sentinel_step=manifest.sentinel_step,
             word_starts=manifest.word_starts,
             word_ends=manifest.word_ends,
         )
@@ -56,8 +59,12 @@ class Vocabulary:
     @cached_property
     def ordinary(self) -> np.ndarray:
         """The ids that are pieces of text, int64 [n]."""
-        sentinels = range(self.first_sentinel, self.first_sentinel + self.num_sentinels)
-        return np.setdiff1d(np.arange(self.size), [self.bos, self.eos, *self.special.values(), *sentinels])
+        special = [self.bos, self.eos, *self.special.values()]
+        return np.setdiff1d(np.arange(self.size), [*special, *self.sentinels(np.arange(self.num_sentinels))])
+
+    def sentinels(self, numbers: np.ndarray) -> np.ndarray:
+        """Ids of sentinels by number: `<extra_id_0>` is number 0."""
+        return self.first_sentinel + self.sentinel_step * numbers
 
     @cached_property
     def starts_word(self) -> np.ndarray:

@@ -74,6 +74,11 @@ class ModelFacts:
         """Whether it is set apart from those that are trained here by the blank that it adds, if by anything."""
         return dataclasses.replace(self, adds_blank=False).peculiarity is None
 
+    @property
+    def only_has_symbols(self) -> bool:
+        """Whether it is set apart from those that are trained here by its user-defined symbols, if by anything."""
+        return dataclasses.replace(self, user_defined=0).peculiarity is None
+
 
 def _bytes(value: Value) -> bytes:
     assert isinstance(value, bytes)

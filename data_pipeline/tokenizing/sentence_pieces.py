@@ -81,8 +81,8 @@ class SentencePieceTokenizer(Tokenizer):
         return [np.concatenate([self._fast.encode(piece) for piece in self._pieces(text)]) for text in texts]
 
     def hugging_face_files(self) -> dict[str, bytes] | None:
-        """None for the kind that is trained here, which has its own converter; else a tokenizer.json made of it."""
-        if self.facts.peculiarity is None and not self.added:
+        """None for the kind that is trained here, with symbols or without; else a tokenizer.json made of the model."""
+        if self.facts.only_has_symbols and not self.added:
             return None
         try:
             tree = sentence_piece_json.definition(self._model, self.facts)

@@ -69,13 +69,13 @@ def bert(texts: Iterable[str]) -> tokenizers.Tokenizer:
     return made
 
 
-def unigram(texts: Iterable[str]) -> tokenizers.Tokenizer:
+def unigram(texts: Iterable[str], size: int = 600) -> tokenizers.Tokenizer:
     """Unigram as T5's and XLM-R's files have it, special pieces in the vocabulary with a score of 0."""
     made = tokenizers.Tokenizer(models.Unigram())
     made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
     made.pre_tokenizer = pre_tokenizers.Metaspace()
     made.decoder = decoders.Metaspace()
-    trainer = trainers.UnigramTrainer(vocab_size=600, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
+    trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>")
     made.train_from_iterator(texts, trainer)
     made.add_special_tokens([f"<extra_id_{number}>" for number in reversed(range(10))])
     return made
