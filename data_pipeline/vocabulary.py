@@ -29,12 +29,12 @@ class Vocabulary:
     """Id of `<extra_id_0>`; the others follow it."""
     num_sentinels: int = 0
     """How many there are."""
-    sentinel_step: int = 1
-    """From the id of one to that of the next: 1, or -1 in T5's vocabularies."""
     word_starts: str | None = None
     """`packed_flags` of the ids that begin a word; None in a dataset built before they were kept."""
     word_ends: str | None = None
     """The same of the ids that end one, so that what follows begins another."""
+    sentinel_step: int = 1
+    """From the id of one to that of the next: 1, or -1 in T5's vocabularies."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Vocabulary":

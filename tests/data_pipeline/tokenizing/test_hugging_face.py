@@ -110,6 +110,14 @@ def test_what_objectives_need_gets_ids_after_its_own(folders):
     assert masked.added == ["[R]", "[S]", "[X]", "<extra_id_0>"]
 
 
+def test_sentinels_of_t5_count_down_and_none_are_added(folders):
+    ours = Tokenizer.load(TokenizerConfig(path=str(folders["unigram"]), extend=True, bos_token="<pad>"))
+    assert ours.sentinel_ids == list(range(609, 599, -1))
+    assert ours.added == ["<mask>", "<cls>", "<sep>", "[R]", "[S]", "[X]"]
+    assert (ours.record()["first_sentinel_id"], ours.record()["sentinel_step"]) == (609, -1)
+    assert ours.bos_id == ours.pad_id != ours.eos_id
+
+
 def test_words_begin_where_they_do_in_the_text(case):
     style, ours, _ = case
     starts, ends = ours.word_borders
