@@ -109,8 +109,14 @@ def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokeni
 
 
 def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
-    """Builds the dataset with Ray, or finds it built."""
+    """Builds the dataset with Ray, or finds it built.
+
+    Raises ValueError when the run's objective needs a special piece that the tokenizer lacks.
+    """
     from data_pipeline.building.build import BuildProgress, build_dataset
+
+    if config.objective.name != "next_token":
+        _check_pieces(config)
 
     def show(state: BuildProgress) -> None:
         detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
@@ -127,6 +133,18 @@ def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
         dropped={} if report.reused else {name: count for name, count in report.dropped.items() if count},
         reused=report.reused,
     )
+
+
+def _check_pieces(config: RunConfig) -> None:
+    """ValueError when a special piece that the objective needs is missing, as training would say after the build."""
+    from data_pipeline.manifest import Manifest
+    from data_pipeline.reading.grid import objective_for
+    from data_pipeline.tokenizer import Tokenizer
+    from data_pipeline.vocabulary import Vocabulary
+
+    record = Tokenizer.load(config.tokenizer, fast_encoder="off").record()
+    nothing_yet = Manifest(**record, config_fingerprint="", splits={})
+    objective_for(config.objective, config.model.shape, Vocabulary.of(nothing_yet))
 
 
 def convert(

@@ -5,7 +5,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from data_pipeline.config import SourceConfig
+from data_pipeline.config import ObjectiveConfig, SourceConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import AWKWARD_STRINGS, Tokenizer
 from launcher import stages, views
@@ -84,6 +84,15 @@ def test_an_imported_model_is_trained_on_with_its_own_tokenizer_and_handed_on(
     stages.convert(folder, plain, StageProgress("converting"), with_tokenizer=False)
     assert (plain / "plain-tokenizer.json").exists() and not (plain / "tokenizer.json").exists()
     assert existing(folder)[1].tokenizer == config.tokenizer
+
+
+def test_an_objective_that_needs_more_pieces_is_refused_before_a_dataset_is_built(imported, corpus_file, tmp_path):
+    config = config_of(imported, corpus_file, tmp_path / "data")
+    hides = config.model_copy(update={"objective": ObjectiveConfig(name="ul2")})
+    hides = hides.model_copy(update={"model": config.model.model_copy(update={"shape": "prefix"})})
+    with pytest.raises(ValueError, match=r"ul2 needs \[R\], \[S\], \[X\], .* with tokenizer\.extend: true"):
+        stages.build_data(hides, StageProgress("building"))
+    assert not (tmp_path / "data").exists()
 
 
 def test_rows_for_pieces_that_were_added_are_drawn_and_the_others_imported(imported, tmp_path):
