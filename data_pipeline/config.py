@@ -38,18 +38,32 @@ class SourceConfig(Section):
 
 
 class TokenizerConfig(Section):
-    """A sentencepiece BPE tokenizer with byte fallback: it keeps every character (but U+2581 comes back as a blank)."""
+    """One trained here - sentencepiece BPE with byte fallback, which keeps every character (but U+2581 comes back as a
+    blank) - or somebody else's.
+    """
 
     path: Place
-    """Folder of the tokenizer; holds `tokenizer.model` once trained."""
+    """Folder of the tokenizer: `tokenizer.model` once trained, or another's `tokenizer.json` or `*.tiktoken`."""
+    kind: Literal["auto", "sentencepiece", "hugging_face", "tiktoken"] = "auto"
+    """Which of the tokenizers in the folder; `auto` refuses to choose between several of others."""
     vocab_size: int = Field(default=32000, ge=300, le=MOST_PIECES)
     """Pieces in the vocabulary, special ones included."""
     num_sentinels: int = Field(default=256, ge=0, le=MOST_PIECES)
     """Control symbols `<extra_id_0>` ... kept for the denoising objectives; one hidden span of a document takes one."""
+    extend: bool = False
+    """Gives a tokenizer of others the special pieces it lacks (`<mask>`, `<cls>`, `<sep>`, `[R]`, `[S]`, `[X]` and
+    `num_sentinels` sentinels), as ids after its own; needed for objectives that hide tokens."""
+    bos_token: str | None = Field(default=None, min_length=1)
+    """Special piece of another's tokenizer that begins documents; empty means its own, or else its eos."""
+    eos_token: str | None = Field(default=None, min_length=1)
+    """Special piece of another's tokenizer that ends documents; empty means its own."""
+    split_pattern: str | None = Field(default=None, min_length=1)
+    """For tiktoken's ranks: name of their encoding (`gpt2`, `cl100k_base`, `llama3` ...) or a regular expression that
+    cuts text into words; empty means the encoding that the file is named after."""
     training_megabytes: float = Field(default=100.0, gt=0, le=MOST_MEGABYTES)
     """Text sampled from the sources to train on, in MB (10^6 bytes)."""
     fast_encoder: Literal["auto", "off"] = "auto"
-    """`auto` uses a faster encoder once it has given the same ids on a sample of the corpus; `off` is sentencepiece."""
+    """`auto` uses a faster encoder once it has given the same ids on a sample of the corpus; `off` is the original."""
 
 
 class DeduplicateConfig(Section):

@@ -9,6 +9,7 @@ looks at no shard: see `opening` for that.
 import json
 import math
 from pathlib import Path
+from typing import Literal
 
 import xxhash
 from pydantic import Field, ValidationError, model_validator
@@ -55,6 +56,8 @@ class Manifest(ManifestPart):
     """How many sentinels the vocabulary has."""
     first_sentinel_id: int | None = None
     """Id of the first of them; the others follow it."""
+    sentinel_step: Literal[1, -1] = 1
+    """From the id of one to that of the next."""
     word_starts: str | None = None
     """Which ids begin a word wherever they stand, as `flags.packed_flags`; empty in datasets of old."""
     word_ends: str | None = None
@@ -78,7 +81,8 @@ class Manifest(ManifestPart):
             raise Mistake(f"first_sentinel_id {self.first_sentinel_id} does not go with {self.num_sentinels} sentinels")
         if self.first_sentinel_id is not None:
             ids |= {"first_sentinel_id": self.first_sentinel_id}
-            ids |= {"the last sentinel": self.first_sentinel_id + self.num_sentinels - 1}
+            last = self.first_sentinel_id + self.sentinel_step * (self.num_sentinels - 1)
+            ids |= {"the last sentinel": last}
         for name, index in ids.items():
             if not 0 <= index < self.vocab_size:
                 raise Mistake(f"{name}: {index} is not in a vocabulary of {self.vocab_size} ids")
@@ -110,6 +114,8 @@ class Manifest(ManifestPart):
 
     def _fingerprint(self, splits: list[str]) -> str:
         facts = self.model_dump(exclude={"splits", "counts", "sources", "config_fingerprint"})
+        if self.sentinel_step == 1:
+            del facts["sentinel_step"]  # as datasets of old, which do not have it
         tables = [self.splits[split] for split in splits if split in self.splits]
         digest = xxhash.xxh3_128(json.dumps([facts, splits, [len(table) for table in tables]], sort_keys=True).encode())
         for table in tables:

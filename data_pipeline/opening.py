@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.mistakes import Mistake, shown
+from data_pipeline.config import TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest, earlier_name
 from data_pipeline.shards import ADVICE, SUFFIXES, shard_sizes
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
 
 
-def open_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Manifest:
-    """The manifest of a dataset whose files are there and whose ids are those of the tokenizer in a folder, if any is.
+def open_dataset(folder: str | Path, tokenizer: str | Path | TokenizerConfig | None = None) -> Manifest:
+    """The manifest of a dataset whose files are there and whose ids are those of a tokenizer, if that is there.
 
     Raises ValueError, one sentence, otherwise.
     """
@@ -34,15 +35,16 @@ def open_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Man
     return manifest
 
 
-def read_dataset(folder: str | Path, tokenizer: str | Path | None = None) -> Manifest:
+def read_dataset(folder: str | Path, tokenizer: str | Path | TokenizerConfig | None = None) -> Manifest:
     """The same, at a cost that does not depend on the number of files: whether they are there is not asked.
 
     Raises ValueError, one sentence, otherwise.
     """
-    from data_pipeline.tokenizer import MODEL_NAME, Tokenizer  # one rank needs it, the others need not wait for it
+    from data_pipeline.tokenizer import Tokenizer  # one rank needs it, the others need not wait for it
+    from data_pipeline.tokenizing.finding import candidates
 
     manifest = Manifest.load(folder)
-    if tokenizer is not None and (Path(tokenizer) / MODEL_NAME).is_file():
+    if tokenizer is not None and candidates(_place(tokenizer)):
         check_tokenizer(folder, manifest, Tokenizer.load(tokenizer, "off"))
     return manifest
 
@@ -54,6 +56,10 @@ def earlier_dataset(folder: str | Path, tokens: str) -> Manifest | None:
         return None
     manifest = Manifest.load(folder, name)
     return manifest if manifest.fingerprints["tokens"] == tokens else None
+
+
+def _place(tokenizer: str | Path | TokenizerConfig) -> Path:
+    return Path(tokenizer.path if isinstance(tokenizer, TokenizerConfig) else tokenizer)
 
 
 def check_files(folder: str | Path, manifest: Manifest, *, sizes: bool = False) -> None:

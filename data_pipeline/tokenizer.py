@@ -1,41 +1,40 @@
-"""Text to ids and back, by a sentencepiece BPE model with byte fallback that keeps every character of a text.
+"""Text to ids and back, by whichever tokenizer lies in a folder.
 
-    Tokenizer.load(folder) -> encode, encode_documents, decode
+    Tokenizer.load(folder or tokenizer section) -> what lies there (tokenizing/finding.py)
+        -> sentencepiece, trained here or by others   (tokenizing/sentence_pieces.py)
+        -> Hugging Face's tokenizer.json              (tokenizing/hugging_face.py)
+        -> tiktoken's ranks, as a tokenizer.json      (tokenizing/tiktoken_ranks.py)
+    -> encode, encode_documents, decode; record() for a dataset's manifest
 
-The ids are sentencepiece's. A faster encoder stands in for it where it has given the same ids on awkward strings
-and on samples of the very text (see `matches_reference`). Training is in tokenizer_training.
+The ids are those of the original library. A faster encoder stands in for it where it has given the same ids on awkward
+strings and on samples of the very text (see `matches_reference`). No text ever becomes a special id. Pieces that
+objectives need and the tokenizer lacks get ids after its own (`tokenizer.extend`).
 """
 
+import abc
 import functools
 import itertools
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import sentencepiece
 import xxhash
 
-from common.mistakes import Mistake, cut
-from data_pipeline.building.tokenizer_training import (
-    MODEL_NAME,
-    SPECIAL,
-    TokenizerReport,
-    refuse_other_tokenizers,
-    train_tokenizer,
-)
+from common.mistakes import Mistake
+from data_pipeline.building.tokenizer_training import MODEL_NAME, TokenizerReport, train_tokenizer
+from data_pipeline.config import TokenizerConfig
 from data_pipeline.flags import packed_flags
-from data_pipeline.model_file import ModelFacts
 from data_pipeline.shards import token_dtype
+from data_pipeline.tokenizing.words import Edges, is_inside_word
 
 if TYPE_CHECKING:
-    from data_pipeline.fast_encoder import FastEncoder
+    from data_pipeline.tokenizing.fast_encoder import FastEncoder
 
-__all__ = ["AWKWARD_STRINGS", "MODEL_NAME", "Tokenizer", "TokenizerReport", "train_tokenizer"]
+__all__ = ["AWKWARD_STRINGS", "FAST_ENCODER", "MODEL_NAME", "Tokenizer", "TokenizerReport", "train_tokenizer"]
 
-LONG_TEXT = 1 << 20
-"""Characters above which a text is encoded in pieces, so that memory does not grow with the longest document."""
+FAST_ENCODER = "gigatoken"
+"""What may stand in for the original library."""
 
 AWKWARD_STRINGS = (
     "",
@@ -57,93 +56,150 @@ AWKWARD_STRINGS = (
 )
 """Strings on which encoders are known to differ."""
 
-
-CHINESE = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x2FA1F))
-"""Blocks of characters that are words of their own."""
-
-
-def _is_inside_word(character: str) -> bool:
-    """Whether a character may stand inside a word, next to another."""
-    if any(first <= ord(character) <= last for first, last in CHINESE):
-        return False
-    return character.isalnum() or unicodedata.category(character)[0] == "M"
+ROLES = {"mask": "<mask>", "cls": "<cls>", "sep": "<sep>", "R": "[R]", "S": "[S]", "X": "[X]"}
+"""Special pieces by what objectives call them, and how they are written where nobody says otherwise."""
 
 
-class Tokenizer:
-    """A trained tokenizer; ids below `vocab_size`."""
+class Tokenizer(abc.ABC):
+    """Ids below `vocab_size`: the tokenizer's own, then what it was extended by."""
 
-    def __init__(self, model_path: Path, fast_encoder: str = "auto"):
+    reference: ClassVar[str]
+    """Name of the library whose ids these are."""
+
+    def __init__(
+        self,
+        model_path: Path,
+        settings: TokenizerConfig,
+        own_size: int,
+        special: Mapping[str, int],
+        roles: Mapping[str, str],
+    ):
+        """special: ids of its own special pieces by their text; roles: which of them is bos, eos, pad, unk, mask ..."""
         self.model_path = model_path
-        self._model = sentencepiece.SentencePieceProcessor()
-        try:
-            self._model.Load(str(model_path))
-        except (RuntimeError, OSError) as error:
-            raise Mistake(
-                f"{model_path}: not a sentencepiece model ({cut(str(error)) or type(error).__name__}); "
-                "delete it and run 'shardline tokenizer train CONFIG'"
-            ) from None
-        self.vocab_size: int = self._model.get_piece_size()
-        self.bos_id, self.eos_id = self._model.bos_id(), self._model.eos_id()
-        self.pad_id, self.unk_id = self._model.pad_id(), self._model.unk_id()
-        for name, index in (("<s>", self.bos_id), ("</s>", self.eos_id)):
-            if index < 0:
-                raise Mistake(
-                    f"{model_path}: has no {name} to put at the borders of documents; "
-                    "train another with 'shardline tokenizer train CONFIG'"
-                )
-        self._facts = ModelFacts.of(self._model.serialized_model_proto())
+        self.own_size = own_size
+        self._special = dict(special)
+        found = {name: self._special[piece] for name, piece in roles.items() if piece in self._special}
+        self.pad_id, self.unk_id = found.get("pad", -1), found.get("unk", -1)
+        self.bos_id, self.eos_id = self._borders(settings, found)
+        self._roles = {name: found.get(name, self._special.get(piece, -1)) for name, piece in ROLES.items()}
+        self.added = self._lacking(settings.num_sentinels) if settings.extend else []
+        self._special |= {piece: own_size + number for number, piece in enumerate(self.added)}
+        for name, piece in ROLES.items():
+            if piece in self.added:
+                self._roles[name] = self._special[piece]
+        self.vocab_size = own_size + len(self.added)
+        self._names = {index: piece for piece, index in self._special.items()}
         self._fast: FastEncoder | None = None
-        self.encoder_note = "sentencepiece encodes because fast_encoder is off"
-        if self._facts.peculiarity:
-            self.encoder_note = f"sentencepiece encodes, each text as a whole, because {self._facts.peculiarity}"
-        elif fast_encoder == "auto":
-            self._use_fast_encoder()
+        self.encoder_note = f"{self.reference} encodes because fast_encoder is off"
 
-    def refuse_peculiar(self) -> None:
-        """ValueError when the model is of another kind than those trained here, which exports have to reproduce."""
-        if self._facts.peculiarity:
-            raise Mistake(
-                f"tokenizer.path: {self.model_path} is of a kind that no export reproduces exactly "
-                f"({self._facts.peculiarity}); train another with 'shardline tokenizer train CONFIG'"
-            )
+    @staticmethod
+    def load(where: str | Path | TokenizerConfig, fast_encoder: str | None = None) -> "Tokenizer":
+        """The tokenizer of a config section, of a folder or of a file; `fast_encoder` instead of the section's own.
 
-    @classmethod
-    def load(cls, path: str | Path, fast_encoder: str = "auto") -> "Tokenizer":
-        """Loads the tokenizer of a folder (TokenizerConfig.path) or a .model file.
-
-        Raises ValueError when there is none or it is not a sentencepiece model.
+        Raises ValueError when there is none, more than one, or it cannot be read.
         """
-        path = Path(path)
-        model = path / MODEL_NAME if path.is_dir() else path
-        if not model.is_file():
-            refuse_other_tokenizers(path)
-            raise Mistake(f"tokenizer.path: {path} holds no {MODEL_NAME}; run 'shardline tokenizer train CONFIG' first")
-        return cls(model, fast_encoder)
+        from data_pipeline.tokenizing.finding import open_tokenizer  # knows the kinds, which build on this module
+
+        settings = where if isinstance(where, TokenizerConfig) else TokenizerConfig(path=str(where))
+        loaded = open_tokenizer(settings)
+        if (fast_encoder or settings.fast_encoder) == "auto":
+            loaded._use_fast_encoder()
+        return loaded
+
+    def _borders(self, settings: TokenizerConfig, found: dict[str, int]) -> tuple[int, int]:
+        """Ids that begin and end documents: those of the config, else its own; where it has one, that does both."""
+        for key, role in (("bos_token", "bos"), ("eos_token", "eos")):
+            piece = getattr(settings, key)
+            if piece is not None and piece not in self._special:
+                some = ", ".join(itertools.islice(self._special, 8)) or "none"
+                raise Mistake(f"tokenizer.{key}: {piece!r} is no special piece of {self.model_path}; it has {some}")
+            if piece is not None:
+                found[role] = self._special[piece]
+        eos = found.get("eos", found.get("bos", -1))
+        if eos < 0:
+            raise Mistake(
+                f"{self.model_path}: has no </s> to put at the borders of documents; name a special piece of it as "
+                "tokenizer.eos_token, or train another with 'shardline tokenizer train CONFIG'"
+            )
+        return found.get("bos", eos), eos
+
+    def _lacking(self, num_sentinels: int) -> list[str]:
+        """Special pieces it does not have."""
+        pieces = [piece for name, piece in ROLES.items() if self._roles[name] < 0]
+        return pieces if self.sentinel_ids else pieces + [f"<extra_id_{number}>" for number in range(num_sentinels)]
+
+    # ---- what each kind knows
+
+    @abc.abstractmethod
+    def _reference(self, text: str) -> np.ndarray:
+        """Ids that the original library gives a text, none of them special but for what it has no piece for."""
+
+    @abc.abstractmethod
+    def _text(self, ids: list[int]) -> str:
+        """Text of ids of which none is special."""
+
+    @abc.abstractmethod
+    def _edges(self, index: int) -> Edges:
+        """First and last character of an own piece that is not special."""
+
+    @abc.abstractmethod
+    def _bytes(self, index: int) -> bytes:
+        """Text of an own piece that is not special, as UTF-8."""
+
+    @abc.abstractmethod
+    def _content(self) -> Iterator[bytes]:
+        """All that decides the ids of its own, for the fingerprint."""
+
+    @abc.abstractmethod
+    def _definition(self) -> str:
+        """A tokenizer.json for the fast encoder in which no special piece matches text; ValueError if there is none."""
+
+    def _references(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [self._reference(text) for text in texts]
+
+    def _must_be_reference(self, text: str) -> bool:
+        """Whether a text holds what only the original library knows how to cut."""
+        return False
+
+    def hugging_face_files(self) -> dict[str, bytes] | None:
+        """Files by which transformers gives the same ids, None where a converter has to make them of `model_path`."""
+        return None
+
+    # ---- what a dataset records
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Hash of pieces, scores and types, xxh3_128 hex: of what decides the ids, not of the file."""
+        """Hash of what decides the ids, xxh3_128 hex; not of the file."""
         digest = xxhash.xxh3_128()
-        for index in range(self.vocab_size):
-            digest.update(
-                f"{self._model.id_to_piece(index)}\0{self._model.get_score(index)!r}\0{self._kind(index)}\0".encode()
-            )
-        if self._facts.peculiarity:
-            digest.update(repr(self._facts).encode())
+        for part in self._content():
+            digest.update(part)
+        for piece in self.added:
+            digest.update(f"{piece}\0added\0".encode())
         return digest.hexdigest()
 
     @functools.cached_property
     def special_ids(self) -> dict[str, int]:
         """Ids of the special pieces there are: pad, unk, mask, cls, sep, R, S and X."""
-        names = {"pad": self.pad_id, "unk": self.unk_id}
-        names |= {name.strip("<>[]"): self._control_id(name) for name in SPECIAL}
-        return {name: index for name, index in names.items() if index >= 0}
+        ids = {"pad": self.pad_id, "unk": self.unk_id, **self._roles}
+        return {name: index for name, index in ids.items() if index >= 0}
 
-    @functools.cached_property
+    @property
+    def names(self) -> list[str]:
+        """Its special pieces, as they are written."""
+        return list(self._special)
+
+    @property
     def sentinel_ids(self) -> list[int]:
         """Ids of `<extra_id_0>`, `<extra_id_1>` ..., as many as there are."""
-        found = (self._control_id(f"<extra_id_{number}>") for number in range(self.vocab_size))
-        return list(itertools.takewhile(lambda index: index >= 0, found))
+        found = (self._special.get(f"<extra_id_{number}>", -1) for number in itertools.count())
+        ids = list(itertools.takewhile(lambda index: index >= 0, found))
+        step = self._sentinel_step(ids)
+        return [index for number, index in enumerate(ids) if index == ids[0] + step * number]
+
+    @staticmethod
+    def _sentinel_step(ids: Sequence[int]) -> int:
+        """From one sentinel to the next: T5's count down."""
+        return -1 if len(ids) > 1 and ids[1] < ids[0] else 1
 
     def record(self) -> dict[str, Any]:
         """What a dataset's manifest keeps of its tokenizer, by key."""
@@ -157,6 +213,7 @@ class Tokenizer:
             "special_ids": self.special_ids,
             "num_sentinels": len(self.sentinel_ids),
             "first_sentinel_id": next(iter(self.sentinel_ids), None),
+            "sentinel_step": self._sentinel_step(self.sentinel_ids),
             "word_starts": packed_flags(starts),
             "word_ends": packed_flags(ends),
         }
@@ -168,61 +225,37 @@ class Tokenizer:
         Words are runs of letters and digits, as in BERT's basic tokenizer: every mark and every Chinese character is
         one of its own. A byte that begins a character outside ASCII begins a word too.
         """
-        edges = [self._edges(index) for index in range(self.vocab_size)]
-        inner = np.array([[_is_inside_word(first), _is_inside_word(last)] for first, last in edges]).reshape(-1, 2)
+        edges = [(" ", " ") if index in self._names else self._edges(index) for index in range(self.vocab_size)]
+        inner = np.array([[is_inside_word(first), is_inside_word(last)] for first, last in edges]).reshape(-1, 2)
         return ~inner[:, 0], ~inner[:, 1]
 
     @functools.cached_property
     def text_bytes(self) -> np.ndarray:
         """UTF-8 bytes of the text that each id stands for, int64 [V]: none for special ones."""
-        return np.array([self._text_bytes(index) for index in range(self.vocab_size)], np.int64)
+        sizes = (0 if index in self._names else len(self._bytes(index)) for index in range(self.vocab_size))
+        return np.fromiter(sizes, np.int64, self.vocab_size)
 
-    def _text_bytes(self, index: int) -> int:
-        if self._model.is_byte(index):
-            return 1
-        if self._model.is_control(index) or self._model.is_unknown(index):
-            return 0
-        return len(self._model.id_to_piece(index).replace("\u2581", " ").encode())
-
-    def _edges(self, index: int) -> tuple[str, str]:
-        """First and last character of a piece, as letters where they are parts of one; blanks for special pieces."""
-        if self._model.is_byte(index):
-            byte = int(self._model.id_to_piece(index)[3:5], 16)
-            return ("a" if 128 <= byte < 192 else " ", "a") if byte >= 128 else (chr(byte), chr(byte))
-        if self._model.is_control(index) or self._model.is_unknown(index):
-            return " ", " "
-        piece = self._model.id_to_piece(index)
-        return piece[:1], piece[-1:]
-
-    def _control_id(self, piece: str) -> int:
-        index: int = self._model.piece_to_id(piece)
-        return index if self._model.is_control(index) else -1
+    # ---- encoding and decoding
 
     @property
     def encoder(self) -> str:
         """Name of the encoder in use."""
-        return "gigatoken" if self._fast else "sentencepiece"
+        return FAST_ENCODER if self._fast else self.reference
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, int32 [T]; no special one among them, whatever the text says."""
-        parts = [self._encode(piece) for piece in self._pieces(text)]
-        return np.concatenate(parts, dtype=np.int32, casting="unsafe") if parts else np.zeros(0, np.int32)
+        return self._encode_all([text])[0].astype(np.int32)
 
     def encode_documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Tokens of many documents, int32 [sum of lengths], and their lengths, int64 [N]; bos and eos are in both."""
         bos, eos = np.array([self.bos_id], np.uint32), np.array([self.eos_id], np.uint32)
-        parts: list[np.ndarray] = []
-        lengths = np.empty(len(texts), np.int64)
-        for index, text in enumerate(texts):
-            first = len(parts)
-            parts.append(bos)
-            parts += [self._encode(piece) for piece in self._pieces(text)]
-            parts.append(eos)
-            lengths[index] = sum(map(len, parts[first:]))
+        encoded = self._encode_all(texts)
+        lengths = np.array([len(ids) + 2 for ids in encoded], np.int64)
         if self._fast:
             self._fast.bound_memory()
-        if not parts:
+        if not encoded:
             return np.zeros(0, np.int32), lengths
+        parts = [part for ids in encoded for part in (bos, ids, eos)]
         return np.concatenate(parts, dtype=np.int32, casting="unsafe"), lengths
 
     def decode(self, ids: Sequence[int] | np.ndarray, show_special: bool = False) -> str:
@@ -232,68 +265,38 @@ class Tokenizer:
         if wrong is not None:
             raise Mistake(f"token id {wrong} is not in the vocabulary of {self.vocab_size} of {self.model_path}")
         text: list[str] = []
-        run: list[int] = []
-        for index in numbers:
-            if self._model.is_control(index) or self._model.is_unknown(index):
-                text.append(self._model.decode(run))
-                run = []
-                if show_special:
-                    text.append(self._model.id_to_piece(index))
-            else:
-                run.append(index)
-        return "".join([*text, self._model.decode(run)])
+        for name, run in itertools.groupby(numbers, self._names.get):
+            if name is None:
+                text.append(self._text(list(run)))
+            elif show_special:
+                text += [name for _ in run]
+        return "".join(text)
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        if self._fast is None:
+            return self._references(texts)
+        return [self._reference(t) if self._must_be_reference(t) else self._fast.encode(t) for t in texts]
 
     def matches_reference(self, texts: Sequence[str]) -> bool:
-        """Whether the encoder in use gives sentencepiece's ids on these texts."""
-        return self._fast is None or all(
-            np.array_equal(self.encode(text), self._model.EncodeAsNumpy(text)) for text in texts
-        )
+        """Whether the encoder in use gives the original library's ids on these texts."""
+        return self._fast is None or all(np.array_equal(self.encode(text), self._reference(text)) for text in texts)
 
     def use_reference(self, reason: str) -> None:
-        """Goes on with sentencepiece itself, for the reason given."""
+        """Goes on with the original library, for the reason given."""
         self._fast = None
         self.encoder_note = reason
 
     def _use_fast_encoder(self) -> None:
         try:
-            from data_pipeline.fast_encoder import FastEncoder
+            from data_pipeline.tokenizing.fast_encoder import FastEncoder
         except ModuleNotFoundError as error:
-            self.use_reference(f"sentencepiece encodes because {error.name} is not installed; pip install '.[fast]'")
+            self.use_reference(f"{self.reference} encodes because {error.name} is not installed; pip install '.[fast]'")
             return
-        self._fast = FastEncoder(self._model)
-        self.encoder_note = f"gigatoken encodes, equal to sentencepiece on {len(AWKWARD_STRINGS)} awkward strings"
+        try:
+            self._fast = FastEncoder(self._definition())
+        except ValueError as error:
+            self.use_reference(f"{self.reference} encodes, each text as a whole, because {error}")
+            return
+        self.encoder_note = f"gigatoken encodes, equal to {self.reference} on {len(AWKWARD_STRINGS)} awkward strings"
         if not self.matches_reference(AWKWARD_STRINGS):
-            self.use_reference("sentencepiece encodes because gigatoken's ids differ on awkward strings")
-
-    def _encode(self, text: str) -> np.ndarray:
-        return self._fast.encode(text) if self._fast else self._model.EncodeAsNumpy(text)
-
-    def _kind(self, index: int) -> str:
-        model = self._model
-        kinds = {"control": model.is_control, "byte": model.is_byte, "unk": model.is_unknown, "unused": model.is_unused}
-        return next((name for name, test in kinds.items() if test(index)), "normal")
-
-    @functools.cached_property
-    def _pairs(self) -> set[str]:
-        """Every pair of neighbouring characters inside any piece."""
-        pieces = (self._model.id_to_piece(index) for index in range(self.vocab_size))
-        return {piece[at : at + 2] for piece in pieces for at in range(len(piece) - 1)}
-
-    def _pieces(self, text: str) -> Iterator[str]:
-        """Cuts a long text where no piece of the vocabulary can lie across, so that the ids stay the same.
-
-        A merge makes a piece of the vocabulary, hence none ever joins two characters that no piece has side by side.
-        """
-        start = 0
-        while len(text) - start > LONG_TEXT and not self._facts.peculiarity:
-            cut = self._next_cut(text, start + LONG_TEXT)
-            yield text[start:cut]
-            start = cut
-        if start < len(text):
-            yield text[start:] if start else text
-
-    def _next_cut(self, text: str, position: int) -> int:
-        for at in range(position, len(text)):
-            if text[at - 1 : at + 1].replace(" ", "\u2581") not in self._pairs:
-                return at
-        return len(text)
+            self.use_reference(f"{self.reference} encodes because gigatoken's ids differ on awkward strings")

@@ -33,6 +33,8 @@ class Vocabulary:
     """`packed_flags` of the ids that begin a word; None in a dataset built before they were kept."""
     word_ends: str | None = None
     """The same of the ids that end one, so that what follows begins another."""
+    sentinel_step: int = 1
+    """From the id of one to that of the next: 1, or -1 in T5's vocabularies."""
 
     @classmethod
     def of(cls, manifest: Manifest) -> "Vocabulary":
@@ -44,6 +46,7 @@ class Vocabulary:
             special=manifest.special_ids,
             first_sentinel=manifest.first_sentinel_id or 0,
             num_sentinels=manifest.num_sentinels,
+            sentinel_step=manifest.sentinel_step,
             word_starts=manifest.word_starts,
             word_ends=manifest.word_ends,
         )
@@ -56,8 +59,12 @@ class Vocabulary:
     @cached_property
     def ordinary(self) -> np.ndarray:
         """The ids that are pieces of text, int64 [n]."""
-        sentinels = range(self.first_sentinel, self.first_sentinel + self.num_sentinels)
-        return np.setdiff1d(np.arange(self.size), [self.bos, self.eos, *self.special.values(), *sentinels])
+        special = [self.bos, self.eos, *self.special.values()]
+        return np.setdiff1d(np.arange(self.size), [*special, *self.sentinels(np.arange(self.num_sentinels))])
+
+    def sentinels(self, numbers: np.ndarray) -> np.ndarray:
+        """Ids of sentinels by number: `<extra_id_0>` is number 0."""
+        return self.first_sentinel + self.sentinel_step * numbers
 
     @cached_property
     def starts_word(self) -> np.ndarray:
@@ -78,7 +85,8 @@ class Vocabulary:
             pieces = ", ".join(f"[{name}]" if name in MODES else f"<{name}>" for name in missing)
             raise Mistake(
                 f"objective.name: {objective} needs {pieces}, which the tokenizer of this dataset does not have; "
-                "train one with 'shardline tokenizer train CONFIG' and build the dataset with it"
+                "train one with 'shardline tokenizer train CONFIG', or give another's the piece with tokenizer.extend: "
+                "true, and build the dataset with it"
             )
 
     def needs_sentinels(self, objective: str, count: int, why: str) -> None:
@@ -86,7 +94,8 @@ class Vocabulary:
         if count > self.num_sentinels:
             raise Mistake(
                 f"tokenizer.num_sentinels: {objective} needs {count} sentinels {why}, this dataset's tokenizer has "
-                f"{self.num_sentinels}; train a tokenizer with num_sentinels {count} and build the dataset with it, "
+                f"{self.num_sentinels}; train a tokenizer with num_sentinels {count}, or give another's that many "
+                "with tokenizer.extend: true, and build the dataset with it, "
                 "or use fewer or longer spans, or a shorter sequence_length"
             )
 

@@ -15,6 +15,7 @@ from common.json_lines import NUMBER, Form, read_lines
 from common.mistakes import Mistake, cut
 from data_pipeline.building.folder import DROPPED_NAME
 from data_pipeline.building.near.report import FILE_NAME as NEAR_COPIES_NAME
+from data_pipeline.config import TokenizerConfig
 from data_pipeline.filters import language
 from data_pipeline.manifest import Manifest
 from data_pipeline.opening import check_files, check_tokenizer
@@ -37,7 +38,7 @@ def write_data_report(folder: Path, tokenizer: Path | None, config: RunConfig | 
     """
     manifest = Manifest.load(folder)
     check_files(folder, manifest, sizes=True)
-    loaded = _tokenizer_of(folder, manifest, tokenizer or (Path(config.tokenizer.path) if config else None))
+    loaded = _tokenizer_of(folder, manifest, tokenizer or (config.tokenizer if config else None))
     found = survey(folder, manifest, loaded.decode if loaded else None, _detector())
     page = _template().render(
         name=folder.name or str(folder),
@@ -61,10 +62,10 @@ def _template() -> jinja2.Template:
     return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
-def _tokenizer_of(folder: Path, manifest: Manifest, path: Path | None) -> Tokenizer | None:
-    if path is None:
+def _tokenizer_of(folder: Path, manifest: Manifest, where: Path | TokenizerConfig | None) -> Tokenizer | None:
+    if where is None:
         return None
-    loaded = Tokenizer.load(path, fast_encoder="off")
+    loaded = Tokenizer.load(where, "off")
     check_tokenizer(folder, manifest, loaded)
     return loaded
 

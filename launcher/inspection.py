@@ -30,7 +30,7 @@ def look(
     from data_pipeline.tokenizer import Tokenizer
 
     run = load_config(config) if config else None
-    found = tokenizer or (Path(run.tokenizer.path) if run else None)
+    found = tokenizer or (run.tokenizer if run else None)
     loaded = Tokenizer.load(found, fast_encoder="off") if found else None
     how: dict[str, Any] = {"sequence_length": sequence_length}
     if run:
@@ -49,7 +49,7 @@ def _mix(run: RunConfig) -> tuple[list[SourceFacts], MixFacts]:
     from data_pipeline.reading.corpus import Corpus, Mixing, Pace
     from data_pipeline.reading.mix_report import mix_facts
 
-    corpus, training = Corpus.read(run.data, run.tokenizer.path, open_dataset), run.training
+    corpus, training = Corpus.read(run.data, run.tokenizer, open_dataset), run.training
     assert corpus.mix is not None
     reading = Reading(
         corpus.folder,

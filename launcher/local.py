@@ -46,7 +46,7 @@ def train_locally(config: RunConfig, *, fresh: bool = False) -> TrainingResult:
     """
     check_batch(config)
     # the ranks would say what is wrong with it too, but a quarter of a minute later
-    corpus = Corpus.read(config.data, config.tokenizer.path, open_dataset)
+    corpus = Corpus.read(config.data, config.tokenizer, open_dataset)
     with naming(config.run_dir), sole_launch(config.run_dir):
         return _launch(config, corpus.has_held_out, fresh)
 

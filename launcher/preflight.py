@@ -142,7 +142,7 @@ def _path_faults(config: RunConfig, job: Job, profile: ClusterProfile) -> Iterat
 
 def _data_faults(config: RunConfig, world_size: int) -> Iterator[str]:
     try:
-        Corpus.read(config.data, config.tokenizer.path, open_dataset)
+        Corpus.read(config.data, config.tokenizer, open_dataset)
     except ValueError as error:
         yield f"{error}, or let --stage data build it on the cluster"
         return

@@ -16,6 +16,7 @@ from training.config import RunConfig
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
     from model.exchange.convert import ExportSpec
+    from model.exchange.parity import HandedOn
 
 NUM_SAMPLE_TEXTS, SAMPLE_TOKENS = 50, 512
 EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True}
@@ -110,8 +111,14 @@ def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokeni
 
 
 def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
-    """Builds the dataset with Ray, or finds it built."""
+    """Builds the dataset with Ray, or finds it built.
+
+    Raises ValueError when the run's objective needs a special piece that the tokenizer lacks.
+    """
     from data_pipeline.building.build import BuildProgress, build_dataset
+
+    if config.objective.name != "next_token":
+        _check_pieces(config)
 
     def show(state: BuildProgress) -> None:
         detail = f"{number(state.documents)} documents  {number(state.tokens)} tokens"
@@ -131,6 +138,18 @@ def build_data(config: RunConfig, progress: StageProgress) -> BuiltData:
     )
 
 
+def _check_pieces(config: RunConfig) -> None:
+    """ValueError when a special piece that the objective needs is missing, as training would say after the build."""
+    from data_pipeline.manifest import Manifest
+    from data_pipeline.reading.grid import objective_for
+    from data_pipeline.tokenizer import Tokenizer
+    from data_pipeline.vocabulary import Vocabulary
+
+    record = Tokenizer.load(config.tokenizer, fast_encoder="off").record()
+    nothing_yet = Manifest(**record, config_fingerprint="", splits={})
+    objective_for(config.objective, config.model.shape, Vocabulary.of(nothing_yet))
+
+
 def convert(
     run_dir: Path,
     out: Path,
@@ -147,7 +166,7 @@ def convert(
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
     from common.files import checksum
-    from model.exchange.convert import PLAIN_TOKENIZER, export_hf, exported_from
+    from model.exchange.convert import export_hf, exported_from, plain_name
     from training.state.folder import reading
     from training.state.loading import stream_weights
     from training.state.sums import CHECKSUMS
@@ -155,10 +174,10 @@ def convert(
     _, config = existing(run_dir)
     asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
     chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
-    plain = None if with_tokenizer else PLAIN_TOKENIZER
     with reading(run_dir):
         newest = newest_checkpoint(run_dir)
         tokenizer = tokenizer_of(config, newest.folder)
+        plain = None if with_tokenizer else plain_name(tokenizer.model_path)
         source, data = checksum(newest.folder / CHECKSUMS) + chosen, Path(config.data.path)
         if exported_from(out) == source:
             return Converted(out, newest, 0, data, True, plain)
@@ -191,7 +210,7 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     remedy = "put it back, or say in the run's config.yaml where it is now"
     if not Path(config.tokenizer.path).exists():
         raise Mistake(f"tokenizer.path: {config.tokenizer.path}, which {folder} was trained with, is gone; {remedy}")
-    tokenizer = Tokenizer.load(config.tokenizer.path, fast_encoder="off")
+    tokenizer = Tokenizer.load(config.tokenizer, fast_encoder="off")
     if tokenizer.fingerprint != read_saved(folder).identity.tokenizer:
         raise Mistake(
             f"tokenizer.path: {config.tokenizer.path} is not the tokenizer {folder} was trained with; {remedy}"
@@ -224,6 +243,7 @@ def _export_spec(
         pad_id=tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id,
         tokenizer=TokenizerSpec(
             tokenizer.model_path,
+            _handed_on(tokenizer),
             ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
             reads_specials=hides if reads_specials is None else reads_specials,
             sample_texts=texts,
@@ -232,16 +252,25 @@ def _export_spec(
     )
 
 
+def _handed_on(tokenizer: "Tokenizer") -> "HandedOn | None":
+    """What to write of a tokenizer of others; None for one that is converted."""
+    from model.exchange.parity import HandedOn
+
+    files = tokenizer.hugging_face_files()
+    return None if files is None else HandedOn(files, lambda text: tokenizer.encode(text).tolist(), tokenizer.names)
+
+
 def import_weights(folder: Path, out: Path, progress: StageProgress) -> ImportedWeights:
     """Writes the weights of a Hugging Face folder by our names, checked against transformers, for a run to start from.
 
     Raises ValueError when the model has no place in ours.
     """
+    from data_pipeline.tokenizing.finding import files_to_take_along
     from model.exchange.importing import MODEL_FILE, import_hf
 
     progress.note(f"importing {folder} and comparing it with transformers")
     with naming(out):
-        found = import_hf(folder, out)
+        found = import_hf(folder, out, tokenizer_files=files_to_take_along(folder))
     tokenizer = examine_tokenizer(folder, out / "tokenizer", found.vocab_size)
     return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer)
 
@@ -251,8 +280,7 @@ def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTo
     from data_pipeline.tokenizer import Tokenizer
 
     if not folder.is_dir():
-        found = "a tokenizer.json only" if (source / "tokenizer.json").is_file() else "none"
-        return ImportedTokenizer(folder, f"{source} has {found}, and sentencepiece models are what is read")
+        return ImportedTokenizer(folder, f"{source} has none in a form that is read (tokenizer.json, tokenizer.model)")
     try:
         tokenizer = Tokenizer.load(folder, fast_encoder="off")
     except Mistake as error:

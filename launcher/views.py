@@ -99,5 +99,8 @@ def imported_tokenizer(found: ImportedTokenizer) -> str:
         return f"its tokenizer cannot be used by data build: {found.obstacle}"
     lacks = "it has the special tokens of every objective"
     if found.lacks:
-        lacks = f"it has no {', '.join(found.lacks)}, so next_token and prefix_lm are the objectives for it"
+        lacks = (
+            f"it has no {', '.join(found.lacks)}, which tokenizer.extend: true gives it for other objectives than "
+            "next_token and prefix_lm"
+        )
     return f"its tokenizer: tokenizer.path: {found.folder}, for data build; {lacks}"

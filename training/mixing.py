@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Callable
 
 from common.mistakes import Mistake
+from data_pipeline.config import TokenizerConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.opening import read_dataset
 from data_pipeline.reading.corpus import Corpus, Mixing, Pace, names_of, whole
@@ -17,9 +18,9 @@ from training.config import RunConfig
 from training.state.identity import RunState
 
 
-def read(config: RunConfig, reader: Callable[[str, str], Manifest] = read_dataset) -> Corpus:
+def read(config: RunConfig, reader: Callable[[str, TokenizerConfig], Manifest] = read_dataset) -> Corpus:
     """The datasets of a run. ValueError when one is not there, or lacks sources that the config names."""
-    corpus = Corpus.read(config.data, config.tokenizer.path, reader)
+    corpus = Corpus.read(config.data, config.tokenizer, reader)
     for objective in (config.objective, *config.evaluation.objectives):
         check_sources(objective, names_of(corpus.drawn))
     return corpus

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,20 +132,24 @@ def context_ranks(world: World) -> ContextRanks | None:
 
 def _first_weights(model: Transformer, initial_weights: str | None) -> Fill:
     """Where the weights of a new run come from, by the model's own names."""
+    drawn = first_values(model)
     if not initial_weights:
-        drawn = first_values(model)
         return fill_from(lambda name, start, stop: drawn[name].blocks(start, stop))
     files = _initial_files(model, Path(initial_weights))
 
     def read(name: str, start: int, stop: int) -> Iterator[tuple[int, torch.Tensor]]:
-        for begin in range(start, stop, BLOCK):
-            yield begin, files.read_part(name, begin, min(begin + BLOCK, stop))
+        # rows of the embedding for pieces that the imported model did not have are drawn
+        known = min(math.prod(files.places[name].shape), stop)
+        for begin in range(start, known, BLOCK):
+            yield begin, files.read_part(name, begin, min(begin + BLOCK, known))
+        if stop > known:
+            yield from drawn[name].blocks(max(start, known), stop)
 
     return fill_from(read)
 
 
 def _initial_files(model: Transformer, folder: Path) -> TensorReader:
-    """Imported weights of this very model. ValueError when they are another model's."""
+    """Imported weights of this very model, or of one with fewer rows of embedding. ValueError when of another."""
     found, vocab_size = imported_config(folder)
     theirs, ours = _spelled_out(found), _spelled_out(model.config)
     differing = [key for key in ours if ours[key] != theirs[key]]
@@ -154,10 +159,10 @@ def _initial_files(model: Transformer, folder: Path) -> TensorReader:
             f"training.initial_weights: model.{key} is {ours[key]} here and {theirs[key]} in {folder}; "
             f"copy the model section of {folder / MODEL_FILE}"
         )
-    if vocab_size != model.vocab_size:
+    if vocab_size > model.vocab_size:
         raise Mistake(
             f"training.initial_weights: {folder} has {vocab_size} rows of embedding and this run {model.vocab_size}; "
-            "use the tokenizer it was imported with, and its model.vocab_size"
+            f"use the tokenizer it was imported with, and set model.vocab_size to {vocab_size} or more"
         )
     return TensorReader(folder)
 

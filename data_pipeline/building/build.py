@@ -37,7 +37,7 @@ from data_pipeline.building.tasks import EncoderDiffers, Job, Stopped, tokenize_
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.filters.chain import make_steps, save_tables, with_absolute_files
 from data_pipeline.manifest import FILE_NAME, Manifest
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import FAST_ENCODER, Tokenizer
 
 STARTS = 4
 """How often Ray is started on a machine so busy that it gives itself up: it waits half a minute for its own parts."""
@@ -100,7 +100,7 @@ def build_dataset(
     """
     started = time.monotonic()
     say = progress or (lambda state: None)
-    loaded = Tokenizer.load(tokenizer.path, "off")
+    loaded = Tokenizer.load(tokenizer, "off")
     settings = build_folder.decisive_settings(config, loaded)
     folder = Path(config.path).absolute()
     config = _with_path(config, folder).model_copy(update={"filters": with_absolute_files(config.filters)})
@@ -109,7 +109,6 @@ def build_dataset(
     if base is None and (folder / FILE_NAME).exists():
         manifest = build_folder.reuse(config, loaded, settings)
         return BuildReport(manifest, True, time.monotonic() - started, warnings=alarms(config, manifest.sources))
-    loaded.refuse_peculiar()
     if not config.sources:
         raise Mistake(f"data.sources: is empty and {folder} holds no dataset; name the files to build it from")
     make_steps(config.filters)  # what is wrong with them is to be said before anything is read or written
@@ -175,10 +174,10 @@ def _run_passes(
         try:
             return run("tokenizing", tokenize_task, job, tasks)
         except EncoderDiffers:
-            write_json(job.verdict_file, {"encoder": "sentencepiece"})
+            write_json(job.verdict_file, {"differs": FAST_ENCODER})
             job.stop_file.unlink(missing_ok=True)
     job = dataclasses.replace(job, reference_only=True)
-    return run("tokenizing with sentencepiece", tokenize_task, job, tasks)
+    return run("tokenizing with the original library", tokenize_task, job, tasks)
 
 
 def _run(

@@ -36,13 +36,13 @@ from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.filters.chain import Step, make_steps
 from data_pipeline.filters.settings import FilterList
 from data_pipeline.shards import ShardWriter
-from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizer import FAST_ENCODER, Tokenizer
 
 SPLITS = ("train", "validation")
 WORK_NAME = ".shardline-build"
 """Folder inside data.path that only builds write to."""
 SPOT_CHECKS = 8
-"""Documents of a batch whose ids are compared with sentencepiece's."""
+"""Documents of a batch whose ids are compared with the original library's."""
 SPOT_CHARACTERS = 2048
 """How much of each of them."""
 
@@ -62,7 +62,7 @@ class Job:
     num_tasks: int
     """Tasks in the plan."""
     reference_only: bool = False
-    """Whether sentencepiece itself encodes, because a faster encoder's ids were found to differ."""
+    """Whether the original library encodes, because a faster encoder's ids were found to differ."""
     first_task: int = 0
     """Number of the first task; those before it made the dataset that this build adds to."""
     known_keys: tuple[str, ...] = ()
@@ -121,7 +121,7 @@ class Stopped(Exception):
 
 
 class EncoderDiffers(Exception):
-    """The fast encoder gave other ids than sentencepiece, so nothing that it encoded counts."""
+    """The fast encoder gave other ids than the original library, so nothing that it encoded counts."""
 
 
 # ---- passes that look for copies
@@ -162,8 +162,8 @@ def find_task(job: Job, index: int, units: Sequence[Unit], copies: Copies) -> di
 def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]:
     """Writes the shards of a task and what is in them; returns that (see `_write_shards`).
 
-    Raises EncoderDiffers when the ids of the fast encoder are not sentencepiece's; the whole build is then to be
-    encoded by sentencepiece (`Job.reference_only`), whichever task it was that noticed.
+    Raises EncoderDiffers when the ids of the fast encoder are not the original library's; the whole build is then to
+    be encoded by that (`Job.reference_only`), whichever task it was that noticed.
     """
     index += job.first_task
     marker = job.marker(index)
@@ -171,7 +171,7 @@ def tokenize_task(job: Job, index: int, units: Sequence[Unit]) -> dict[str, Any]
     if done is not None:
         return {**_without_samples(done), "resumed": True}
     fast_encoder = "off" if job.reference_only else job.tokenizer.fast_encoder
-    facts = _write_shards(job, index, units, _tokenizer(job.tokenizer.path, fast_encoder, job.tokenizer_fingerprint))
+    facts = _write_shards(job, index, units, _tokenizer(job.tokenizer, fast_encoder, job.tokenizer_fingerprint))
     facts["fingerprint"] = job.fingerprint
     write_json(marker, facts)
     return {**_without_samples(facts), "resumed": False}
@@ -195,10 +195,10 @@ def dropped_samples(job: Job, results: Sequence[dict[str, Any]]) -> Iterator[dic
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: str, fast_encoder: str, fingerprint: str) -> Tokenizer:
-    tokenizer = Tokenizer.load(path, fast_encoder)
+def _tokenizer(settings: TokenizerConfig, fast_encoder: str, fingerprint: str) -> Tokenizer:
+    tokenizer = Tokenizer.load(settings, fast_encoder)
     if tokenizer.fingerprint != fingerprint:
-        raise Mistake(f"tokenizer.path: {path} changed while the dataset was being built; build it again")
+        raise Mistake(f"tokenizer.path: {settings.path} changed while the dataset was being built; build it again")
     return tokenizer
 
 
@@ -314,7 +314,7 @@ def _documents(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[
 
 
 def _token_batches(job: Job, units: Sequence[Unit], rejects: Rejects, read: Counter[int]) -> Iterator[TokenBatch]:
-    tokenizer = _tokenizer(job.tokenizer.path, "off", job.tokenizer_fingerprint)
+    tokenizer = _tokenizer(job.tokenizer, "off", job.tokenizer_fingerprint)
     known = KnownIds(tokenizer.bos_id, tokenizer.eos_id, tokenizer.text_bytes)
     for unit in units:
         for batch in read_megatron(unit, known, rejects):
@@ -340,7 +340,7 @@ def _read_marker(job: Job, path: Path) -> dict[str, Any] | None:
     try:
         if facts["fingerprint"] != job.fingerprint:
             return None
-        if job.reference_only and facts["encoder"] != "sentencepiece":
+        if job.reference_only and facts["encoder"] == FAST_ENCODER:
             return None
         sums = {name: digest for shard in facts["shards"].values() for name, digest in shard["checksums"].items()}
     except (KeyError, TypeError, AttributeError):

@@ -135,35 +135,16 @@ def _read_info(folder: Path) -> dict[str, Any] | None:
     return info
 
 
-OTHER_TOKENIZERS = {
-    "tokenizer.json": "a tokenizer of Hugging Face, which is not read here",
-    "vocab.json": "a tokenizer of Hugging Face, which is not read here",
-    "vocab.txt": "a tokenizer of BERT, which is not read here",
-    "tekken.json": "a tokenizer of Mistral, which is not read here",
-    "spiece.model": f"a sentencepiece model by another name: copy it to {MODEL_NAME} in a folder of its own",
-    "sentencepiece.bpe.model": f"a sentencepiece model by another name: copy it to {MODEL_NAME} in a folder of its own",
-}
-"""Files by which others keep theirs, and what they are."""
-
-
-def refuse_other_tokenizers(folder: Path) -> None:
-    """ValueError when a folder without a model of ours holds a tokenizer in another form."""
-    found = next((name for name in OTHER_TOKENIZERS if (folder / name).exists()), None)
-    if found is not None:
-        raise Mistake(
-            f"tokenizer.path: {folder} holds {found} and no {MODEL_NAME}: {OTHER_TOKENIZERS[found]}; "
-            "or name another folder and run 'shardline tokenizer train CONFIG'"
-        )
-
-
 def _refuse_foreign(folder: Path) -> None:
-    if not (folder / MODEL_NAME).exists():
-        refuse_other_tokenizers(folder)
-    if (folder / MODEL_NAME).exists():
-        raise Mistake(
-            f"tokenizer.path: {folder} holds a {MODEL_NAME} that was not trained here (no {INFO_NAME} beside it); "
-            "go on with 'shardline data build CONFIG' to use it, or move it away to train another"
-        )
+    from data_pipeline.tokenizing import finding  # it knows all kinds, which know this module
+
+    found = next(iter(finding.candidates(folder)), None)
+    if found is None:
+        return finding.refuse_unread(folder)
+    raise Mistake(
+        f"tokenizer.path: {folder} holds a {found.file.name} that was not trained here (no {INFO_NAME} beside it); "
+        "go on with 'shardline data build CONFIG' to use it, or move it away to train another"
+    )
 
 
 def _check_same(folder: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.mistakes import Mistake, shown
-from data_pipeline.config import DataConfig, MixConfig, MixSourceConfig
+from data_pipeline.config import DataConfig, MixConfig, MixSourceConfig, TokenizerConfig
 from data_pipeline.manifest import FILE_NAME, Manifest
 from data_pipeline.reading.mix import Drawn, History, Mix, MixedOrder, MixedSource, Since, Stage, gone_on_with
 from data_pipeline.reading.order import hash64
@@ -113,8 +113,10 @@ class Corpus:
     """What is in the dataset now, where sources were added since the run began."""
 
     @classmethod
-    def read(cls, data: DataConfig, tokenizer: str, reader: Callable[[str, str], Manifest]) -> "Corpus":
-        """Each dataset by `reader`, which is told its folder and the tokenizer's.
+    def read(
+        cls, data: DataConfig, tokenizer: TokenizerConfig, reader: Callable[[str, TokenizerConfig], Manifest]
+    ) -> "Corpus":
+        """Each dataset by `reader`, which is told its folder and the tokenizer.
 
         Raises ValueError when one is not there, or when a source of the mix is in none of them.
         """

@@ -270,7 +270,7 @@ def _hide(
     hidden_places = ranges(hidden_starts, spans.hidden)
     is_visible = np.ones(len(content.tokens), bool)
     is_visible[hidden_places] = False
-    sentinels = vocabulary.first_sentinel + places(spans.counts)
+    sentinels = vocabulary.sentinels(places(spans.counts))
     inputs = _inputs(content.tokens[is_visible], spans, sentinels, has_bos, vocabulary, mode)
     if order is None:
         return _Hidden(inputs, _targets(content.tokens[hidden_places], spans, sentinels, vocabulary.eos), None)

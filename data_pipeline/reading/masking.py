@@ -169,7 +169,7 @@ class SentencePairs:
         inputs, chosen = hide(tokens, lengths, can_hide, pair_keys)
         starts = before(lengths)
         targets = tokens.copy()
-        targets[starts] = self.vocabulary.first_sentinel + (source != np.arange(len(source)))
+        targets[starts] = self.vocabulary.sentinels(source != np.arange(len(source)))
         chosen[starts] = True
         # a piece too short for a pair keeps an empty example, so that it is counted
         missing = np.setdiff1d(np.arange(len(pieces.lengths)), rows)

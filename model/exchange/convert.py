@@ -1,7 +1,7 @@
 """A trained model as a folder that Hugging Face's transformers (and what reads its format) serves.
 
     config.json (hf_configs.py), modeling file (hf/) where transformers has no class
-    tokenizer.model -> tokenizer.json, checked to give the same ids
+    tokenizer.model -> tokenizer.json, or the tokenizer's own files as they are; checked to give the same ids
     our weights, one at a time -> renamed, split by rows (hf_names.py) -> into their places (tensor_files.py)
     all -> checked against ours (parity.py) -> renamed into place
 
@@ -27,7 +27,7 @@ from model.exchange.hf_configs import architecture, hf_config
 from model.exchange.hf_names import WeightTable, part_shapes, to_hf, weight_table
 from model.exchange.in_transformers import quiet_transformers
 from model.exchange.json_objects import quoted, read_object
-from model.exchange.parity import OtherIds, check_export, check_tokenizer
+from model.exchange.parity import HandedOn, OtherIds, check_export, check_handed_on, check_tokenizer
 from model.exchange.tensor_files import TensorWriter
 
 __all__ = ["ExportSpec", "TokenizerSpec", "export_hf", "exported_from", "hf_config"]
@@ -41,6 +41,12 @@ PLAIN_TOKENIZER = "sentencepiece.model"
 """A tokenizer without a form of Hugging Face's; AutoTokenizer, which would read tokenizer.model its own way, knows no
 file of this name."""
 
+
+def plain_name(model: Path) -> str:
+    """Name of a tokenizer's file in a folder where transformers is not to find it."""
+    return PLAIN_TOKENIZER if model.suffix == ".model" else f"plain-{model.name}"
+
+
 State = Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]
 """Weights by our names, in any order."""
 
@@ -53,7 +59,9 @@ class TokenizerSpec(NamedTuple):
     """A tokenizer, and what plain calls of it are to give."""
 
     model: Path
-    """The sentencepiece model."""
+    """The sentencepiece model, or another's file."""
+    handed_on: HandedOn | None = None
+    """The files of another's tokenizer, which plain calls read as they always did; the keys below are not for it."""
     ends_with_eos: bool = False
     """Whether they put the end token behind, as inputs had it in training."""
     reads_specials: bool = False
@@ -140,15 +148,20 @@ def _write_tokenizer(folder: Path, spec: ExportSpec) -> None:
     """The tokenizer in Hugging Face's form, compared with sentencepiece; ValueError when no form is exact."""
     tokenizer = spec.tokenizer
     if tokenizer.as_it_is:
-        shutil.copyfile(tokenizer.model, folder / PLAIN_TOKENIZER)
+        shutil.copyfile(tokenizer.model, folder / plain_name(tokenizer.model))
         return
     try:
+        if tokenizer.handed_on is not None:
+            for name, content in tokenizer.handed_on.files.items():
+                (folder / name).write_bytes(content)
+            check_handed_on(folder, tokenizer.handed_on, tokenizer.sample_texts)
+            return
         _write_converted(folder, spec)
         check_tokenizer(folder, tokenizer.model, tokenizer.sample_texts, ends_with_eos=tokenizer.ends_with_eos)
     except (OtherIds, Mistake) as error:
         raise Mistake(
             f"{tokenizer.model}: this tokenizer has no exact form in Hugging Face's format: {error}; nothing was "
-            f"exported. With --without-tokenizer the weights are, beside its sentencepiece model as {PLAIN_TOKENIZER}"
+            f"exported. With --without-tokenizer the weights are, beside its own file as {plain_name(tokenizer.model)}"
         ) from None
 
 

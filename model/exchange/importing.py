@@ -9,7 +9,7 @@ What ours has no place for is refused by its name. Memory is that of one layer, 
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -33,10 +33,12 @@ NUM_POSITIONS = 4096
 """Longest text that is asked of a model that does not say how long its texts may be."""
 
 
-def import_hf(folder: Path, out: Path, *, file_bytes: int = FILE_BYTES) -> ImportedConfig:
+def import_hf(
+    folder: Path, out: Path, *, tokenizer_files: Sequence[Path] = (), file_bytes: int = FILE_BYTES
+) -> ImportedConfig:
     """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; returns what its config says.
 
-    `load_imported` reads them. A sentencepiece tokenizer is copied to out/tokenizer. Replaces an earlier import.
+    `load_imported` reads them. The files of a tokenizer are copied to out/tokenizer. Replaces an earlier import.
     Raises ValueError when the folder is of another architecture than those of hf_configs, has a key or a weight
     that has no place in ours, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.
@@ -51,7 +53,7 @@ def import_hf(folder: Path, out: Path, *, file_bytes: int = FILE_BYTES) -> Impor
             for name, weight in from_hf(theirs.files.read, table):
                 writer.write(name, weight)
             _write_facts(aside, folder, imported)
-            _copy_tokenizer(aside, folder)
+            _copy_tokenizer(aside, tokenizer_files)
             ours = Ours(imported.config, imported.vocab_size, TensorReader(aside).read)
             longest = imported.max_positions or NUM_POSITIONS
             compare(theirs, ours, longest, theirs.start_id, "nothing was imported", Mistake)
@@ -90,9 +92,7 @@ def _write_facts(out: Path, folder: Path, imported: ImportedConfig) -> None:
     (out / MODEL_FILE).write_text(yaml.safe_dump(facts, sort_keys=False), encoding="utf-8")
 
 
-def _copy_tokenizer(out: Path, folder: Path) -> None:
-    for name in ("tokenizer.model", "spiece.model"):
-        if (folder / name).is_file():
-            (out / "tokenizer").mkdir()
-            shutil.copyfile(folder / name, out / "tokenizer" / "tokenizer.model")
-            return
+def _copy_tokenizer(out: Path, files: Sequence[Path]) -> None:
+    for file in files:
+        (out / "tokenizer").mkdir(exist_ok=True)
+        shutil.copyfile(file, out / "tokenizer" / file.name)

@@ -8,7 +8,7 @@ Neither is ever whole in memory: ours reads a matrix when it is used, theirs a l
 tokenizer give sentencepiece's ids?
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,6 +75,30 @@ def check_tokenizer(
             raise OtherIds(f"it gives {opened[:20]} for {text[:40]!r}, sentencepiece {expected[:20]}")
         if theirs.decode(plain) != ours.decode(expected):
             raise OtherIds(f"it decodes {text[:40]!r} to {theirs.decode(plain)[:40]!r}")
+
+
+class HandedOn(NamedTuple):
+    """A tokenizer of others, written as the files it has."""
+
+    files: Mapping[str, bytes]
+    """What to write, by name."""
+    encode: Callable[[str], Sequence[int]]
+    """Gives the ids of a text."""
+    special: Collection[str]
+    """Names of its special pieces: what those are in a text, the original may see otherwise."""
+
+
+def check_handed_on(path: Path, tokenizer: HandedOn, sample_texts: Sequence[str] = ()) -> None:
+    """Compares the folder's tokenizer in transformers with that of the training; OtherIds if they differ."""
+    folder = HfFolder.read(path)
+    with folder.clean_view() as view:
+        theirs = load_tokenizer(folder, view)
+    for text in (*AWKWARD_TEXTS, *sample_texts):
+        if any(name in text for name in tokenizer.special):
+            continue
+        ours = list(tokenizer.encode(text))
+        if (found := theirs.encode(text, add_special_tokens=False, split_special_tokens=True)) != ours:
+            raise OtherIds(f"transformers gives {found[:20]} for {text[:40]!r}, the tokenizer itself {ours[:20]}")
 
 
 def _texts_of_pieces(ours: sentencepiece.SentencePieceProcessor) -> Iterator[str]:

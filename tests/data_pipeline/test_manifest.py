@@ -139,6 +139,7 @@ def test_every_file_of_every_shard_must_have_its_checksum(folder, change, words)
         ({"eos_id": -1}, "eos_id: -1 is not in"),
         ({"special_ids": {"mask": 70_000}}, r"special_ids\.mask: 70000 is not in"),
         ({"first_sentinel_id": 990, "num_sentinels": 11}, "the last sentinel: 1000 is not in"),
+        ({"first_sentinel_id": 9, "num_sentinels": 11, "sentinel_step": -1}, "the last sentinel: -1 is not in"),
         ({"num_sentinels": 11}, "first_sentinel_id None does not go with 11 sentinels"),
         ({"word_starts": "abc"}, "word_starts: not packed flags"),
         ({"word_ends": packed_flags(np.zeros(900, bool))}, "word_ends: not packed flags of 1000 ids"),
@@ -208,6 +209,7 @@ def test_the_fingerprint_of_training_is_that_of_all_that_decides_its_batches(fol
         {"eos_id": 7},
         {"special_ids": {"mask": 4}},
         {"first_sentinel_id": 10, "num_sentinels": 20},
+        {"first_sentinel_id": 30, "num_sentinels": 20, "sentinel_step": -1},
         {"word_starts": packed_flags(np.ones(1000, bool))},
         {"word_ends": packed_flags(np.ones(1000, bool))},
     ]

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.mistakes import Mistake
-from data_pipeline import fast_encoder
-from data_pipeline import tokenizer as module
 from data_pipeline.building.tokenizer_training import MAX_LINE_BYTES, MODEL_NAME, SPECIAL, split_lines
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.tokenizer import AWKWARD_STRINGS, Tokenizer, train_tokenizer
+from data_pipeline.tokenizing import fast_encoder
+from data_pipeline.tokenizing import sentence_pieces as module
 
 WORD_MARK = "\u2581"
 ANY_TEXT = st.text(alphabet=st.characters(exclude_categories=["Cs"]))
@@ -244,7 +244,7 @@ def test_words_begin_and_end_where_letters_and_digits_do(tokenizer):
 @pytest.mark.parametrize("fast_encoder", ["auto", "off"])
 def test_where_gigatoken_is_missing_sentencepiece_encodes_and_says_why(tokenizer_config, monkeypatch, fast_encoder):
     monkeypatch.setitem(sys.modules, "gigatoken", None)
-    monkeypatch.delitem(sys.modules, "data_pipeline.fast_encoder", raising=False)
+    monkeypatch.delitem(sys.modules, "data_pipeline.tokenizing.fast_encoder", raising=False)
     tokenizer = Tokenizer.load(tokenizer_config.path, fast_encoder)
     assert tokenizer.encoder == "sentencepiece"
     reason = {"auto": "gigatoken is not installed; pip install", "off": "fast_encoder is off"}[fast_encoder]

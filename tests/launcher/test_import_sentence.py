@@ -42,23 +42,25 @@ def test_one_that_fits_is_to_be_set_as_the_path(imported, tmp_path):
 def test_what_it_lacks_is_said(imported, tmp_path):
     said = use_of_tokenizer(tmp_path, imported(), 2000)
     assert said.endswith(
-        "it has no <mask>, <cls>, <sep>, <extra_id_0>, so next_token and prefix_lm are the objectives for it"
+        "it has no <mask>, <cls>, <sep>, <extra_id_0>, which tokenizer.extend: true gives it for other objectives than "
+        "next_token and prefix_lm"
     )
 
 
-def test_one_without_an_opening_token_as_t5s_cannot_be_used(imported, tmp_path):
-    said = use_of_tokenizer(tmp_path, imported(bos_id=-1, pad_id=0, eos_id=1, unk_id=2), 2000)
-    assert said.startswith("its tokenizer cannot be used by data build: ") and "has no <s>" in said and "\n" not in said
+def test_one_without_an_opening_token_as_t5s_ends_and_begins_documents_with_the_same(imported, tmp_path):
+    folder = imported(bos_id=-1, pad_id=0, eos_id=1, unk_id=2)
+    assert use_of_tokenizer(tmp_path, folder, 2000).startswith(
+        f"its tokenizer: tokenizer.path: {folder}, for data build"
+    )
 
 
 def test_one_with_more_pieces_than_the_model_has_rows_cannot_be_used(imported, tmp_path):
     assert "pieces and the model's vocab_size is 100" in use_of_tokenizer(tmp_path, imported(), 100)
 
 
-def test_a_folder_without_a_sentencepiece_model_is_told_what_it_has(tmp_path):
-    assert "has none, and sentencepiece models" in use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert "has a tokenizer.json only" in use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
+def test_a_folder_without_a_tokenizer_is_told_what_is_read(tmp_path):
+    said = use_of_tokenizer(tmp_path, tmp_path / "tokenizer", 100)
+    assert "has none in a form that is read (tokenizer.json, tokenizer.model)" in said
 
 
 def test_a_file_that_is_no_sentencepiece_model_is_said_to_be_none(tmp_path):

@@ -1,5 +1,6 @@
 """Hidden spans are asked for, all of them and nothing else, as often and as long as the papers say."""
 
+import dataclasses
 import itertools
 import math
 
@@ -69,6 +70,16 @@ def test_inputs_and_targets_together_are_the_text_whole(pieces, seed, objective)
         assert restored(inputs, targets) == content
         assert inputs[-1] == EOS == targets[-1] and EOS not in inputs[:-1]
         assert (inputs[0] == BOS) == (tokens[0] == BOS)
+
+
+def test_sentinels_may_count_down_as_in_t5_s_vocabulary():
+    last = VOCABULARY.first_sentinel + VOCABULARY.num_sentinels - 1
+    downwards = dataclasses.replace(VOCABULARY, first_sentinel=last, sentinel_step=-1)
+    assert downwards.ordinary.tolist() == VOCABULARY.ordinary.tolist()
+    up, down = (SpanCorruption(each)(documents([text(80)]), keys(1)) for each in (VOCABULARY, downwards))
+    for ours, theirs in ((up.inputs, down.inputs), (up.targets, down.targets)):
+        mirrored = [SENTINEL + last - token if SENTINEL <= token <= last else token for token in ours.tokens.tolist()]
+        assert theirs.tokens.tolist() == mirrored != ours.tokens.tolist()
 
 
 @given(PIECES, st.integers(0, 2**32), st.sampled_from(OBJECTIVES))

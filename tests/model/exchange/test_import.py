@@ -137,7 +137,7 @@ EXPORTED = {
 def test_what_was_exported_comes_back_bit_for_bit(case, tmp_path, tokenizer_model):
     model = randomised(ModelConfig(**BASE | EXPORTED[case]))
     folder = export(model, tmp_path / "hf", tokenizer_model)
-    import_hf(folder, tmp_path / "ours")
+    import_hf(folder, tmp_path / "ours", tokenizer_files=[folder / "tokenizer.model"])
     config, vocab_size = imported_config(tmp_path / "ours")
     again = load_ours(tmp_path / "ours")
     assert vocab_size == VOCAB and config.shape == model.config.shape

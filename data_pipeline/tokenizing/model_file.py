@@ -30,6 +30,10 @@ class ModelFacts:
     """Pieces that are cut out of the text before all others."""
     mark_ends_words: bool = dataclasses.field(default=False, repr=False)
     """Whether the mark of a blank stands at the end of pieces."""
+    drops_blanks: bool = dataclasses.field(default=False, repr=False)
+    """Whether it drops blanks at the ends of a text and all but one of a row of them."""
+    charsmap: bytes = dataclasses.field(default=b"", repr=False)
+    """What it normalises characters by; empty if it leaves them."""
 
     @classmethod
     def of(cls, serialized: bytes) -> "ModelFacts":
@@ -46,6 +50,8 @@ class ModelFacts:
             adds_blank=bool(normalizer.get(3, 1)),
             user_defined=kinds.count(_USER_DEFINED),
             mark_ends_words=bool(trainer.get(24, 0)),
+            drops_blanks=bool(normalizer.get(4, 1)),
+            charsmap=_bytes(normalizer.get(2, b"")),
         )
 
     @property
@@ -62,6 +68,21 @@ class ModelFacts:
         if self.user_defined:
             return "it has user-defined symbols"
         return "it marks blanks at the end of pieces" if self.mark_ends_words else None
+
+    @property
+    def only_adds_blank(self) -> bool:
+        """Whether it is set apart from those that are trained here by the blank that it adds, if by anything."""
+        return dataclasses.replace(self, adds_blank=False).peculiarity is None
+
+    @property
+    def only_has_symbols(self) -> bool:
+        """Whether it is set apart from those that are trained here by its user-defined symbols, if by anything."""
+        return dataclasses.replace(self, user_defined=0).peculiarity is None
+
+
+def _bytes(value: Value) -> bytes:
+    assert isinstance(value, bytes)
+    return value
 
 
 def _merged(fields: list[tuple[int, Value]], number: int) -> dict[int, Value]:

@@ -6,8 +6,8 @@ import sentencepiece
 
 from data_pipeline.building.build import build_dataset
 from data_pipeline.config import DataConfig, SourceConfig, TokenizerConfig
-from data_pipeline.model_file import ModelFacts
-from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.tokenizing.model_file import ModelFacts
 
 PLAIN = {
     "model_type": "bpe",
@@ -47,14 +47,13 @@ def test_our_own_models_have_no_peculiarity(tokenizer):
         ({"model_type": "unigram"}, "its type is unigram"),
         ({"normalization_rule_name": "nmt_nfkc"}, "it normalises the text"),
         ({"remove_extra_whitespaces": True}, "it normalises the text"),
-        ({"add_dummy_prefix": True}, "it adds a blank to each text"),
         ({"byte_fallback": False}, "it has no byte fallback"),
         ({"user_defined_symbols": ["<tool>"]}, "it has user-defined symbols"),
         ({"treat_whitespace_as_suffix": True}, "it marks blanks at the end of pieces"),
     ],
 )
 def test_models_of_other_kinds_are_encoded_by_sentencepiece_itself(make_model, changes, words, monkeypatch):
-    monkeypatch.setattr("data_pipeline.tokenizer.LONG_TEXT", 50)
+    monkeypatch.setattr("data_pipeline.tokenizing.sentence_pieces.LONG_TEXT", 50)
     path = make_model(**changes)
     theirs = Tokenizer.load(path)
     assert theirs.encoder == "sentencepiece"
@@ -62,40 +61,39 @@ def test_models_of_other_kinds_are_encoded_by_sentencepiece_itself(make_model, c
     text = "a  <tool> def f(x):\n" * 30
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
     assert np.array_equal(theirs.encode(text), reference.EncodeAsNumpy(text))
-    with pytest.raises(
-        ValueError, match=rf"^tokenizer\.path: .*their\.model is of a kind .*\({words}.*\); train another"
-    ):
-        theirs.refuse_peculiar()
 
 
-@pytest.mark.parametrize(("key", "name"), [("bos_id", "<s>"), ("eos_id", "</s>")])
-def test_a_model_without_borders_of_documents_is_refused(make_model, key, name):
-    path = make_model(**{key: -1})
-    with pytest.raises(ValueError, match=rf"their\.model: has no {name} .*; train"):
+def test_a_blank_before_each_text_is_added_by_the_fast_encoder_too(make_model, monkeypatch, stdlib_documents):
+    monkeypatch.setattr("data_pipeline.tokenizing.sentence_pieces.LONG_TEXT", 50)
+    path = make_model(add_dummy_prefix=True)
+    theirs = Tokenizer.load(path)
+    assert theirs.facts.peculiarity == "it adds a blank to each text"
+    assert theirs.encoder == "gigatoken"
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in stdlib_documents[:30]:
+        assert np.array_equal(theirs.encode(text), reference.EncodeAsNumpy(text))
+
+
+def test_where_a_model_has_one_border_of_documents_it_serves_as_both(make_model):
+    theirs = Tokenizer.load(make_model(bos_id=-1, eos_id=1))
+    assert theirs.bos_id == theirs.eos_id == 1
+    tokens, lengths = theirs.encode_documents(["a"])
+    assert (tokens[0], tokens[-1], lengths[0]) == (1, 1, len(tokens))
+
+
+def test_a_model_without_borders_of_documents_is_refused(make_model):
+    path = make_model(bos_id=-1, eos_id=-1, control_symbols=["<end>"])
+    with pytest.raises(ValueError, match=r"their\.model: has no </s> .*; name a special piece of it as"):
         Tokenizer.load(path)
+    theirs = Tokenizer.load(TokenizerConfig(path=str(path), eos_token="<end>"))
+    assert theirs.decode([theirs.bos_id, theirs.eos_id], show_special=True) == "<end><end>"
+    with pytest.raises(ValueError, match=r"tokenizer\.bos_token: '<s>' is no special piece of .*; it has <unk>, <end>"):
+        Tokenizer.load(TokenizerConfig(path=str(path), eos_token="<end>", bos_token="<s>"))
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [({"add_dummy_prefix": True}, "it adds a blank"), ({"bos_id": -1}, "has no <s>")],
-)
-def test_a_build_refuses_them_before_it_looks_at_its_sources(make_model, tmp_path, changes, words):
-    make_model(**changes).rename(tmp_path / "tokenizer.model")
+def test_a_build_refuses_a_tokenizer_before_it_looks_at_its_sources(make_model, tmp_path):
+    make_model(bos_id=-1, eos_id=-1).rename(tmp_path / "tokenizer.model")
     config = DataConfig(path=str(tmp_path / "data"), sources=[SourceConfig(path=str(tmp_path / "nothing"))])
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=r"has no </s>"):
         build_dataset(config, TokenizerConfig(path=str(tmp_path)))
     assert not (tmp_path / "data").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("tokenizer.json", "a tokenizer of Hugging Face, which is not read here; or name another folder"),
-        ("spiece.model", "copy it to tokenizer.model in a folder of its own"),
-    ],
-)
-def test_a_tokenizer_in_another_form_is_named_and_nothing_is_trained_beside_it(tmp_path, name, words):
-    (tmp_path / name).write_text("{}")
-    for act in (Tokenizer.load, lambda path: train_tokenizer(TokenizerConfig(path=str(path)), [])):
-        with pytest.raises(ValueError, match=rf"tokenizer\.path: .* holds {name} and no tokenizer\.model: .*{words}"):
-            act(tmp_path)

@@ -1,0 +1,1 @@
+"""The kinds of tokenizers that people have, each behind `data_pipeline.tokenizer.Tokenizer`."""
