@@ -38,7 +38,7 @@ def look(
         how = {"objective": run.objective, "shape": run.model.shape, "seed": run.seed, **lengths}
         how["packing"] = run.data.packing
     facts = inspect_dataset(folder, loaded, split=split, num_samples=num_samples, **how)
-    if run is None or run.data.mix is None or folder.absolute() != Path(run.data.path).absolute():
+    if run is None or run.data.mix is None or Path(folder).absolute() != Path(run.data.path).absolute():
         return facts
     sources, mix = _mix(run)
     return dataclasses.replace(facts, sources=sources, mix=mix)

@@ -141,8 +141,9 @@ def _batches_of_rank(
             batches = list(islice(micro_batches, share // maker.micro_batch_size))
             yield [batch.pin() for batch in batches] if pin else batches
         counter += num_batches * global_batch_size
-        # the first batch comes at once, later ones are looked up many at a time
-        num_batches = max(1, min(2 * num_batches, LOCATED_AT_ONCE // share))
+        # the first batch comes at once, later ones are looked up many at a time, but none beyond the last there is
+        left = (order.end - counter) // global_batch_size if isinstance(order, MixedOrder) else num_batches * 2
+        num_batches = max(1, min(2 * num_batches, LOCATED_AT_ONCE // share, left))
 
 
 class _Prefetcher:

@@ -206,6 +206,15 @@ def test_what_a_document_is_asked_may_depend_on_its_source(folder):
                 assert length
 
 
+def test_batches_come_until_all_sources_are_at_their_limits_and_then_a_sentence(folder):
+    limited = [{"name": "web", "max_samples": 7 * BATCH}, {"name": "code", "max_samples": 2 * BATCH + 5}]
+    loader = loader_of(corpus_of(folder, *limited))
+    with loader:
+        assert len(list(islice(loader, 9))) == 9
+        with pytest.raises(ValueError, match=f"every source has reached its limit after {9 * BATCH + 5} samples"):
+            next(loader)
+
+
 def test_a_source_that_no_part_is_for_is_refused(folder):
     objective = ObjectiveConfig(
         name="mixture", parts=[{"name": "next_token", "sources": ["web"]}, {"name": "prefix_lm", "sources": ["code"]}]
