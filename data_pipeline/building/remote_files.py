@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, TypeVar, cast
 
-import fsspec
+from fsspec.core import url_to_fs
 
 from common.mistakes import Mistake
 
@@ -51,13 +51,14 @@ PASSING_NAMES = {
 """Errors of the libraries behind fsspec (aiohttp, botocore, urllib3, http.client), which are not imported for this."""
 
 
-def open_file(url: str) -> IO[bytes]:
+def open_file(url: str, *, scattered: bool = False) -> IO[bytes]:
     """Opens a file where it lies, unbuffered, without decompressing it.
 
+    Of one elsewhere some megabytes are read ahead, unless little is wanted of it and here and there (`scattered`).
     Raises ValueError naming the URL when a file elsewhere cannot be opened; so does reading it.
     """
     if "://" in url:
-        return cast(IO[bytes], _RemoteFile(url))
+        return cast(IO[bytes], _RemoteFile(url, scattered))
     return Path(url).open("rb", buffering=0)
 
 
@@ -101,9 +102,10 @@ def _status(error: Any) -> int | None:
 class _RemoteFile(io.RawIOBase):
     """A file elsewhere, all of whose errors are sentences that name it."""
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, scattered: bool):
         super().__init__()
         self._url, self._what = url, f"{url}: cannot be read"
+        self._options = {"cache_type": "none"} if scattered else {}
         self._file: Any = None
         self._position = 0
         patiently(self._what, self._opened)
@@ -111,7 +113,8 @@ class _RemoteFile(io.RawIOBase):
     def _opened(self) -> Any:
         """The file, opened anew after an error and at the place it is to be read at."""
         if self._file is None:
-            self._file = fsspec.open(self._url, "rb").open()
+            system, path = url_to_fs(self._url)
+            self._file = system.open(path, "rb", **self._options)
         here = self._file.tell()
         if here != self._position and self._file.seekable():
             self._file.seek(self._position)

@@ -48,7 +48,7 @@ EXPANSION = {"gzip": 4, "zstd": 4, "parquet": 2, "megatron": 2}
 """Guess of how many bytes of text one stored byte holds; it only balances the sizes of tasks."""
 TOKENS = "megatron"
 """The one format whose documents are no text."""
-PLANNERS = {"parquet": plan_parquet, "arrow": plan_arrow}
+PLANNERS = {"parquet": plan_parquet, "arrow": plan_arrow, TOKENS: plan_megatron}
 """How files are cut whose parts only they themselves tell."""
 READERS = {"parquet": read_parquet, "arrow": read_arrow, "jsonl": read_json_lines, "csv": read_table, "tsv": read_table}
 """How files are read that hold the text under a key."""
@@ -86,11 +86,8 @@ def _plan_file(file: SourceFile, source: SourceConfig, unit_bytes: int) -> list[
     if weight <= unit_bytes or is_one or not _has_parts(file):
         return [whole]
     if file.format in PLANNERS:
-        with open_file(file.url) as opened:
+        with open_file(file.url, scattered=file.format != "parquet") as opened:
             return PLANNERS[file.format](opened, whole, source.text_key, unit_bytes)
-    if file.format == TOKENS:
-        with open_file(file.url) as opened:
-            return plan_megatron(opened, whole, unit_bytes)
     num_parts = -(-weight // unit_bytes)
     borders = [file.size * part // num_parts for part in range(num_parts + 1)]
     return [

@@ -113,7 +113,7 @@ def bin_of(url: str) -> str:
     return url.removesuffix(".idx") + ".bin"
 
 
-def plan_megatron(file: IO[bytes], whole: Unit, unit_bytes: int) -> list[Unit]:
+def plan_megatron(file: IO[bytes], whole: Unit, text_key: str, unit_bytes: int) -> list[Unit]:
     """Equal numbers of documents with about unit_bytes of text."""
     num_documents = _Index(file, whole.url).num_documents
     num_parts = max(min(-(-whole.weight // unit_bytes), num_documents), 1)
@@ -130,7 +130,7 @@ def read_megatron(unit: Unit, known: KnownIds, rejects: Rejects) -> Iterator[Tok
     Raises ValueError when the files do not hold together or an id is not in the vocabulary.
     """
     rejects.unit = unit
-    with open_file(unit.url) as index_file, open_file(bin_of(unit.url)) as bin_file:
+    with open_file(unit.url, scattered=True) as index_file, open_file(bin_of(unit.url)) as bin_file:
         index = _Index(index_file, unit.url)
         size = bin_file.seek(0, 2)
         stop = index.num_documents if unit.stop is None else unit.stop

@@ -225,6 +225,17 @@ def test_a_server_that_hangs_up_gives_every_document_once():
         assert read_all(SourceConfig(path=f"{url}/a.jsonl"), 8_000_000)[0] == texts
 
 
+def test_a_plan_asks_for_heads_alone(tmp_path):
+    pytest.importorskip("aiohttp")
+    table = pa.table({"text": [f"{number} " * 5000 for number in range(200)]})
+    with pa.ipc.new_stream(tmp_path / "a.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=5)
+    content = (tmp_path / "a.arrow").read_bytes()
+    with serving(content) as (url, handler):
+        assert len(parts_of(SourceConfig(path=f"{url}/a.arrow"), 200_000)) > 10
+    assert sum(stop - start for start, stop in handler.requests) < len(content) / 8
+
+
 # ---- many files
 
 
