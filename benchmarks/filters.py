@@ -204,9 +204,9 @@ def agreement(first: Callable[[str], str | None], second: Callable[[str], str | 
 
 def compare(quick: bool) -> tuple[list[Row], list[str]]:
     """Rows of costs and of agreement, and lines on what has no peer or differs."""
-    texts = documents(2_000_000 if quick else 12_000_000)
+    texts = documents(1_500_000 if quick else 4_000_000)
     draws = random.Random(1)
-    few = texts[: 100 if quick else 700]
+    few = texts[: 100 if quick else 300]
     mutated = [text for text in (*few, *(changed(text, draws) for text in few * 2)) if text.strip()]
     steps = make_steps(FilterList.validate_python([{"name": name, **keys} for name, keys in OURS.items()]))
     theirs = peers()
