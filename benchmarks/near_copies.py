@@ -3,8 +3,8 @@
 The text is Python's manual, modules of the standard library, and Chinese manual and help pages (Debian packages), cut
 into stretches of some 400 words none of which is like another. Copies and traps are planted in it (`near_text.py`).
 A removal is right when a copy of the removed document stays. Recall is the share of planted copies that are removed, of
-all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or more, which is what was asked for. Neither peer
-looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
+all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or more, which is what was asked for. The peers
+look at no text again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
 All work in one process; CPU seconds are without imports and include reading for datatrove and us.
 
 datatrove may live in an environment of its own: `--datatrove PYTHON` names its interpreter.
