@@ -7,7 +7,8 @@ of all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or mor
 looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
 All work in one process; CPU seconds are without imports and include reading for datatrove and us.
 
-datatrove may live in an environment of its own: `--datatrove PYTHON` names its interpreter.
+Needs `pip install datasketch`. datatrove may live in an environment of its own (`pip install datatrove[processing] spacy
+jieba`): `--datatrove PYTHON` names its interpreter.
 """
 
 import argparse
@@ -90,7 +91,9 @@ def run_peer(name: str, python: str, paths: dict[str, Path], folder: Path) -> Fo
             language,
             str(out),
         ]
-        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise SystemExit(f"{name} failed with {python}; is it installed there?\n{result.stderr}")
         found = json.loads(result.stdout)
         texts = [json.loads(line)["text"] for line in path.open(encoding="utf-8")]
         removed |= {texts[number] for number in found["removed"]}

@@ -1,7 +1,9 @@
 """What stages give back, and how they fail."""
 
+import dataclasses
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,11 @@ def test_a_tokenizer_that_is_gone_is_not_asked_to_be_trained_anew(config, tmp_pa
 def test_damaged_checkpoints_are_named(tmp_path):
     newest = stages.NewestCheckpoint(tmp_path, {"step-00000004": ["a is gone", "b too"]})
     assert views.passed_over(newest) == ["checkpoint step-00000004 is damaged and was passed over: a is gone; b too"]
+
+
+def test_what_a_dataset_warns_of_stands_below_what_it_is():
+    built = stages.BuiltData(Path("d"), 2, 10, 0, {"near_copy": 3}, False, ("data.sources[0]: 3 of the 5 ...",))
+    expected = "2 documents, 10 training and 0 held-out tokens"
+    assert views.data(built) == f"{expected} in d; dropped: 3 near copy\nwarning: data.sources[0]: 3 of the 5 ..."
+    again = dataclasses.replace(built, reused=True)
+    assert views.data(again) == f"reused d: {expected}\nwarning: data.sources[0]: 3 of the 5 ..."

@@ -10,7 +10,7 @@ import numpy as np
 
 from data_pipeline.building.tables import place_among_equals
 
-BUCKET_ROWS = 4_000_000
+BUCKET_ROWS = 1_000_000
 """Documents of one bucket that are looked at, an equal share from each table; of a template with more pages the rest is
 compared by its other bands or kept."""
 PARTNERS = 4
