@@ -21,6 +21,7 @@ bench: install
 	$(BIN)/python -m benchmarks.train_step --check
 	$(BIN)/python -m benchmarks.data_build --check
 	$(BIN)/python -m benchmarks.filters --check
+	$(BIN)/python -m benchmarks.data_sources --check
 	$(BIN)/python -m benchmarks.loader --check
 	$(BIN)/python -m benchmarks.objectives --check
 	$(BIN)/python -m benchmarks.attention --check

@@ -157,6 +157,18 @@ def test_a_trained_tokenizer_is_reused_and_another_config_is_refused(tmp_path, s
         train(tmp_path, stdlib_documents[:10], vocab_size=700)
 
 
+def test_a_tokenizer_serves_sources_that_are_added_to_those_it_was_trained_on(tmp_path, stdlib_documents):
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, text in zip(paths, stdlib_documents[:2], strict=True):
+        path.write_text(text * 3)
+    first, second = ([SourceConfig(path=str(path))] for path in paths)
+    config = TokenizerConfig(path=str(tmp_path / "tokenizer"), vocab_size=400, num_sentinels=8)
+    train_tokenizer(config, first)
+    assert train_tokenizer(config, first + second).reused
+    with pytest.raises(ValueError, match=r"trained with data\.sources .*; choose another tokenizer\.path"):
+        train_tokenizer(config, second + first)
+
+
 def test_an_interrupted_training_is_started_again(tmp_path, stdlib_documents):
     train(tmp_path, stdlib_documents[:10])
     (tmp_path / "tokenizer" / MODEL_NAME).unlink()

@@ -112,6 +112,25 @@ def test_giving_up_an_addition_leaves_the_dataset_that_was_there(sources, tokeni
     assert digests(folder) == before
 
 
+def test_a_build_of_the_smaller_list_leaves_one_alone_that_adds_sources_right_now(
+    sources, tokenizer_config, tmp_path, monkeypatch
+):
+    folder = tmp_path / "data"
+    build_dataset(config_of(folder, sources[:2]), tokenizer_config)
+    left = []
+
+    def meanwhile(*arguments):
+        assert build_dataset(config_of(folder, sources[:2]), tokenizer_config).reused
+        left.append(len(list(folder.glob("train-*.bin"))))
+        return finish(*arguments)
+
+    finish = build.build_folder.finish
+    monkeypatch.setattr(build.build_folder, "finish", meanwhile)
+    report = build_dataset(config_of(folder, sources), tokenizer_config)
+    assert left == [count_of(report)]
+    open_dataset(folder, tokenizer_config.path)
+
+
 def test_sources_that_were_there_may_be_gone_but_not_changed(sources, tokenizer_config, tmp_path):
     folder = tmp_path / "data"
     build_dataset(config_of(folder, sources[:1]), tokenizer_config)
