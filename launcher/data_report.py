@@ -1,7 +1,7 @@
 """`shardline data report`: one self-contained page about a dataset.
 
 manifest, some shards -> survey -> tiles, tables, bars      dropped.jsonl, near_copies.jsonl -> examples
-                                                            -> DIR/report.html
+config -> data.mix -> shares by stage, epochs               -> DIR/report.html
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from data_pipeline.opening import check_files, check_tokenizer
 from data_pipeline.reading.survey import Detect, Survey, survey
 from data_pipeline.tokenizer import Tokenizer
 from launcher.console import number
+from launcher.inspection import mix_of
 from training.config import RunConfig
 
 NAME = "report.html"
@@ -51,6 +52,7 @@ def write_data_report(folder: Path, tokenizer: Path | None, config: RunConfig | 
         why_no_languages=_why_no_languages(loaded, found),
         dropped=_dropped_rows(folder, found),
         clusters=_clusters(folder),
+        mix=_mix(config) if config and config.data.mix else None,
     )
     path = out or folder / NAME
     write_whole(path, page.encode())
@@ -182,6 +184,24 @@ def _clusters(folder: Path) -> list[dict[str, Any]]:
         }
         for record in read_lines(folder / NEAR_COPIES_NAME, CLUSTER)[:SHOWN_CLUSTERS]
     ]
+
+
+def _mix(config: RunConfig) -> dict[str, Any]:
+    """Shares of the sources in each stage of the run, and how often it goes through them."""
+    sources, facts = mix_of(config)
+    ends = [*(first - 1 for first in facts.stages[1:]), facts.steps]
+    return {
+        "stages": [
+            {
+                "name": f"steps {first:,} to {end:,}",
+                "shares": [(source.name, 100 * source.shares[number]) for source in sources if source.shares[number]],
+            }
+            for number, (first, end) in enumerate(zip(facts.stages, ends, strict=True))
+            if first <= end
+        ],
+        "sources": [(source.name, f"{source.drawn_samples:,}", f"{source.epochs:.2f}") for source in sources],
+        "warnings": facts.warnings,
+    }
 
 
 def _sound(copies: Sequence[Any]) -> list[dict[str, Any]]:

@@ -40,11 +40,12 @@ def look(
     facts = inspect_dataset(folder, loaded, split=split, num_samples=num_samples, **how)
     if run is None or run.data.mix is None or Path(folder).absolute() != Path(run.data.path).absolute():
         return facts
-    sources, mix = _mix(run)
+    sources, mix = mix_of(run)
     return dataclasses.replace(facts, sources=sources, mix=mix)
 
 
-def _mix(run: RunConfig) -> tuple[list[SourceFacts], MixFacts]:
+def mix_of(run: RunConfig) -> tuple[list[SourceFacts], MixFacts]:
+    """What a run draws from each source of its mix, and what to think about."""
     from data_pipeline.reading.batches import Reading
     from data_pipeline.reading.corpus import Corpus, Mixing, Pace
     from data_pipeline.reading.mix_report import mix_facts
