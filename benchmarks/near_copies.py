@@ -7,8 +7,8 @@ of all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or mor
 looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
 All work in one process; CPU seconds are without imports and include reading for datatrove and us.
 
-Needs `pip install datasketch`. datatrove may live in an environment of its own (`pip install datatrove[processing]
-spacy jieba`): `--datatrove PYTHON` names its interpreter.
+Needs `pip install datasketch`. datatrove may live in an environment of its own, `--datatrove PYTHON` names its
+interpreter: `pip install datatrove[processing] spacy jieba`.
 """
 
 import argparse
