@@ -1,5 +1,7 @@
 """What came of a stage, in words for people."""
 
+from collections import Counter
+
 from common.json_lines import Record
 from launcher.console import duration, loss, number
 from launcher.goodput import Goodput
@@ -21,7 +23,10 @@ def data(built: BuiltData) -> str:
     warned = "".join(f"\nwarning: {warning}" for warning in built.warnings)
     if built.reused:
         return f"reused {built.path}: {kept}{warned}"
-    dropped = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in built.dropped.items())
+    by_filter: Counter[str] = Counter()
+    for name, count in built.dropped.items():
+        by_filter[name.partition(".")[0]] += count  # the rules of a filter are in manifest.json and dropped.jsonl
+    dropped = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in by_filter.items())
     return f"{kept} in {built.path}" + (f"; dropped: {dropped}" if dropped else "") + warned
 
 

@@ -134,7 +134,8 @@ def _classes() -> np.ndarray:
     """Class of every character, uint8 [0x110000]."""
     classes = np.full(0x110000, OTHER, np.uint8)
     kinds = {"L": LETTER, "M": LETTER, "N": DIGIT, "Z": BLANK}
-    for code in range(0x110000):
+    for code in (*range(0x20000), *range(0xE0000, 0xE0200)):
         classes[code] = kinds.get(unicodedata.category(chr(code))[0], OTHER)
+    classes[0x20000:0x40000] = LETTER  # Han, and nothing else
     classes[[9, 10, 11, 12, 13, 28, 29, 30, 31, 0x85]] = BLANK
     return classes

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
 
-from launcher import cli
+from launcher import cli, views
 from launcher.console import say
+from launcher.stages import BuiltData
 
 
 @pytest.fixture
@@ -208,3 +210,10 @@ def test_every_command_has_help_with_an_example(shardline, command):
     assert code == 0
     assert f"shardline {' '.join(command)}" in printed
     assert "Example" in printed
+
+
+def test_what_a_build_dropped_is_told_by_filter():
+
+    dropped = {"c4.few_sentences": 1, "c4.lorem_ipsum": 1200, "too_short": 2}
+    said = views.data(BuiltData(Path("data"), 3, 40, 2, dropped, reused=False))
+    assert said.endswith("in data; dropped: 1,201 c4, 2 too short")
