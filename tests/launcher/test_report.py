@@ -7,7 +7,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from launcher.report import BOTTOM, LEFT, RIGHT, TOP, Series, chart, write_report
+from launcher.report import BOTTOM, LEFT, RIGHT, TOP, Series, _source_rows, chart, write_report
+from launcher.status import epochs_of
 from tests.training.runs import tiny_config, write_dataset
 
 finite = st.floats(-1e6, 1e6)
@@ -55,3 +56,15 @@ def test_a_page_is_drawn_of_whatever_lines_are_whole(tmp_path, more):
     page = write_report(config).read_text()
     assert "<svg" in page
     assert "5.000" in page
+
+
+def test_sources_of_a_mix_are_told_and_lines_that_are_none_are_passed_over():
+    web = {"samples": 30, "tokens": 960, "epochs": 0.25}
+    steps = [{"sources": {"web": web, "books": {"samples": 10, "tokens": 320, "epochs": 2.5}, "odd": {"samples": "x"}}}]
+    evaluations = [{"sources": {"web": {"loss": 2.5}, "books": {"loss": None}}}]
+    assert _source_rows(steps, evaluations) == [
+        ("web", "960 tokens, 75.0% of all samples, 0.25 epochs, held-out loss 2.500"),
+        ("books", "320 tokens, 25.0% of all samples, 2.50 epochs"),
+    ]
+    assert _source_rows([{"loss": 1.0}], []) == _source_rows([], []) == []
+    assert epochs_of({**steps[0]}) == {"web": 0.25, "books": 2.5} and epochs_of({}) == {}
