@@ -3,9 +3,9 @@
     python -m benchmarks.packing [--corpus FILE.jsonl ...] [--quick] [--check] [--json FILE]
 
 The text is the standard library's sources, and whatever corpora of JSON lines are named besides, each in the vocabulary
-of a tokenizer trained on it. Up to 1,500 samples of a pass are made into batches and counted. A document counts as cut needlessly
-if it is no longer than the window that the objective would otherwise take. Working out rows is measured where it costs
-most: each sample of another block, none remembered, as in a dataset that is far larger than memory.
+of a tokenizer trained on it. Up to 1,500 samples of a pass are made into batches and counted. A document counts as cut
+needlessly if it is no longer than the window that the objective would otherwise take. Working out rows is measured where
+it costs most: each sample of another block, none remembered, as in a dataset that is far larger than memory.
 """
 
 import argparse
@@ -103,9 +103,9 @@ def figures(how: Reading, window: int) -> Figures:
     chosen = np.random.default_rng(1).permutation(every)[:NUM_SAMPLES]
     padding = places = cut = pieces = left_out = 0
     for batch in maker(chosen, chosen):
-        rows = [batch, batch.encoder] if batch.encoder else [batch]
-        padding += sum(row.num_padding for row in rows)
-        places += sum(len(row.tokens) for row in rows)
+        padding, places = padding + batch.num_padding, places + len(batch.tokens)
+        if batch.encoder:
+            padding, places = padding + batch.encoder.num_padding, places + len(batch.encoder.tokens)
         cut, pieces, left_out = cut + batch.num_cut, pieces + batch.num_documents, left_out + batch.num_left_out
     text = len(chosen) * maker.lengths.window
     return Figures(padding / places, cut / pieces, _needless(maker.dataset, every, window), left_out / text)
@@ -118,7 +118,7 @@ def _needless(dataset: TokenDataset, every: np.ndarray, window: int) -> float:
     of_piece = np.searchsorted(starts, _places(located), side="right") - 1
     cut = np.zeros(len(starts), bool)
     cut[of_piece[located.is_cut]] = True
-    return np.count_nonzero(cut & fits) / max(np.count_nonzero(fits), 1)
+    return float((cut & fits).sum() / max(int(fits.sum()), 1))
 
 
 def _places(located: Samples) -> np.ndarray:
