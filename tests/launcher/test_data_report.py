@@ -14,6 +14,7 @@ from data_pipeline.reading import survey as surveying
 from data_pipeline.reading.survey import survey
 from launcher.data_report import write_data_report
 from tests.training.runs import tiny_config
+from training.config import RunConfig
 
 
 class Page(HTMLParser):
@@ -103,12 +104,10 @@ def test_text_of_documents_is_shown_as_text(folder, tmp_path):
 
 
 def test_the_mix_of_a_run_is_drawn_stage_by_stage(folder, tokenizer_config, tmp_path):
-    sources = [{"name": "all", "path": str(folder), "weight": 1}]
-    config = tiny_config(
-        folder,
-        tokenizer=tokenizer_config.model_dump(),
-        data={"path": str(folder), "mix": {"sources": sources, "stages": [{"from_step": 2, "weights": {"all": 3}}]}},
-    )
+    tree = tiny_config(folder, tokenizer=tokenizer_config.model_dump()).model_dump()
+    stages = [{"from_step": 2, "weights": {"all": 3}}]
+    mix = {"sources": [{"name": "all", "path": str(folder), "weight": 1}], "stages": stages}
+    config = RunConfig.model_validate({**tree, "data": {**tree["data"], "mix": mix}})
     page = Page(write_data_report(folder, None, config, tmp_path / "page.html"))
     assert "steps 1 to 2" in page.text and "all 100.0 %" in page.text and "samples drawn" in page.text
 

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from common.mistakes import Mistake
-from data_pipeline.manifest import Manifest, ShardInfo, ShardTable, earlier_name
+from data_pipeline.manifest import Manifest, ShardInfo, ShardTable, SourceCounts, earlier_name
 from data_pipeline.opening import read_dataset
+from data_pipeline.reading.corpus import Corpus, Source
+from data_pipeline.reading.mix import Mix, MixedSource, Since, Stage
 from data_pipeline.shards import ShardWriter
 from tests.training.runs import tiny_config, write_dataset
 from training.config import RunConfig
@@ -16,7 +18,7 @@ from training.distributed import World
 from training.events import EventLog
 from training.mesh import Mesh
 from training.setup import _as_it_began, identify, prepare
-from training.state.identity import check_identity
+from training.state.identity import RunState, Saved, check_identity
 from training.state.together import on_main
 
 
@@ -123,23 +125,65 @@ def test_a_checkpoint_tells_when_ids_or_held_out_documents_are_others(tmp_path):
     check_identity(as_before, then, tmp_path)
 
 
-def test_a_run_goes_on_with_the_dataset_as_it_was_before_sources_were_added(tmp_path):
+@pytest.fixture
+def grown(tmp_path):
+    """Folder of a dataset, what was in it before a source was added, and what is in it now."""
     folder = write_dataset(tmp_path / "data")
-    config = tiny_config(folder)
-    before = Manifest.load(folder)
-    then = identify(config, before, 1)
+    before = changed(Manifest.load(folder), sources=[SourceCounts(name="web")])
     (added,) = Manifest.load(write_dataset(tmp_path / "more", seed=1)).splits["train"]
     sums = {name.replace("00000", "00001"): digest for name, digest in added.checksums.items()}
-    shards = [*before.splits["train"], added.model_copy(update={"name": "train-00001", "checksums": sums})]
-    grown = changed(before, splits={**before.splits, "train": ShardTable.of(shards)})
-    now = identify(config, grown, 1)
-    assert _as_it_began(str(folder), then, then) is None
-    assert _as_it_began(str(folder), now, then) is None
+    shards = [
+        *before.splits["train"],
+        added.model_copy(update={"name": "train-00001", "checksums": sums, "source": 1}),
+    ]
+    splits = {**before.splits, "train": ShardTable.of(shards)}
+    return folder, before, changed(before, splits=splits, sources=[*before.sources, SourceCounts(name="books")])
+
+
+def went_on(folder, config, now, state, identity):
+    """The corpus that a run goes on with, and what its checkpoints belong to, when `now` is in its dataset."""
+    return _as_it_began(Corpus(str(folder), now, config.data.mix, {}), config, 1, Saved(state, identity))
+
+
+def test_a_run_goes_on_with_the_dataset_as_it_was_before_sources_were_added(grown, tmp_path):
+    folder, before, after = grown
+    config = tiny_config(folder)
+    then, now = identify(config, before, 1), identify(config, after, 1)
+    assert went_on(folder, config, before, RunState(), then) == (Corpus(str(folder), before, None, {}), then)
+    assert went_on(folder, config, after, RunState(), then) == (Corpus(str(folder), after, None, {}), now)
     with pytest.raises(Mistake, match=r"the checkpoint was made with data\.tokens "):
         check_identity(then, now, tmp_path)
     before.save(folder, earlier_name(before.fingerprints["tokens"]))
     for saved in (then, dataclasses.replace(then, data=before.fingerprints["tokens"])):
-        found = _as_it_began(str(folder), now, saved)
-        assert found == before
-        check_identity(saved, identify(config, found, 1), tmp_path)
-    assert _as_it_began(str(folder), then, now) is None
+        corpus, identity = went_on(folder, config, after, RunState(), saved)
+        assert (corpus.manifest, corpus.grown) == (before, None)
+        check_identity(saved, identity, tmp_path)
+    assert went_on(folder, config, after, RunState(), now)[0].manifest == after
+
+
+def mixed(folder, *names):
+    """A run that mixes these sources."""
+    tree = tiny_config(folder).model_dump()
+    sources = [{"name": name, "weight": 1} for name in names]
+    return RunConfig.model_validate({**tree, "data": {**tree["data"], "mix": {"sources": sources}}})
+
+
+def test_a_run_that_mixes_sources_takes_in_those_that_were_added(grown, tmp_path):
+    folder, before, after = grown
+    before.save(folder, earlier_name(before.fingerprints["tokens"]))
+    config = mixed(folder, "web")
+    then = identify(config, before, 1)
+    (web,) = Corpus(str(folder), before, config.data.mix, {}).drawn
+    history = (Since(0, Mix((MixedSource("web", web.content, web.dataset, 100),), (Stage(0, (1.0,)),))),)
+    corpus, identity = went_on(folder, mixed(folder, "web", "books"), after, RunState(mix=history), then)
+    check_identity(then, identity, tmp_path)
+    assert [source.name for source in corpus.drawn] == ["web", "books"]
+    assert corpus.drawn[0].content == web.content and corpus.manifest == before
+    whole = Source("", folder, after)
+    history = (Since(0, Mix((MixedSource("all", whole.content, whole.dataset, 100),), (Stage(0, (1.0,)),))),)
+    later = changed(after, sources=[*after.sources, SourceCounts(name="news")])
+    after.save(folder, earlier_name(after.fingerprints["tokens"]))
+    shards = [*after.splits["train"], next(iter(before.splits["validation"])).model_copy(update={"source": 2})]
+    later = changed(later, splits={"train": ShardTable.of(shards)})
+    corpus, _ = went_on(folder, mixed(folder, "web"), later, RunState(mix=history), identify(config, after, 1))
+    assert corpus.grown is None and corpus.manifest == after
