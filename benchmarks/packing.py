@@ -4,8 +4,8 @@
 
 The text is the standard library's sources, and whatever corpora of JSON lines are named besides, each in the vocabulary
 of a tokenizer trained on it. Up to 1,500 samples of a pass are made into batches and counted. A document counts as cut
-needlessly if it is no longer than the window that the objective would otherwise take. Working out rows is measured where
-it costs most: each sample of another block, none remembered, as in a dataset that is far larger than memory.
+needlessly if it is no longer than the window that the objective would otherwise take. Working out rows is measured
+where it costs most: each sample of another block, none remembered, as in a dataset that is far larger than memory.
 """
 
 import argparse
