@@ -126,7 +126,7 @@ class WholeDocuments(TokenDataset):
         shard = np.searchsorted(self._starts, start, side="right") - 1
         start = start - self._starts[shard]
         first = np.cumsum([0, *(len(row.start) for row in rows)])
-        return Samples(Parts(before(lengths), shard, start, start + lengths), lengths, is_cut, first, first, keys)
+        return Samples(Parts(before(lengths), shard, start, start + lengths), lengths, is_cut, first, first, keys=keys)
 
     def _filled(self, keys: list[tuple[int, int]]) -> dict[tuple[int, int], Rows]:
         """Rows of blocks, each in one pass, which are remembered."""

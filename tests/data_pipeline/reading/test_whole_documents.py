@@ -1,5 +1,6 @@
 """Every target comes exactly once, documents stay whole where they fit, rows do not depend on who asks when."""
 
+import itertools
 from itertools import pairwise
 
 import numpy as np
@@ -60,6 +61,21 @@ def test_every_target_is_in_exactly_one_row_and_no_row_overflows(build, shards, 
     assert used.max(initial=0) <= row
     whole = [tuple(doc.tolist()) for doc in documents]
     assert found.is_cut.tolist() == [tuple(piece) not in whole for piece in pieces]
+
+
+@settings(max_examples=20)
+@given(st.lists(SHARDS, min_size=2, max_size=3), st.integers(1, 15))
+def test_each_source_of_a_mix_has_the_rows_that_it_has_by_itself(build, sources, row):
+    alone = [build(shards, row)[0] for shards in sources]
+    first, rows = alone[0], [(each.folder, each.manifest.splits["train"]) for each in alone]
+    mixed = WholeDocuments(first.folder, first.manifest, "train", first._plan, first._costs, rows=rows)
+    assert mixed.samples_of_rows.tolist() == list(map(len, alone))
+    expected = [list(map(list, each.sample(index))) for each in alone for index in range(len(each))]
+    assert [list(map(list, mixed.sample(index))) for index in range(len(mixed))] == expected
+    every = np.arange(len(mixed))[::-1]
+    located = [mixed.locate(every, every * 0), *(each.locate(np.arange(len(each))) for each in alone)]
+    keys, *by_itself = [[] if each.keys is None else each.keys.tolist() for each in located]
+    assert sorted(keys) == sorted(itertools.chain(*by_itself))
 
 
 @settings(max_examples=25)
