@@ -37,7 +37,9 @@ CONFIG = """
 name: run
 runs_dir: runs
 tokenizer: {path: tokenizer, vocab_size: 320, num_sentinels: 8, training_megabytes: 0.1}
-data: {path: dataset, sources: [{path: text.jsonl}], validation_fraction: 0.1}
+data: {path: dataset, sources: [{path: text.jsonl, name: web}], validation_fraction: 0.1,
+  deduplicate: {documents: near, lines: exact, similarity: 0.7, keep: longest}, packing: best_fit,
+  filters: [gopher_quality, {name: language, keep: [en, zh]}, {name: characters, min_length: 3}]}
 objective: {name: next_token}
 model: {shape: causal, num_layers: 2, d_model: 64, num_heads: 4, num_kv_heads: 2, d_ff: 128}
 optimizer: {lr: 3.0e-4, betas: [0.9, 0.95], weight_decay: 0.1}
@@ -53,6 +55,8 @@ guards: {skips_in_a_row: 2, spikes: roll_back, window: 16, deviations: 5.5, min_
   replica_check_interval: 50, recompute_interval: 100, reload_check: true}
 deadlines: {rendezvous_minutes: 10, first_step_minutes: 20.5, step_minutes: 3, save_minutes: 5, slow_step_factor: 10}
 """
+MIX = """mix: {sources: [{name: web, weight: 2, max_epochs: 3}, {name: books, path: books, weight: 1}],
+    stages: [{from_step: 10, weights: {web: 1, books: 3}}], warn_epochs: 3}"""
 PROFILE = """
 description: a cluster
 partition: batch
@@ -80,6 +84,12 @@ SQUEUE = "#!/bin/sh\necho 'slurm_load_jobs error: Invalid job id specified' >&2\
 def make_config(folder: Path) -> None:
     """A config with a key of every section."""
     (folder / "run.yaml").write_text(CONFIG)
+
+
+def make_full_config(folder: Path) -> None:
+    """The same with a mix, of datasets that nobody has."""
+    make_config(folder)
+    (folder / "run.yaml").write_text(CONFIG.replace("data: {", f"data: {{{MIX}, ", 1))
 
 
 def make_profile(folder: Path) -> None:

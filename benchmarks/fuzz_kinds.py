@@ -22,9 +22,9 @@ from benchmarks.fuzz_folders import (
     NEWEST,
     RUN,
     STEPS,
-    make_config,
     make_dataset,
     make_foreign,
+    make_full_config,
     make_jump,
     make_local,
     make_profile,
@@ -284,7 +284,9 @@ INSPECT = ("data", "inspect", "dataset", "--tokenizer", "tokenizer")
 STATUS = ("status", RUN)
 
 ALL = (
-    Kind("config", {"run.yaml": "yaml"}, make_config, read_run_config, any_value, ("config", "show", "run.yaml"), 3),
+    Kind(
+        "config", {"run.yaml": "yaml"}, make_full_config, read_run_config, any_value, ("config", "show", "run.yaml"), 3
+    ),
     Kind(
         "profile",
         {"cluster.yaml": "yaml"},

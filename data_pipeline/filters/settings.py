@@ -210,7 +210,9 @@ FILTERS: dict[str, type[Section]] = {
 def _as_section(entry: Any) -> Any:
     """An entry that is a name as the section it stands for. Raises ValueError when there is no filter of that name."""
     section = {"name": entry} if isinstance(entry, str) else entry
-    if isinstance(section, dict) and section.get("name") not in FILTERS:
+    if isinstance(section, dict) and section.get("name") not in list(
+        FILTERS
+    ):  # which may be anything, also what has no hash
         found = section.get("name")
         nearest = difflib.get_close_matches(str(found), FILTERS, n=1)
         hint = f"did you mean '{nearest[0]}'?" if nearest else f"there are {', '.join(FILTERS)}"
