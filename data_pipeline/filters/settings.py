@@ -15,6 +15,7 @@ from data_pipeline.filters.languages import LANGUAGES, nearest_language
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0, le=2**40)]
+Ratio = Annotated[float, Field(ge=0, le=2**40)]
 
 
 class GopherQuality(Section):
@@ -26,11 +27,11 @@ class GopherQuality(Section):
     """Words, without those that are punctuation or symbols; `few_words`."""
     max_words: Count | None = 100_000
     """As before; `many_words`."""
-    min_mean_word_length: float | None = Field(default=3.0, ge=0)
+    min_mean_word_length: Ratio | None = 3.0
     """Characters of a word on average; `short_words`."""
-    max_mean_word_length: float | None = Field(default=10.0, ge=0)
+    max_mean_word_length: Ratio | None = 10.0
     """As before; `long_words`."""
-    max_symbols_per_word: float | None = Field(default=0.1, ge=0)
+    max_symbols_per_word: Ratio | None = 0.1
     """Number signs, and ellipses, for each word (punctuation counts as words); `hashes`, `ellipses`."""
     max_bullet_lines: Share | None = 0.9
     """Lines that begin with a bullet point; `bullet_lines`."""
@@ -113,7 +114,7 @@ class FineWeb(Section):
     """Characters of a line that is short."""
     max_characters_in_repeated_lines: Share | None = 0.1
     """Characters of lines that were there before, of all but line feeds; `repeated_lines`. FineWeb's code has 0.01."""
-    max_line_feeds_per_word: float | None = Field(default=None, ge=0)
+    max_line_feeds_per_word: Ratio | None = None
     """Line feeds for each word (punctuation counts as words); not in the paper, FineWeb's code has 0.3; `list`."""
 
 
@@ -156,9 +157,9 @@ class Characters(Section):
     """Punctuation, symbols and the rest; `symbols`."""
     max_blanks: Share | None = None
     """Blanks and line ends, of all characters; `blanks`."""
-    min_mean_word_length: float | None = Field(default=None, ge=0)
+    min_mean_word_length: Ratio | None = None
     """Characters of a word on average, without punctuation; `short_words`."""
-    max_mean_word_length: float | None = Field(default=None, ge=0)
+    max_mean_word_length: Ratio | None = None
     """As before; `long_words`."""
 
 

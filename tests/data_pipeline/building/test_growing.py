@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.building import build, copies
+from data_pipeline.building import build, tables
 from data_pipeline.building.build import build_dataset
 from data_pipeline.config import SourceConfig
 from data_pipeline.manifest import Manifest
@@ -39,7 +39,7 @@ def shard_files(folder):
 def test_a_dataset_grown_twice_holds_the_documents_of_one_built_at_once(
     sources, tokenizer, tokenizer_config, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(copies, "RANGE_DOCUMENTS", 60)
+    monkeypatch.setattr(tables, "RANGE_ROWS", 60)
     grown = tmp_path / "grown"
     seen, stages = [], []
     for count in (1, 2, 3):
