@@ -66,7 +66,7 @@ class Case:
 
     name: str
     settings: TokenizerConfig
-    library: str
+    reference: str
     original: ENCODE
 
 
@@ -214,14 +214,14 @@ def compare(case: Case, text: Sequence[str]) -> list[Row]:
     special = [name for name in ours.names if name != "<unk>"]
     same = compared = 0
     for document, ids, end, length in zip(text, expected, ends, lengths, strict=True):
-        if case.library == "tokenizers" and any(name in document for name in special):
+        if case.reference == "tokenizers" and any(name in document for name in special):
             continue  # tokenizers finds some special pieces in a text whatever it is told
         compared += 1
         same += tokens[end - length + 1 : end - 1].tolist() == list(ids)
     speeds = megabytes / own_time, megabytes / original_time
     return [
-        Row(f"{case.name}: documents with its ids", same, case.library, compared, goal=1.0),
-        Row(f"{case.name}: MB per CPU-s, {ours.encoder}", speeds[0], case.library, speeds[1]),
+        Row(f"{case.name}: documents with its ids", same, case.reference, compared, goal=1.0),
+        Row(f"{case.name}: MB per CPU-s, {ours.encoder}", speeds[0], case.reference, speeds[1]),
     ]
 
 

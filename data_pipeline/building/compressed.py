@@ -33,6 +33,18 @@ def read_blocks(file: IO[bytes], url: str, compression: str | None) -> Iterator[
         yield block
 
 
+def read_all(file: IO[bytes], url: str, compression: str | None, most: int) -> bytes | None:
+    """The rest of a file, decompressed; None where that is more than `most` bytes."""
+    blocks: list[bytes] = []
+    size = 0
+    for block in read_blocks(file, url, compression):
+        size += len(block)
+        if size > most:
+            return None
+        blocks.append(block)
+    return b"".join(blocks)
+
+
 def _zstd_window(file: IO[bytes]) -> int:
     """Bytes that the first frame of a zstd stream says its reader must keep (RFC 8878, section 3.1.1.1); 0 if none."""
     start = file.tell()

@@ -79,13 +79,14 @@ def survey(folder: Path, manifest: Manifest, decode: Decode | None = None, detec
 
     Raises ValueError naming the file when a shard that is opened is damaged.
     """
-    facts = _sources_of(manifest)
+    tables = _tables(manifest)
+    facts = _sources_of(manifest, tables)
     each = max(MOST_SHARDS // len(facts), 1)
     lengths: dict[str, np.ndarray] = {}
     languages: dict[str, np.ndarray] = defaultdict(lambda: np.zeros(3, np.int64))
-    num_opened = sum(len(_chosen(table, each)) for table in _tables(manifest))
+    num_opened = sum(len(_chosen(table, each)) for table in tables)
     texts_each = max(MOST_TEXTS // max(num_opened, 1), 1)
-    for source, table in zip(facts, _tables(manifest), strict=True):
+    for source, table in zip(facts, tables, strict=True):
         lengths[source.name] = np.zeros(1, np.int64)
         for reader, starts in _opened(folder, table, each, np.dtype(manifest.dtype)):
             lengths[source.name] = _added(lengths[source.name], np.diff(starts))
@@ -107,7 +108,7 @@ def _tables(manifest: Manifest) -> list[ShardTable]:
     return [table.of_source(number) for number in range(len(manifest.sources))] or [table]
 
 
-def _sources_of(manifest: Manifest) -> list[SourceFacts]:
+def _sources_of(manifest: Manifest, tables: list[ShardTable]) -> list[SourceFacts]:
     found = [(source.name, source.counts) for source in manifest.sources] or [("all sources", manifest.counts)]
     return [
         SourceFacts(
@@ -118,7 +119,7 @@ def _sources_of(manifest: Manifest) -> list[SourceFacts]:
             counts.get("documents_read", 0),
             _dropped(counts),
         )
-        for (name, counts), table in zip(found, _tables(manifest), strict=True)
+        for (name, counts), table in zip(found, tables, strict=True)
     ]
 
 

@@ -158,22 +158,25 @@ class HuggingFaceTokenizer(Tokenizer):
         piece = self._pieces.get(index)
         if piece is None:
             return " ", " "
-        if self._is_byte_level:
-            return edges_of_bytes(bytes_of(piece))
-        if self._safe["model"].get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x"):
-            return edges_of_bytes(bytes([int(piece[3:5], 16)]))
+        if (raw := self._raw(piece)) is not None:
+            return edges_of_bytes(raw)
         prefix = self._safe["model"].get("continuing_subword_prefix")
         first, last = edges_of_text(piece)
         return ("a" if piece.startswith(prefix) else " ", last) if prefix else (first, last)
 
     def _bytes(self, index: int) -> bytes:
         piece = self._pieces.get(index, "")
-        if self._is_byte_level:
-            return bytes_of(piece)
-        if self._safe["model"].get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x"):
-            return bytes([int(piece[3:5], 16)])
+        if (raw := self._raw(piece)) is not None:
+            return raw
         prefix = self._safe["model"].get("continuing_subword_prefix")
         return piece.removeprefix(prefix or "").replace("\u2581", " ").encode()
+
+    def _raw(self, piece: str) -> bytes | None:
+        """What a piece stands for that is bytes; None where it is characters."""
+        if self._is_byte_level:
+            return bytes_of(piece)
+        is_byte = self._safe["model"].get("byte_fallback") and len(piece) == 6 and piece.startswith("<0x")
+        return bytes([int(piece[3:5], 16)]) if is_byte else None
 
     @functools.cached_property
     def _is_byte_level(self) -> bool:

@@ -59,8 +59,8 @@ class SentencePieceTokenizer(Tokenizer):
         return next((name for name, test in kinds.items() if test(index)), "normal")
 
     def _edges(self, index: int) -> Edges:
-        piece = self._model.id_to_piece(index)
-        return edges_of_bytes(bytes([int(piece[3:5], 16)])) if self._model.is_byte(index) else edges_of_text(piece)
+        is_byte = self._model.is_byte(index)
+        return edges_of_bytes(self._bytes(index)) if is_byte else edges_of_text(self._model.id_to_piece(index))
 
     def _bytes(self, index: int) -> bytes:
         piece: str = self._model.id_to_piece(index)

@@ -10,22 +10,18 @@ import json
 from collections.abc import Iterator
 from typing import IO, Any
 
-from data_pipeline.building.compressed import read_blocks
+from data_pipeline.building.compressed import read_all, read_blocks
 from data_pipeline.building.members import Part, part_of
 from data_pipeline.building.records import MAX_DOCUMENT_BYTES, Record, Rejects, Unit, decode
 
 
 def read_whole(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
     """The file as one document."""
-    blocks: list[bytes] = []
-    size = 0
-    for block in read_blocks(file, unit.url, unit.compression):
-        size += len(block)
-        if size > MAX_DOCUMENT_BYTES:
-            rejects.add("too_large", 1)
-            return
-        blocks.append(block)
-    yield from decode(1, b"".join(blocks).removeprefix(codecs.BOM_UTF8), rejects)
+    content = read_all(file, unit.url, unit.compression, MAX_DOCUMENT_BYTES)
+    if content is None:
+        rejects.add("too_large", 1)
+    else:
+        yield from decode(1, content.removeprefix(codecs.BOM_UTF8), rejects)
 
 
 def read_text_lines(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:

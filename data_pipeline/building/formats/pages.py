@@ -15,7 +15,7 @@ from email.message import Message
 from typing import IO, Any
 
 from common.mistakes import Mistake, cut
-from data_pipeline.building.compressed import read_blocks
+from data_pipeline.building.compressed import read_all, read_blocks
 from data_pipeline.building.members import part_of
 from data_pipeline.building.records import Record, Rejects, Unit
 
@@ -35,15 +35,11 @@ def check_packages(key: str, format_name: str) -> None:
 
 def read_html(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
     """The text of the page that a file is."""
-    blocks: list[bytes] = []
-    size = 0
-    for block in read_blocks(file, unit.url, unit.compression):
-        size += len(block)
-        if size > MAX_PAGE_BYTES:
-            rejects.add("too_large", 1)
-            return
-        blocks.append(block)
-    yield from _text(1, b"".join(blocks), None, rejects)
+    content = read_all(file, unit.url, unit.compression, MAX_PAGE_BYTES)
+    if content is None:
+        rejects.add("too_large", 1)
+    else:
+        yield from _text(1, content, None, rejects)
 
 
 def read_warc(file: IO[bytes], unit: Unit, rejects: Rejects) -> Iterator[Record]:
