@@ -20,7 +20,7 @@ from data_pipeline.flags import unpacked_flags
 from data_pipeline.shard_table import ManifestPart, ShardInfo, ShardTable
 from data_pipeline.shards import token_dtype
 
-__all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable", "earlier_name"]
+__all__ = ["FILE_NAME", "Manifest", "ShardInfo", "ShardTable", "comparable", "dropped_of", "earlier_name"]
 
 FILE_NAME = "manifest.json"
 REMEDY = "restore the file, or delete its dataset and run 'shardline data build CONFIG' again"
@@ -168,6 +168,11 @@ class Manifest(ManifestPart):
             where = [".".join(map(str, fault["loc"]))] if fault["loc"] else []
             reason = fault["msg"].removeprefix("Value error, ")
             raise Mistake(": ".join([str(path), *where, f"{reason}; {REMEDY}"])) from None
+
+
+def dropped_of(counts: dict[str, int]) -> dict[str, int]:
+    """Records dropped, by reason, among what counts of a manifest say."""
+    return {name.removeprefix("dropped_"): count for name, count in counts.items() if name.startswith("dropped_")}
 
 
 def earlier_name(tokens: str) -> str:

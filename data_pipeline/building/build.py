@@ -36,7 +36,7 @@ from data_pipeline.building.sources import MAX_EXAMPLES, Unit, group_tasks, plan
 from data_pipeline.building.tasks import EncoderDiffers, Job, Stopped, tokenize_task, write_json
 from data_pipeline.config import DataConfig, TokenizerConfig
 from data_pipeline.filters.chain import make_steps, save_tables, with_absolute_files
-from data_pipeline.manifest import FILE_NAME, Manifest
+from data_pipeline.manifest import FILE_NAME, Manifest, dropped_of
 from data_pipeline.tokenizer import FAST_ENCODER, Tokenizer
 
 STARTS = 4
@@ -84,8 +84,7 @@ class BuildReport:
     @property
     def dropped(self) -> dict[str, int]:
         """Records dropped, by reason."""
-        counts = self.manifest.counts
-        return {key.removeprefix("dropped_"): count for key, count in counts.items() if key.startswith("dropped_")}
+        return dropped_of(self.manifest.counts)
 
 
 def build_dataset(

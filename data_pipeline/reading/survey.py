@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_pipeline.manifest import Manifest
+from data_pipeline.manifest import Manifest, dropped_of
 from data_pipeline.reading.dataset import open_shard
 from data_pipeline.shard_table import ShardTable
 from data_pipeline.shards import ShardReader
@@ -124,8 +124,8 @@ def _sources_of(manifest: Manifest, tables: list[ShardTable]) -> list[SourceFact
 
 
 def _dropped(counts: dict[str, int]) -> dict[str, int]:
-    named = {name.removeprefix("dropped_"): count for name, count in counts.items() if name.startswith("dropped_")}
-    return dict(sorted(named.items(), key=lambda item: (-item[1], item[0])))
+    """Records dropped, by reason, the most frequent first."""
+    return dict(sorted(dropped_of(counts).items(), key=lambda item: (-item[1], item[0])))
 
 
 def _chosen(table: ShardTable, most: int) -> np.ndarray:
