@@ -79,6 +79,10 @@ class ModelConfig(Section):
     """Of the feed-forward layer; swiglu and geglu (with tanh, as T5 v1.1) are gated by a third matrix."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Kind of all norms but those of queries and keys."""
+    norm_placement: Literal["pre", "post", "sandwich", "output"] = "pre"
+    """Where a block has its norms around each of its parts f: `pre` x + f(norm(x)); `post` norm(x + f(x)), and none at
+    the end of a stack (arXiv 1706.03762; BERT, BART); `sandwich` x + norm(f(norm(x))) (Gemma 2); `output`
+    x + norm(f(x)) (OLMo 2)."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)
     """Added to the mean square or the variance inside norms."""
     qk_norm: bool = False
@@ -92,7 +96,9 @@ class ModelConfig(Section):
     qkv_bias: bool | None = None
     """Biases on the maps to queries, keys and values; empty means `bias`."""
     parallel_block: bool = False
-    """Attention and feed-forward both read one norm and are added together (GPT-J, PaLM)."""
+    """Attention and feed-forward read the same states and are added together (GPT-J, PaLM)."""
+    parallel_norms: Literal[1, 2] = 1
+    """parallel_block: norms of these states, one for both (GPT-J, PaLM) or one for each (GPT-NeoX)."""
     positions: Literal["rope", "t5_bias", "learned", "alibi", "none"] = "rope"
     """How the model knows where a token stands in its document."""
     rope_theta: float = Field(default=10000.0, gt=0, le=1e12)
@@ -162,6 +168,13 @@ class ModelConfig(Section):
             )
         if self.parallel_block and self.shape == "encdec":
             raise Mistake("parallel_block: a block with cross-attention has no parallel form; use it without encdec")
+        if self.parallel_block and self.norm_placement != "pre":
+            raise Mistake(
+                f"norm_placement: {self.norm_placement} is for parts that follow each other, parallel_block has them "
+                "side by side; use pre or parallel_block false"
+            )
+        if self.parallel_norms > 1 and not self.parallel_block:
+            raise Mistake("parallel_norms: only parallel_block has a choice of them; set it too or leave this at 1")
         if (self.positions == "learned") != (self.max_positions is not None):
             raise Mistake(
                 f"max_positions: learned positions need it and no others do; positions is {self.positions}, "
@@ -253,6 +266,17 @@ class ModelConfig(Section):
     def recomputes(self, index: int) -> bool:
         """Whether layer `index` of a stack, from 0, is computed again as a whole in the backward pass."""
         return self.activation_checkpointing == "full" and index % self.activation_checkpointing_interval == 0
+
+    @property
+    def has_final_norm(self) -> bool:
+        """Whether a stack ends with a norm of its own."""
+        return self.norm_placement != "post"
+
+    def num_norms(self, parts: int) -> int:
+        """Norms of a block of so many parts: attention, cross-attention where there is such, feed-forward."""
+        if self.parallel_block:
+            return self.parallel_norms
+        return parts * (2 if self.norm_placement == "sandwich" else 1)
 
     @property
     def is_gated(self) -> bool:

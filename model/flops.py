@@ -39,7 +39,7 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     embeddings = vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
     layers = config.num_layers + config.multi_token_depths
     stacks = layers * _block_extras(config, cross=config.shape == "encdec") + _stack_extras(config)
-    stacks += 3 * config.multi_token_depths * _norm(config)
+    stacks += (2 + config.has_final_norm) * config.multi_token_depths * _norm(config)
     if config.shape == "encdec":
         stacks += config.encoder_layers * _block_extras(config, cross=False) + _stack_extras(config)
     return embeddings + num_matmul_parameters(config, 0) + stacks
@@ -94,15 +94,15 @@ def _norm(config: ModelConfig) -> int:
 def _block_extras(config: ModelConfig, cross: bool) -> int:
     """Weights of a block that are in no matrix: norms and biases."""
     query, keys = config.num_heads * config.head_size, 2 * config.kv_heads * config.head_size
-    norms = (1 if config.parallel_block else 2) * _norm(config) + 2 * config.head_size * config.qk_norm
+    norms = config.num_norms(3 if cross else 2) * _norm(config) + 2 * config.head_size * config.qk_norm
     queries = query * (2 if config.attention_gate else 1)
     attention = (queries + keys) * config.has_qkv_bias + config.d_model * config.bias
     feed_forward = ((2 if config.is_gated else 1) * config.d_ff + config.d_model) * config.bias
-    return norms + attention + feed_forward + (_norm(config) + attention if cross else 0)
+    return norms + feed_forward + (2 if cross else 1) * attention
 
 
 def _stack_extras(config: ModelConfig) -> int:
     """Weights of a stack outside its blocks."""
-    norms = (2 if config.embedding_norm else 1) * _norm(config)
+    norms = (config.has_final_norm + config.embedding_norm) * _norm(config)
     biases = config.t5_num_buckets * config.num_heads if config.positions == "t5_bias" else 0
     return norms + biases + (config.max_positions or 0) * config.d_model

@@ -34,6 +34,9 @@ T5_ACTIVATIONS = {
     "relu": "relu",
 }
 
+WITHOUT: dict[str, Any] = {"norm_placement": "pre"}
+"""Keys that none of these classes has a place for, by the value that asks for none."""
+
 
 def architecture(config: ModelConfig) -> Architecture:
     """The class that computes what this model computes. ValueError naming the key that none has a place for."""
@@ -42,6 +45,8 @@ def architecture(config: ModelConfig) -> Architecture:
     _refuse_others(config, found, "norm", "rmsnorm")
     for key in ("embedding_norm", "parallel_block", "attention_gate"):
         _refuse_others(config, found, key, False)
+    for key, neutral in WITHOUT.items():
+        _refuse_others(config, found, key, neutral)
     _refuse_others(config, found, "rope_fraction", 1.0)
     _refuse_others(config, found, "activation", *GATES, *([] if found not in (T5, ENCDEC) else PLAIN))
     if found not in (QWEN3, MISTRAL, SMOLLM3):

@@ -205,14 +205,14 @@ class CutColumns(Layer):
         self.weight = self.own("weight", init.normal(d_out, d_in, std=std), Division(1, (d_in,)))
         self.bias = self.own("bias", Constant((d_out,), 0.0)) if bias else None
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Residual [T, O] + x W^T + bias."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """X W^T + bias, plus residual [T, O] where it is given."""
         if self.ranks is None:
             return linear(x, self.weight, self.bias, residual)
         product = self.ranks.summed(linear(x, self.weight))
         if self.bias is not None:
             product = product + (self.ranks.shared(self.bias) if self.ranks.sequence else self.bias)
-        return residual + product
+        return product if residual is None else residual + product
 
 
 class Embedding(Layer):

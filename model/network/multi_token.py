@@ -56,11 +56,12 @@ class FurtherDepth(nn.Module):
         self.state_norm = make_norm(config, init)
         self.merge = Merge(config.d_model, config.init_std, init / "merge")
         self.block = Block(config, num_layers, init / "block", index, cross)
-        self.norm = make_norm(config, init)
+        self.norm = make_norm(config, init) if config.has_final_norm else None
 
     def forward(
         self, states: torch.Tensor, embedded: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None
     ) -> torch.Tensor:
         """States [T, M] of the depth before, embedded [T, M] tokens of this one -> its states [T, M]."""
         both = torch.cat((self.embedding_norm(embedded), self.state_norm(states)), 1)
-        return self.norm(self.block(self.merge(both), around, memory))
+        states = self.block(self.merge(both), around, memory)
+        return states if self.norm is None else self.norm(states)

@@ -1,6 +1,6 @@
 """A stack of blocks with its own positions and norms: the one of a decoder or encoder, each of the two of both.
 
-embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm
+embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm, where blocks do not end with theirs
 """
 
 from typing import Any
@@ -51,7 +51,7 @@ class Stack(nn.Module):
         self.blocks = nn.ModuleList(
             Block(config, num_layers, init / f"blocks.{i}", i, cross) for i in range(num_layers)
         )
-        self.norm = make_norm(config, init)
+        self.norm = make_norm(config, init) if config.has_final_norm else None
         if config.compile:
             for block in self.blocks:
                 block.compile()
@@ -77,7 +77,7 @@ class Stack(nn.Module):
         around = self._surroundings(x, positions, pattern, cross)
         for index, block in enumerate(self.blocks):
             x = self._through(block, index, x, around, memory)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def _through(self, layer: nn.Module, index: int, *inputs: Any) -> torch.Tensor:
         """What layer `index` gives; nothing of what it computes on the way is kept where the config says so."""

@@ -349,29 +349,41 @@ def _t5_block(state: dict[str, torch.Tensor], theirs: str, cross: bool) -> dict[
     return block
 
 
-def mbart() -> Peer:
-    """Pre-norm, with a norm after the embedding of each stack, learned positions in each, and biases everywhere."""
+def bart(name: str = "Bart", **keys) -> Peer:
+    """Norms after the embedding of each stack, learned positions in each, and biases everywhere.
+
+    mBART is pre-norm; BART is post-norm, with no norm at a stack's end.
+    """
     sizes = {"encoder_layers": LAYERS + 1, "decoder_layers": LAYERS, "encoder_ffn_dim": D_FF, "decoder_ffn_dim": D_FF}
     heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "max_position_embeddings": 160}
     specials = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": None}
-    config = transformers.MBartConfig(vocab_size=VOCAB, d_model=WIDTH, **sizes, **heads, **specials)
-    model = transformers.MBartForConditionalGeneration(config)
-    state = randomised(model)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCAB, d_model=WIDTH, **sizes, **heads, **specials, **keys
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    state, is_pre = randomised(model), name == "MBart"
     ours = {"embedding.weight": state["model.shared.weight"], "head.weight": state["lm_head.weight"]}
-    for mine, theirs, layers in (("", "model.decoder.", LAYERS), ("encoder.", "model.encoder.", LAYERS + 1)):
-        ours[mine + "position_embedding.weight"] = state[theirs + "embed_positions.weight"][2:]
+    for mine, prefix, layers in (("", "model.decoder.", LAYERS), ("encoder.", "model.encoder.", LAYERS + 1)):
+        ours[mine + "position_embedding.weight"] = state[prefix + "embed_positions.weight"][2:]
         for kind in ("weight", "bias"):
-            ours[f"{mine}norm.{kind}"] = state[f"{theirs}layer_norm.{kind}"]
-            ours[f"{mine}embedding_norm.{kind}"] = state[f"{theirs}layernorm_embedding.{kind}"]
+            if is_pre:
+                ours[f"{mine}norm.{kind}"] = state[f"{prefix}layer_norm.{kind}"]
+            ours[f"{mine}embedding_norm.{kind}"] = state[f"{prefix}layernorm_embedding.{kind}"]
             for i in range(layers):
-                block = _mbart_block(state, f"{theirs}layers.{i}.", kind, cross=not mine)
+                block = _bart_block(state, f"{prefix}layers.{i}.", kind, cross=not mine)
                 ours |= {f"{mine}blocks.{i}.{name}.{kind}": value for name, value in block.items()}
-    keys = {"shape": "encdec", "norm": "layernorm", "bias": True, "activation": "gelu", "embedding_norm": True}
-    keys |= {"positions": "learned", "max_positions": 160, "num_encoder_layers": LAYERS + 1, "tie_embeddings": True}
-    return model, ModelConfig(**OURS, **keys), ours
+    mine_keys = {"shape": "encdec", "norm": "layernorm", "bias": True, "activation": "gelu", "embedding_norm": True}
+    mine_keys |= {
+        "positions": "learned",
+        "max_positions": 160,
+        "num_encoder_layers": LAYERS + 1,
+        "tie_embeddings": True,
+    }
+    mine_keys |= {"norm_placement": "pre" if is_pre else "post"}
+    return model, ModelConfig(**OURS, **mine_keys), ours
 
 
-def _mbart_block(state: dict[str, torch.Tensor], theirs: str, kind: str, cross: bool) -> dict[str, torch.Tensor]:
+def _bart_block(state: dict[str, torch.Tensor], theirs: str, kind: str, cross: bool) -> dict[str, torch.Tensor]:
     parts = {
         "attention_norm": ("self_attn_layer_norm",),
         "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

@@ -18,6 +18,7 @@ CONFIGS = [
     ModelConfig(**SMALL, shape="encoder", positions="learned", max_positions=9, norm="layernorm", bias=True),
     ModelConfig(**SMALL, positions="alibi", parallel_block=True, activation="gelu", embedding_norm=True),
     ModelConfig(**SMALL, shape="encdec", positions="t5_bias", activation="geglu", attention_gate=True),
+    ModelConfig(**SMALL, shape="encdec", norm_placement="post", norm="layernorm", bias=True),
     ModelConfig(**SMALL, shape="encdec", num_encoder_layers=3, head_dim=6, norm="layernorm", bias=True, qkv_bias=False),
 ]
 
@@ -47,10 +48,16 @@ def configs(draw) -> ModelConfig:
         "qkv_bias": any_of(None, True, False),
         **{key: draw(st.booleans()) for key in ("qk_norm", "embedding_norm", "bias", "tie_embeddings")},
         "parallel_block": draw(st.booleans()) and shape != "encdec",
+        "norm_placement": any_of("pre", "post", "sandwich", "output"),
+        "parallel_norms": any_of(1, 2),
         "sliding_window": any_of(None, 8),
         "attention_gate": draw(st.booleans()),
         "multi_token_depths": 0 if shape == "encoder" else any_of(0, 1, 2),
     }
+    if keys["parallel_block"]:
+        keys["norm_placement"] = "pre"
+    else:
+        keys["parallel_norms"] = 1
     try:
         return ModelConfig(**keys)
     except ValidationError:

@@ -146,8 +146,12 @@ class _Sizes:
     def block(self, stack: _Stack) -> int:
         """All that a block leaves."""
         _, tokens, read, _ = stack
-        norms = (1 if self.model.parallel_block else 2) + (1 if read else 0)
-        return norms * (self.norm(tokens) + self.between(tokens)) + self.feed_forward(tokens) + self.attentions(stack)
+        parts, model = 3 if read else 2, self.model
+        norms = model.num_norms(parts) * self.norm(tokens)
+        if model.parallel_norms > 1 and self.kernels.normed == self.width:
+            norms -= self.between(tokens)  # both keep the same states, and no copies of them
+        inputs = (model.parallel_norms if model.parallel_block else parts) * self.between(tokens)
+        return norms + inputs + self.feed_forward(tokens) + self.attentions(stack)
 
     def of_stack(self, stack: _Stack) -> int:
         """All blocks of a stack."""
@@ -181,7 +185,8 @@ class _Sizes:
         again = sum(model.recomputes(model.num_layers + depth) for depth in range(model.multi_token_depths))
         merged = tokens * 2 * model.d_model * self.width // self.tensor
         kept = again * self.between(tokens)
-        kept += (model.multi_token_depths - again) * (3 * self.norm(tokens) + merged)
+        norms = (2 + model.has_final_norm) * self.norm(tokens)
+        kept += (model.multi_token_depths - again) * (norms + merged)
         return kept + (tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0)
 
     def ends(self, tokens: int) -> int:
@@ -190,7 +195,7 @@ class _Sizes:
         rotations = tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0
         ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
         ids += tokens * INT64 * model.multi_token_depths
-        return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids
+        return (model.has_final_norm + model.embedding_norm) * self.norm(tokens) + rotations + ids
 
     def loss(self, tokens: int, columns: int, targets: float) -> "_Loss":
         """What the loss leaves and what it needs meanwhile."""

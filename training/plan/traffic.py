@@ -45,7 +45,7 @@ def _passes(model: ModelConfig, parallel: ParallelConfig, crosses: bool) -> tupl
     """Elements of a token that a block reads and writes, forward and backward."""
     row_parts = parallel.tensor if parallel.cuts_rows else 1
     residuals = 3 if crosses else 2
-    norms = residuals - model.parallel_block
+    norms = model.num_norms(residuals)
     query, keys = (heads * model.head_size / parallel.tensor for heads in (model.num_heads, 2 * model.kv_heads))
     rotated = 2 * (query + keys) if model.positions == "rope" else 0.0
     inner, gated = model.d_ff / parallel.tensor, model.is_gated

@@ -11,7 +11,7 @@ from model.network.blocks import Attention, Surroundings
 from model.network.layers import Initializer
 from model.network.positions import rope_frequencies
 from model.network.transformer import Transformer
-from tests.model import peers
+from tests.model import block_peers, peers
 from tests.model.packs import pattern_of, positions_of
 
 LENGTHS = [17, 40, 1, 93]
@@ -68,6 +68,9 @@ DECODERS = {
     "Cohere": peers.cohere,
     "BLOOM": peers.bloom,
     "OPT": peers.opt,
+    "EXAONE 4: norms of what parts give": block_peers.exaone4,
+    "Gemma 2: norms on both sides": block_peers.gemma2,
+    "GPT-NeoX: two norms side by side": block_peers.gpt_neox,
 }
 
 

@@ -33,6 +33,10 @@ MODELS = {
     "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
     "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},
+    "encdec, post": {"shape": "encdec", "norm_placement": "post", "positions": "learned", "max_positions": 20} | BIASED,
+    "prefix, sandwich": {"shape": "prefix", "norm_placement": "sandwich", "multi_token_depths": 1, **WINDOWS},
+    "causal, output, recomputed": {"norm_placement": "output", "activation_checkpointing": "attention", "bias": True},
+    "causal, two norms": {"parallel_block": True, "parallel_norms": 2, "norm": "layernorm", "bias": True},
     "prefix, further depths": {"shape": "prefix", "multi_token_depths": 2, "tie_embeddings": True},
     "encdec, further depths": {"shape": "encdec", "multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, windows, gate": {

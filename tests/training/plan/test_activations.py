@@ -22,6 +22,13 @@ CASES: dict[str, dict[str, Any]] = {
     "geglu": {"activation": "geglu"},
     "qk norm": {"qk_norm": True},
     "parallel": {"parallel_block": True},
+    "two norms side by side": {"parallel_block": True, "parallel_norms": 2},
+    "post": {"norm_placement": "post", "norm": "layernorm", "bias": True},
+    "sandwich": {"norm_placement": "sandwich"},
+    "output": {"norm_placement": "output"},
+    "encdec, post": {"shape": "encdec", "norm_placement": "post", "embedding_norm": True},
+    "encdec, sandwich, recomputed": {"shape": "encdec", "norm_placement": "sandwich"}
+    | {"activation_checkpointing": "full"},
     "learned": {"positions": "learned", "max_positions": 512},
     "gated attention": {"attention_gate": True},
     "further depths": {"multi_token_depths": 2},

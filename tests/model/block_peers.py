@@ -1,0 +1,93 @@
+"""More of what peers.py gives: models whose blocks have their norms, heads or embeddings elsewhere than Llama's."""
+
+import torch
+import transformers
+
+from model.config import ModelConfig
+from tests.model.peers import D_FF, HEAD_DIM, HEADS, LAYERS, OURS, THEIRS, WIDTH, Peer, randomised, stacked
+
+
+def _llama_stack(state: dict[str, torch.Tensor], theirs: str, mine: str, norms: dict[str, str]) -> dict:
+    """Projections of attention and feed-forward by Llama's names, norms by those that are given (ours: theirs)."""
+    ours = {f"{mine}norm.weight": state[f"{theirs}norm.weight"]}
+    for i in range(LAYERS):
+        layer = f"{theirs}layers.{i}."
+        parts = {
+            "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            "attention.output": ("self_attn.o_proj",),
+            "feed_forward.gate_up": ("mlp.gate_proj", "mlp.up_proj"),
+            "feed_forward.down": ("mlp.down_proj",),
+        } | {name: (source,) for name, source in norms.items()}
+        for name, sources in parts.items():
+            ours[f"{mine}blocks.{i}.{name}.weight"] = stacked(state, layer, *(f"{source}.weight" for source in sources))
+    return ours
+
+
+OUTPUT_NORMS = {
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention_output_norm": "post_attention_layernorm",
+    "feed_forward_output_norm": "post_feedforward_layernorm",
+}
+SANDWICH_NORMS = {
+    "attention_norm": "input_layernorm",
+    "attention_output_norm": "post_attention_layernorm",
+    "feed_forward_norm": "pre_feedforward_layernorm",
+    "feed_forward_output_norm": "post_feedforward_layernorm",
+}
+
+
+def _arguments(**keys) -> dict:
+    rope = {"rope_type": "default", "rope_theta": 1e4}
+    same = {"intermediate_size": D_FF, "num_key_value_heads": 2, "head_dim": HEAD_DIM, "rope_parameters": rope}
+    same |= {"rms_norm_eps": 1e-5, "tie_word_embeddings": False, "attn_implementation": "eager"}
+    return {**THEIRS, **same, **keys}
+
+
+def _embeddings(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {"embedding.weight": state["model.embed_tokens.weight"], "head.weight": state["lm_head.weight"]}
+
+
+def exaone4() -> Peer:
+    """Norms of what attention and feed-forward give, as OLMo 2, and of single heads, as Qwen 3."""
+    model = transformers.Exaone4ForCausalLM(
+        transformers.Exaone4Config(**_arguments(sliding_window=None, layer_types=["full_attention"] * LAYERS))
+    )
+    state = randomised(model)
+    ours = _embeddings(state) | _llama_stack(state, "model.", "", OUTPUT_NORMS)
+    return model, ModelConfig(**OURS, num_kv_heads=2, norm_placement="output", qk_norm=True), ours
+
+
+def gemma2() -> Peer:
+    """Norms on both sides of attention and feed-forward, stored less 1; embeddings times the root of the width."""
+    caps = {"final_logit_softcapping": None, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
+    arguments = _arguments(**caps, layer_types=["full_attention"] * LAYERS)
+    model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**arguments))
+    state = randomised(model)
+    ours = _embeddings(state) | _llama_stack(state, "model.", "", SANDWICH_NORMS)
+    ours["embedding.weight"] = ours["embedding.weight"] * WIDTH**0.5
+    ours = {name: weight + ("norm." in name) for name, weight in ours.items()}
+    keys = {"norm_placement": "sandwich", "activation": "geglu"}
+    return model, ModelConfig(**OURS, **keys, num_kv_heads=2), ours
+
+
+def gpt_neox() -> Peer:
+    """A parallel block with a norm for attention and another for the feed-forward; q, k, v take turns head by head."""
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25}
+    arguments = {**THEIRS, "intermediate_size": D_FF, "rope_parameters": rope, "attn_implementation": "eager"}
+    model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**arguments, hidden_act="gelu"))
+    state = randomised(model)
+    ours = {"embedding.weight": state["gpt_neox.embed_in.weight"], "head.weight": state["embed_out.weight"]}
+    parts = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
+    parts |= {"attention.output": "attention.dense"}
+    parts |= {"feed_forward.up": "mlp.dense_h_to_4h", "feed_forward.down": "mlp.dense_4h_to_h"}
+    for kind in ("weight", "bias"):
+        ours[f"norm.{kind}"] = state[f"gpt_neox.final_layer_norm.{kind}"]
+        for i in range(LAYERS):
+            theirs = f"gpt_neox.layers.{i}."
+            for name, source in parts.items():
+                ours[f"blocks.{i}.{name}.{kind}"] = state[f"{theirs}{source}.{kind}"]
+            fused = state[f"{theirs}attention.query_key_value.{kind}"].unflatten(0, (HEADS, 3, HEAD_DIM))
+            ours[f"blocks.{i}.attention.qkv.{kind}"] = fused.transpose(0, 1).flatten(0, 2)
+    keys = {"norm": "layernorm", "bias": True, "activation": "gelu", "parallel_block": True, "parallel_norms": 2}
+    return model, ModelConfig(**OURS, **keys, rope_fraction=0.25), ours
