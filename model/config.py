@@ -92,7 +92,7 @@ class ModelConfig(Section):
     embedding_norm: bool = False
     """A norm right after the embedding (BLOOM, BERT, BART)."""
     bias: bool = False
-    """Biases on linear maps (but the output projection) and on LayerNorm."""
+    """Biases on linear maps (but the output projection, see `head_bias`) and on LayerNorm."""
     qkv_bias: bool | None = None
     """Biases on the maps to queries, keys and values; empty means `bias`."""
     parallel_block: bool = False
@@ -111,6 +111,13 @@ class ModelConfig(Section):
     """Every second, third ... layer of a stack has no positions at all (arXiv 2501.18795); empty gives them to all."""
     max_positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Rows of the table of learned positions: the longest document there can be."""
+    position_offset: int = Field(default=0, ge=0, le=WIDEST)
+    """Rows of that table before the one of the first token, which are never read (2 in OPT, BART and RoBERTa)."""
+    segment_embeddings: int | None = Field(default=None, ge=1, le=WIDEST)
+    """Rows of a table of segments, the first of which is added to every token (2 in BERT, 1 in RoBERTa); empty: no
+    table."""
+    embedding_scale: float = Field(default=1.0, gt=0, le=1e6)
+    """Token embeddings are multiplied by it, before positions are added (sqrt(d_model) in Gemma); outputs are not."""
     t5_num_buckets: int = Field(default=32, ge=4, le=WIDEST)
     """Distances that t5_bias tells apart."""
     t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
@@ -125,6 +132,14 @@ class ModelConfig(Section):
     (DeepSeek-V3, arXiv 2412.19437, section 2.2)."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection too."""
+    head_transform: bool = False
+    """Before the output projection a linear map, the activation without its gate, and a norm (BERT, ModernBERT)."""
+    head_bias: bool = False
+    """A bias of the output projection (BERT, GPT-J, Phi)."""
+    logit_scale: float = Field(default=1.0, gt=0, le=1e6)
+    """Logits are multiplied by it (d_model**-0.5 in PaLM, 0.0625 in Cohere)."""
+    logit_softcap: float | None = Field(default=None, gt=0, le=1e6)
+    """Logits become softcap x tanh(logits / softcap), after the scale (30 in Gemma 2); empty leaves them."""
     init_std: float = Field(default=0.02, gt=0, le=1e3)
     """Standard deviation of initial weights; residual outputs get it divided by sqrt(2 num_layers)."""
     attention_backend: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
@@ -180,6 +195,8 @@ class ModelConfig(Section):
                 f"max_positions: learned positions need it and no others do; positions is {self.positions}, "
                 f"max_positions {self.max_positions}"
             )
+        if self.positions != "learned" and self.position_offset:
+            raise Mistake(f"position_offset: only learned positions have one, this is {self.positions}; leave it at 0")
         if self.positions != "rope" and (self.rope_scaling is not None or self.rope_fraction != 1):
             raise Mistake(f"rope_scaling, rope_fraction: only positions rope has them, this is {self.positions}")
         if self.positions != "rope" and self.no_rope_layer_interval is not None:
@@ -282,6 +299,11 @@ class ModelConfig(Section):
     def is_gated(self) -> bool:
         """Whether the feed-forward layer has a third matrix."""
         return self.activation in GATED
+
+    @property
+    def plain_activation(self) -> str:
+        """The activation, or the function of a gated one's gate."""
+        return {"swiglu": "silu", "geglu": "gelu_tanh"}.get(self.activation, self.activation)
 
     @property
     def has_qkv_bias(self) -> bool:

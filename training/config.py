@@ -382,6 +382,8 @@ class RunConfig(Section):
             "num_kv_heads": (model.kv_heads, *both),
             "d_ff": (model.d_ff, parallel.tensor, f"parallel.tensor {parallel.tensor}"),
         }
+        if model.head_transform:
+            shared["d_model"] = (model.d_model, parallel.tensor, f"parallel.tensor {parallel.tensor}")
         for name, (count, ranks, words) in shared.items():
             if count % ranks:
                 raise Mistake(

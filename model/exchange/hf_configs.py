@@ -34,7 +34,15 @@ T5_ACTIVATIONS = {
     "relu": "relu",
 }
 
-WITHOUT: dict[str, Any] = {"norm_placement": "pre"}
+WITHOUT: dict[str, Any] = {
+    "norm_placement": "pre",
+    "segment_embeddings": None,
+    "embedding_scale": 1.0,
+    "head_transform": False,
+    "head_bias": False,
+    "logit_scale": 1.0,
+    "logit_softcap": None,
+}
 """Keys that none of these classes has a place for, by the value that asks for none."""
 
 

@@ -106,12 +106,12 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """[T, F] -> [T, F] by gelu (exact), gelu_tanh or relu; gate and up [T, 2F] -> [T, F] by swiglu or geglu.
+    """[T, F] -> [T, F] by gelu (exact), gelu_tanh, silu or relu; gate and up [T, 2F] -> [T, F] by swiglu or geglu.
 
     A gated activation (arXiv 2002.05202) is silu, or gelu with tanh, of the first half, times the second half.
     """
-    if activation == "relu":
-        return F.relu(x)
+    if activation in ("relu", "silu"):
+        return F.relu(x) if activation == "relu" else F.silu(x)
     if activation in ("gelu", "gelu_tanh"):
         return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
     gelu = activation == "geglu"

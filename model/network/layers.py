@@ -215,6 +215,16 @@ class CutColumns(Layer):
         return product if residual is None else residual + product
 
 
+class CutInside(CutColumns):
+    """The same between layers that are whole: of x [T, I], or rows of it, a tensor rank takes its columns by itself."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """X W^T + bias, plus residual [T, O] where it is given."""
+        if self.ranks is not None:
+            x = self.ranks.whole(x).chunk(self.ranks.size, 1)[self.ranks.rank].contiguous()
+        return super().forward(x, residual)
+
+
 class Embedding(Layer):
     """Rows of a matrix [V, M] by position."""
 
@@ -229,15 +239,28 @@ class Embedding(Layer):
         return nn.functional.embedding(self.ranks.own_rows(index), self.ranks.shared(self.weight))
 
 
-class TokenEmbedding(Layer):
-    """Rows of a matrix [V, M] by token; of tensor ranks each has some of them."""
+class FirstRow(Embedding):
+    """A matrix [S, M] of which all tokens have the first row."""
 
-    def __init__(self, num_rows: int, width: int, std: float, init: Initializer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X [T, M], or this rank's rows of it, plus the row."""
+        return x + (self.weight if self.ranks is None else self.ranks.shared(self.weight))[0]
+
+
+class TokenEmbedding(Layer):
+    """Rows of a matrix [V, M] by token, times `scale`; of tensor ranks each has some of them."""
+
+    def __init__(self, num_rows: int, width: int, std: float, init: Initializer, scale: float = 1.0):
         super().__init__(init.ranks)
+        self.scale = scale
         self.weight = self.own("weight", init.normal(num_rows, width, std=std), Division(0, (num_rows,)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [T] -> [T, M]; of tensor ranks that which `complete` is still to make whole."""
+        found = self._rows(tokens)
+        return found if self.scale == 1 else found * self.scale
+
+    def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.ranks is None:
             return nn.functional.embedding(tokens, self.weight)
         place = tokens - self.ranks.rank * self.weight.shape[0]

@@ -1,6 +1,6 @@
 """A stack of blocks with its own positions and norms: the one of a decoder or encoder, each of the two of both.
 
-embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm, where blocks do not end with theirs
+embedded tokens (+ learned positions) (+ segment) -> embedding norm? -> blocks -> norm, unless blocks end with theirs
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from model.kernels.attention import AttentionPattern, resolve_backend
 from model.kernels.ops import rope_tables
 from model.network.blocks import Block, Surroundings
 from model.network.context_ranks import ContextRanks
-from model.network.layers import Embedding, Initializer, TokenEmbedding, make_norm
+from model.network.layers import Embedding, FirstRow, Initializer, TokenEmbedding, make_norm
 from model.network.positions import RelativeBiasTable, rope_frequencies, score_bias
 
 
@@ -43,8 +43,12 @@ class Stack(nn.Module):
             self.embedding = embedding
         self.position_embedding: Embedding | None = None
         if config.max_positions is not None:
-            rows, name = config.max_positions, init / "position_embedding"
+            rows, name = config.max_positions + config.position_offset, init / "position_embedding"
             self.position_embedding = Embedding(rows, config.d_model, config.init_std, name)
+        self.segment_embedding: FirstRow | None = None
+        if config.segment_embeddings is not None:
+            rows, name = config.segment_embeddings, init / "segment_embedding"
+            self.segment_embedding = FirstRow(rows, config.d_model, config.init_std, name)
         self.embedding_norm = make_norm(config, init) if config.embedding_norm else None
         has_table = config.positions == "t5_bias"
         self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
@@ -71,7 +75,9 @@ class Stack(nn.Module):
         """
         if self.position_embedding is not None:
             self._check_lengths(pattern)
-            x = x + self.position_embedding(positions)
+            x = x + self.position_embedding(positions + self.config.position_offset)
+        if self.segment_embedding is not None:
+            x = self.segment_embedding(x)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         around = self._surroundings(x, positions, pattern, cross)

@@ -60,14 +60,13 @@ def exaone4() -> Peer:
 
 def gemma2() -> Peer:
     """Norms on both sides of attention and feed-forward, stored less 1; embeddings times the root of the width."""
-    caps = {"final_logit_softcapping": None, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
+    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
     arguments = _arguments(**caps, layer_types=["full_attention"] * LAYERS)
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**arguments))
     state = randomised(model)
     ours = _embeddings(state) | _llama_stack(state, "model.", "", SANDWICH_NORMS)
-    ours["embedding.weight"] = ours["embedding.weight"] * WIDTH**0.5
     ours = {name: weight + ("norm." in name) for name, weight in ours.items()}
-    keys = {"norm_placement": "sandwich", "activation": "geglu"}
+    keys = {"norm_placement": "sandwich", "activation": "geglu", "embedding_scale": WIDTH**0.5, "logit_softcap": 1.5}
     return model, ModelConfig(**OURS, **keys, num_kv_heads=2), ours
 
 
@@ -91,3 +90,33 @@ def gpt_neox() -> Peer:
             ours[f"blocks.{i}.attention.qkv.{kind}"] = fused.transpose(0, 1).flatten(0, 2)
     keys = {"norm": "layernorm", "bias": True, "activation": "gelu", "parallel_block": True, "parallel_norms": 2}
     return model, ModelConfig(**OURS, **keys, rope_fraction=0.25), ours
+
+
+def bert() -> Peer:
+    """Norms after the sums, a table of segments, and a map, a norm and a bias around the output matrix."""
+    arguments = {**THEIRS, "intermediate_size": D_FF, "max_position_embeddings": 96, "layer_norm_eps": 1e-5}
+    model = transformers.BertForMaskedLM(transformers.BertConfig(**arguments, attn_implementation="eager"))
+    state = randomised(model)
+    tables = {"embedding": "word", "position_embedding": "position", "segment_embedding": "token_type"}
+    ours = {f"{mine}.weight": state[f"bert.embeddings.{theirs}_embeddings.weight"] for mine, theirs in tables.items()}
+    ours["head.weight"] = state["cls.predictions.decoder.weight"]
+    ours["head.bias"] = state["cls.predictions.bias"]
+    parts = {
+        "attention.qkv": ("attention.self.query", "attention.self.key", "attention.self.value"),
+        "attention.output": ("attention.output.dense",),
+        "attention_norm": ("attention.output.LayerNorm",),
+        "feed_forward.up": ("intermediate.dense",),
+        "feed_forward.down": ("output.dense",),
+        "feed_forward_norm": ("output.LayerNorm",),
+    }
+    for kind in ("weight", "bias"):
+        ours[f"embedding_norm.{kind}"] = state[f"bert.embeddings.LayerNorm.{kind}"]
+        ours[f"head_transform.dense.{kind}"] = state[f"cls.predictions.transform.dense.{kind}"]
+        ours[f"head_transform.norm.{kind}"] = state[f"cls.predictions.transform.LayerNorm.{kind}"]
+        for i in range(LAYERS):
+            for name, sources in parts.items():
+                names = [f"{source}.{kind}" for source in sources]
+                ours[f"blocks.{i}.{name}.{kind}"] = stacked(state, f"bert.encoder.layer.{i}.", *names)
+    keys = {"shape": "encoder", "norm": "layernorm", "norm_placement": "post", "bias": True, "embedding_norm": True}
+    keys |= {"positions": "learned", "max_positions": 96, "segment_embeddings": 2, "activation": "gelu"}
+    return model, ModelConfig(**OURS, **keys, head_transform=True, head_bias=True, tie_embeddings=True), ours

@@ -81,7 +81,7 @@ def activations(
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
     states, matrix, logits, turned = size.loss(tokens, columns, rows.targets)
-    ends += (1 + depths) * (states + matrix) + (size.depths(tokens) if depths else 0)
+    ends += (1 + depths) * (states + matrix + size.head_transform(tokens)) + (size.depths(tokens) if depths else 0)
     on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
     return Activations(blocks, ends, recomputed, logits, matrix, turned, on_the_way)
 
@@ -189,6 +189,14 @@ class _Sizes:
         kept += (model.multi_token_depths - again) * (norms + merged)
         return kept + (tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0)
 
+    def head_transform(self, tokens: int) -> int:
+        """What the map before the output projection leaves: its input, that of the activation, that of the norm."""
+        model = self.model
+        if not model.head_transform:
+            return 0
+        before = 0 if model.plain_activation == "relu" else self.between(tokens)
+        return tokens * model.d_model * self.width // self.tensor + before + self.norm(tokens)
+
     def ends(self, tokens: int) -> int:
         """What a stack leaves outside of its blocks: ids, rotations, and the inputs of its other norms."""
         model = self.model
@@ -204,7 +212,8 @@ class _Sizes:
         rows = int(tokens * targets) if chosen else tokens
         states, matrix = rows * model.d_model, columns * model.d_model
         chunk, mixed = min(rows, max(kept.chunk // columns, 256)), width < FP32
-        logits = chunk * columns * (FP32 + width * mixed) + (tokens * model.d_model + chosen * states) * width
+        slopes = FP32 * (model.logit_softcap is not None)
+        logits = chunk * columns * (FP32 + slopes + width * mixed) + (tokens * model.d_model + chosen * states) * width
         slab = min(SLAB_ELEMENTS, matrix)
         if not mixed:
             return _Loss(states * width, matrix * width, logits + chunk * model.d_model * width, 0)

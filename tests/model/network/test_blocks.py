@@ -81,8 +81,8 @@ def test_a_causal_model_gives_its_peers_logits(name):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: peers.llama({"shape": "encoder"}, kind="EuroBert"), peers.modernbert],
-    ids=["EuroBERT", "ModernBERT"],
+    [lambda: peers.llama({"shape": "encoder"}, kind="EuroBert"), peers.modernbert, block_peers.bert],
+    ids=["EuroBERT", "ModernBERT", "BERT"],
 )
 def test_an_encoder_gives_its_peers_logits(make):
     assert_same_logits(make(), LENGTHS)

@@ -18,7 +18,7 @@ PEERS = {
     "T5 with SwiGLU": lambda: peers.t5("gated-silu"),
     "T5 with ReLU and a shallower encoder": lambda: peers.t5("relu", 1),
     "mBART": lambda: peers.bart("MBart"),
-    "BART: norms after the sums": peers.bart,
+    "BART: norms after the sums": lambda: peers.bart(scale_embedding=True),
 }
 
 

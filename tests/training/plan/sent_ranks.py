@@ -42,6 +42,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention recomputed": {"activation_checkpointing": "attention"},
     "encdec, recomputed": ENCDEC | {"activation_checkpointing": "full"},
     "gated": {"attention_gate": True},
+    "head transform, a further depth": {"head_transform": True, "multi_token_depths": 1, "head_bias": True}
+    | {"norm": "layernorm", "bias": True, "segment_embeddings": 2},
     "sandwich, a further depth, recomputed": {"norm_placement": "sandwich", "multi_token_depths": 1}
     | {"activation_checkpointing": "full"},
     "encdec, post, recomputed": ENCDEC | {"norm_placement": "post", "activation_checkpointing": "full"},

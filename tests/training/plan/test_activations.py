@@ -29,6 +29,10 @@ CASES: dict[str, dict[str, Any]] = {
     "encdec, post": {"shape": "encdec", "norm_placement": "post", "embedding_norm": True},
     "encdec, sandwich, recomputed": {"shape": "encdec", "norm_placement": "sandwich"}
     | {"activation_checkpointing": "full"},
+    "head transform": {"head_transform": True, "head_bias": True, "norm": "layernorm", "bias": True}
+    | {"activation": "gelu", "segment_embeddings": 2},
+    "head transform, further depths": {"head_transform": True, "multi_token_depths": 2, "logit_softcap": 30.0}
+    | {"embedding_scale": 8.0},
     "learned": {"positions": "learned", "max_positions": 512},
     "gated attention": {"attention_gate": True},
     "further depths": {"multi_token_depths": 2},
@@ -159,7 +163,15 @@ def test_what_is_kept_is_what_the_plan_says(name):
 
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize(
-    "name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec, gated attention", "further depths"]
+    "name",
+    [
+        "causal",
+        "layernorm, gelu, biases",
+        "qk norm",
+        "parallel",
+        "encdec, gated attention",
+        "head transform, further depths",
+    ],
 )
 def test_ranks_that_share_layers_keep_what_the_plan_says(name, sequence):
     config, parallel = config_of(name), ParallelConfig(tensor=4, sequence_parallel=sequence)
