@@ -22,8 +22,8 @@ FULL: LayerKind = "full_attention"
 MULTI_TOKEN_WEIGHT = 0.3
 """Of the mean loss of further depths, as DeepSeek-V3 was trained for its first 10 trillion tokens (section 4.2)."""
 
-GATED = ("swiglu", "geglu")
-"""Activations that multiply two projections, gate and up."""
+GATES = {"swiglu": "silu", "geglu": "gelu_tanh", "geglu_exact": "gelu"}
+"""Activations that multiply two projections, gate and up, by the function that the gate goes through."""
 
 
 def _spelled(value: Any) -> Any:
@@ -75,18 +75,21 @@ class ModelConfig(Section):
     """Width of one head; empty means `d_model / num_heads`."""
     d_ff: int = Field(ge=1, le=WIDEST)
     """Inner width of the feed-forward layer."""
-    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
-    """Of the feed-forward layer; swiglu and geglu (with tanh, as T5 v1.1) are gated by a third matrix."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of all norms but those of queries and keys."""
+    activation: Literal["swiglu", "geglu", "geglu_exact", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    """Of the feed-forward layer; swiglu, geglu (with tanh, as T5 v1.1) and geglu_exact (without, as ModernBERT) are
+    gated by a third matrix."""
+    norm: Literal["rmsnorm", "rmsnorm_1p", "layernorm"] = "rmsnorm"
+    """Kind of all norms; those of queries and keys are RMSNorm always. The weights of `rmsnorm_1p`, in these too, are
+    kept less 1, as Gemma's."""
     norm_placement: Literal["pre", "post", "sandwich", "output"] = "pre"
     """Where a block has its norms around each of its parts f: `pre` x + f(norm(x)); `post` norm(x + f(x)), and none at
     the end of a stack (arXiv 1706.03762; BERT, BART); `sandwich` x + norm(f(norm(x))) (Gemma 2); `output`
     x + norm(f(x)) (OLMo 2)."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)
     """Added to the mean square or the variance inside norms."""
-    qk_norm: bool = False
-    """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442)."""
+    qk_norm: bool | Literal["all_heads"] = False
+    """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442); `all_heads` takes the
+    mean square over all of them together (OLMo 2)."""
     attention_gate: bool = False
     """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False
@@ -107,6 +110,8 @@ class ModelConfig(Section):
     """Share of each head that is rotated, its first dims (GPT-J, ChatGLM)."""
     rope_scaling: RopeScaling | None = None
     """How frequencies are stretched; empty means they are not."""
+    sliding_rope_theta: float | None = Field(default=None, gt=0, le=1e12)
+    """Base in layers that slide, which are not stretched then (Gemma 3, ModernBERT); empty: they are like others."""
     no_rope_layer_interval: int | None = Field(default=None, ge=2, le=DEEPEST)
     """Every second, third ... layer of a stack has no positions at all (arXiv 2501.18795); empty gives them to all."""
     max_positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
@@ -222,6 +227,11 @@ class ModelConfig(Section):
             raise Mistake(
                 "layer_types: it says which layers have a sliding_window, and none is given; set both or neither"
             )
+        if self.sliding_rope_theta is not None and (self.sliding_window is None or self.positions != "rope"):
+            raise Mistake(
+                f"sliding_rope_theta: it is of rope in layers that slide; positions is {self.positions}, window "
+                f"{self.sliding_window}; set those or leave it empty"
+            )
         if kinds and SLIDING not in kinds:
             raise Mistake(
                 f"sliding_window: {self.sliding_window}, and layer_types has no {SLIDING}; name one or drop both"
@@ -298,12 +308,12 @@ class ModelConfig(Section):
     @property
     def is_gated(self) -> bool:
         """Whether the feed-forward layer has a third matrix."""
-        return self.activation in GATED
+        return self.activation in GATES
 
     @property
     def plain_activation(self) -> str:
         """The activation, or the function of a gated one's gate."""
-        return {"swiglu": "silu", "geglu": "gelu_tanh"}.get(self.activation, self.activation)
+        return GATES.get(self.activation, self.activation)
 
     @property
     def has_qkv_bias(self) -> bool:

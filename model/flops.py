@@ -94,10 +94,15 @@ def _norm(config: ModelConfig) -> int:
     return config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
 
 
+def _qk_norms(config: ModelConfig) -> int:
+    heads = {False: 0, True: 2, "all_heads": config.num_heads + config.kv_heads}
+    return heads[config.qk_norm] * config.head_size
+
+
 def _block_extras(config: ModelConfig, cross: bool) -> int:
     """Weights of a block that are in no matrix: norms and biases."""
     query, keys = config.num_heads * config.head_size, 2 * config.kv_heads * config.head_size
-    norms = config.num_norms(3 if cross else 2) * _norm(config) + 2 * config.head_size * config.qk_norm
+    norms = config.num_norms(3 if cross else 2) * _norm(config) + _qk_norms(config)
     queries = query * (2 if config.attention_gate else 1)
     attention = (queries + keys) * config.has_qkv_bias + config.d_model * config.bias
     feed_forward = ((2 if config.is_gated else 1) * config.d_ff + config.d_model) * config.bias

@@ -376,6 +376,11 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _tensor_ranks_fit(self):
         parallel, model = self.parallel, self.model
+        if parallel.tensor > 1 and model.qk_norm == "all_heads":
+            raise Mistake(
+                f"model.qk_norm: all_heads takes a mean over heads that parallel.tensor {parallel.tensor} ranks would "
+                "share; use true, or parallel.tensor 1 with parallel.context"
+            )
         both = parallel.num_sharing, parallel.sharing_in_words
         shared = {
             "num_heads": (model.num_heads, *both),

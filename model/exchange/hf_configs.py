@@ -36,6 +36,7 @@ T5_ACTIVATIONS = {
 
 WITHOUT: dict[str, Any] = {
     "norm_placement": "pre",
+    "sliding_rope_theta": None,
     "segment_embeddings": None,
     "embedding_scale": 1.0,
     "head_transform": False,
@@ -61,8 +62,7 @@ def architecture(config: ModelConfig) -> Architecture:
         _refuse_others(config, found, "sliding_window", None)
     if found is not SMOLLM3:
         _refuse_others(config, found, "no_rope_layer_interval", None)
-    if found not in (QWEN3, ENCDEC):
-        _refuse_others(config, found, "qk_norm", False)
+    _refuse_others(config, found, "qk_norm", False, *([True] if found in (QWEN3, ENCDEC) else []))
     if found not in (LLAMA, SEED_OSS, SMOLLM3, PREFIX, ENCDEC):
         _refuse_others(config, found, "bias", False)
     if found not in (SEED_OSS, ENCDEC):

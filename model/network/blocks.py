@@ -40,6 +40,8 @@ class Surroundings(NamedTuple):
     """Who shares rows with this rank; patterns are of whole rows all the same, biases of the heads that it has then."""
     sliding: AttentionPattern | None = None
     """`pattern` within the window, where some layers have one."""
+    sliding_rope: tuple[torch.Tensor, torch.Tensor] | None = None
+    """`rope` of these layers."""
 
 
 class Attention(nn.Module):
@@ -56,13 +58,18 @@ class Attention(nn.Module):
         self.gate_heads = self.heads[0] if config.attention_gate else 0
         sections = tuple(count * self.head_dim for count in (*heads, *heads[:1] * config.attention_gate))
         self.qkv = CutRows(config.d_model, sections, config.init_std, init / "qkv", config.has_qkv_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
+        self.norms_all_heads = config.qk_norm == "all_heads"
+        assert not self.norms_all_heads or init.ranks is None, "ranks that share heads have no mean over all of them"
+        self.q_norm, self.k_norm = (self._norm(config, count, init) if config.qk_norm else None for count in heads[:2])
         self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", config.bias)
+
+    def _norm(self, config: ModelConfig, num_heads: int, init: Initializer) -> RMSNorm:
+        width = self.head_dim * (num_heads if self.norms_all_heads else 1)
+        return RMSNorm(width, config.norm_eps, init.ranks, config.norm == "rmsnorm_1p")
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor | None, around: Surroundings) -> torch.Tensor:
         """Attention(x), plus residual where it is given, all [T, M]."""
-        rope = around.rope if self.rotates else None
+        rope = (around.sliding_rope if self.slides else around.rope) if self.rotates else None
         qkv, gate = _apart(self.qkv(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
@@ -78,8 +85,12 @@ class Attention(nn.Module):
             return rotate_split(qkv, self.heads[0], self.heads[1], *rope)
         q, k, v = qkv.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
         return (q, k, v) if rope is None else (rotate(q, *rope), rotate(k, *rope), v)
+
+    def _normed(self, norm: RMSNorm, heads: torch.Tensor) -> torch.Tensor:
+        """[T, A, D] -> the same, head by head or all at once."""
+        return norm(heads.flatten(1)).unflatten(1, (-1, self.head_dim)) if self.norms_all_heads else norm(heads)
 
 
 class CrossAttention(nn.Module):

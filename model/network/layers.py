@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.kernels.ops import layer_norm, linear, rms_norm
+from model.kernels.ops import layer_norm, linear, rms_norm, rms_norm_1p
 from model.network.tensor_ranks import Division, TensorRanks, between_rows
 
 BLOCK = 1 << 20
@@ -274,16 +274,20 @@ class TokenEmbedding(Layer):
 
 
 class RMSNorm(Layer):
-    """RMSNorm with a weight [M] that starts at 1; `ranks` have parts of what is normed, of rows or of heads."""
+    """RMSNorm with a weight [M] that starts at 1, or at 0 where it is kept less 1.
 
-    def __init__(self, width: int, eps: float, ranks: TensorRanks | None = None):
+    `ranks` have parts of what is normed, of rows or of heads.
+    """
+
+    def __init__(self, width: int, eps: float, ranks: TensorRanks | None = None, less_one: bool = False):
         super().__init__(ranks)
-        self.weight = self.own("weight", Constant((width,), 1.0))
-        self.eps = eps
+        self.weight = self.own("weight", Constant((width,), 0.0 if less_one else 1.0))
+        self.eps, self.less_one = eps, less_one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., M] -> [..., M]."""
-        return rms_norm(x, self.weight if self.ranks is None else self.ranks.shared(self.weight), self.eps)
+        weight = self.weight if self.ranks is None else self.ranks.shared(self.weight)
+        return (rms_norm_1p if self.less_one else rms_norm)(x, weight, self.eps)
 
 
 class LayerNorm(Layer):
@@ -305,6 +309,6 @@ class LayerNorm(Layer):
 
 def make_norm(config: ModelConfig, init: Initializer) -> nn.Module:
     """A norm [T, M] -> [T, M] of the kind that the config says, of as many rows as this rank has."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps, between_rows(init.ranks))
+    if config.norm != "layernorm":
+        return RMSNorm(config.d_model, config.norm_eps, between_rows(init.ranks), config.norm == "rmsnorm_1p")
     return LayerNorm(config.d_model, config.norm_eps, config.bias, between_rows(init.ranks))

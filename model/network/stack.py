@@ -102,9 +102,12 @@ class Stack(nn.Module):
     def _surroundings(
         self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
     ) -> Surroundings:
-        config, rope, pattern = self.config, None, pattern.to(x.device)
+        config, pattern = self.config, pattern.to(x.device)
+        rope = sliding_rope = None
         if config.positions == "rope":
-            rope = rope_tables(positions, rope_frequencies(config, x.device))
+            rope = sliding_rope = rope_tables(positions, rope_frequencies(config, x.device))
+        if config.sliding_rope_theta is not None:
+            sliding_rope = rope_tables(positions, rope_frequencies(config, x.device, sliding=True))
         return Surroundings(
             pattern=pattern,
             backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
@@ -113,6 +116,7 @@ class Stack(nn.Module):
             cross=None if cross is None else cross.to(x.device),
             context=self.context,
             sliding=pattern.within(config.sliding_window),
+            sliding_rope=sliding_rope,
         )
 
 

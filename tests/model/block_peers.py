@@ -4,7 +4,7 @@ import torch
 import transformers
 
 from model.config import ModelConfig
-from tests.model.peers import D_FF, HEAD_DIM, HEADS, LAYERS, OURS, THEIRS, WIDTH, Peer, randomised, stacked
+from tests.model.peers import D_FF, HEAD_DIM, HEADS, KINDS, LAYERS, OURS, THEIRS, WIDTH, Peer, randomised, stacked
 
 
 def _llama_stack(state: dict[str, torch.Tensor], theirs: str, mine: str, norms: dict[str, str]) -> dict:
@@ -65,9 +65,37 @@ def gemma2() -> Peer:
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**arguments))
     state = randomised(model)
     ours = _embeddings(state) | _llama_stack(state, "model.", "", SANDWICH_NORMS)
-    ours = {name: weight + ("norm." in name) for name, weight in ours.items()}
-    keys = {"norm_placement": "sandwich", "activation": "geglu", "embedding_scale": WIDTH**0.5, "logit_softcap": 1.5}
+    keys = {
+        "norm": "rmsnorm_1p",
+        "norm_placement": "sandwich",
+        "activation": "geglu",
+        "embedding_scale": WIDTH**0.5,
+        "logit_softcap": 1.5,
+    }
     return model, ModelConfig(**OURS, **keys, num_kv_heads=2), ours
+
+
+def gemma3() -> Peer:
+    """The same with norms of queries and keys, windows, and another rotary base in layers that slide."""
+    rope = {"full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e5}}
+    rope["sliding_attention"] = {"rope_type": "default", "rope_theta": 5e3}
+    arguments = _arguments(query_pre_attn_scalar=HEAD_DIM, sliding_window=12, layer_types=KINDS, rope_parameters=rope)
+    model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**arguments))
+    state = randomised(model)
+    norms = SANDWICH_NORMS | {f"attention.{each}_norm": f"self_attn.{each}_norm" for each in "qk"}
+    ours = _embeddings(state) | _llama_stack(state, "model.", "", norms)
+    keys = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "activation": "geglu", "embedding_scale": WIDTH**0.5}
+    keys |= {"qk_norm": True, "sliding_window": 12, "layer_types": KINDS, "rope_theta": 3e5, "sliding_rope_theta": 5e3}
+    return model, ModelConfig(**OURS, **keys, rope_scaling={"kind": "linear", "factor": 4.0}, num_kv_heads=2), ours
+
+
+def olmo2() -> Peer:
+    """Norms of what attention and feed-forward give, and of the queries and the keys of all heads together."""
+    arguments = _arguments()
+    model = transformers.Olmo2ForCausalLM(transformers.Olmo2Config(**arguments))
+    state = randomised(model)
+    ours = _embeddings(state) | _llama_stack(state, "model.", "", OUTPUT_NORMS)
+    return model, ModelConfig(**OURS, num_kv_heads=2, norm_placement="output", qk_norm="all_heads"), ours
 
 
 def gpt_neox() -> Peer:

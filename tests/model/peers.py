@@ -81,7 +81,7 @@ KINDS = ["sliding_attention", "full_attention"]
 
 def modernbert() -> Peer:
     """Its first layer has no norm, which is as if our two before it were idle but for one."""
-    rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in KINDS}
+    rope = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in zip(KINDS, (1e4, 2e5), strict=True)}
     arguments = {
         **THEIRS,
         "intermediate_size": D_FF,
@@ -89,9 +89,8 @@ def modernbert() -> Peer:
         "layer_types": KINDS[::-1],
         "norm_eps": 1e-12,
     }
-    gelu = dict.fromkeys(("hidden_activation", "classifier_activation"), "gelu_pytorch_tanh")
     specials = {"pad_token_id": 0, "rope_parameters": rope, "attn_implementation": "eager"}
-    model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**arguments | gelu | specials))
+    model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**arguments | specials))
     randomised(model)
     model.model.embeddings.norm.weight.data.fill_(1.0)
     state = model.state_dict()
@@ -104,8 +103,9 @@ def modernbert() -> Peer:
     for i in range(LAYERS):
         for name, theirs in parts.items():
             ours[f"blocks.{i}.{name}.weight"] = state.get(f"model.layers.{i}.{theirs}.weight", torch.ones(WIDTH))
-    keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu", "norm_eps": 1e-12}
-    keys |= {"head_transform": True, "head_bias": True, "tie_embeddings": True}
+    keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu_exact"}
+    keys |= {"head_transform": True, "head_bias": True, "tie_embeddings": True, "norm_eps": 1e-12}
+    keys |= {"rope_theta": 2e5, "sliding_rope_theta": 1e4}
     return model, ModelConfig(**OURS, **keys, sliding_window=24, layer_types=KINDS[::-1]), ours
 
 

@@ -23,7 +23,7 @@ CONFIGS = [
 ]
 
 
-FLAGS = ("qk_norm", "embedding_norm", "bias", "tie_embeddings", "head_transform", "head_bias")
+FLAGS = ("embedding_norm", "bias", "tie_embeddings", "head_transform", "head_bias")
 
 
 @st.composite
@@ -44,7 +44,8 @@ def configs(draw) -> ModelConfig:
         "head_dim": any_of(None, 6),
         "d_ff": draw(st.integers(1, 30)),
         "activation": any_of("swiglu", "geglu", "gelu", "gelu_tanh", "relu"),
-        "norm": any_of("rmsnorm", "layernorm"),
+        "norm": any_of("rmsnorm", "rmsnorm_1p", "layernorm"),
+        "qk_norm": any_of(False, True, "all_heads"),
         "positions": positions,
         "max_positions": draw(st.integers(1, 40)) if positions == "learned" else None,
         "t5_num_buckets": any_of(8, 32),

@@ -129,14 +129,18 @@ class _Sizes:
         if model.attention_gate:  # its sigmoids, and what it lets through
             elements += 2 * tokens * self.heads
         scales = tokens * self.heads
+        copies = 0
         if model.qk_norm and not read:
-            elements += tokens * (self.heads + self.groups)
-            scales += tokens * (self.heads + self.groups)
+            normed = tokens * (self.heads + self.groups)
+            elements += normed
+            scales += 2 * tokens if model.qk_norm == "all_heads" else normed
+            if model.norm == "rmsnorm_1p" and self.width < FP32:
+                copies = normed * model.head_size * FP32
         elif model.compile and model.positions == "rope" and not read:
             # compiled, values are a view of the product that they came from, queries and keys of which are new
             elements += tokens * (self.heads + self.groups)
         biased = kept.bias_rows * self.biased_keys(tokens) * self.heads if not read else 0
-        return (elements * model.head_size + biased) * self.width + scales * FP32
+        return (elements * model.head_size + biased) * self.width + scales * FP32 + copies
 
     def feed_forward(self, tokens: int) -> int:
         """Gate and up and their product; before and after another activation, but relu is undone by its output."""
@@ -187,7 +191,7 @@ class _Sizes:
         kept = again * self.between(tokens)
         norms = (2 + model.has_final_norm) * self.norm(tokens)
         kept += (model.multi_token_depths - again) * (norms + merged)
-        return kept + (tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0)
+        return kept + self.rotations(tokens)
 
     def head_transform(self, tokens: int) -> int:
         """What the map before the output projection leaves: its input, that of the activation, that of the norm."""
@@ -197,13 +201,17 @@ class _Sizes:
         before = 0 if model.plain_activation == "relu" else self.between(tokens)
         return tokens * model.d_model * self.width // self.tensor + before + self.norm(tokens)
 
+    def rotations(self, tokens: int) -> int:
+        """Cosines and sines of every token, and those of layers that slide where they have their own."""
+        tables = 0 if self.model.positions != "rope" else 1 if self.model.sliding_rope_theta is None else 2
+        return tables * tokens * self.model.rotary_dim * FP32
+
     def ends(self, tokens: int) -> int:
         """What a stack leaves outside of its blocks: ids, rotations, and the inputs of its other norms."""
         model = self.model
-        rotations = tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0
         ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
         ids += tokens * INT64 * model.multi_token_depths
-        return (model.has_final_norm + model.embedding_norm) * self.norm(tokens) + rotations + ids
+        return (model.has_final_norm + model.embedding_norm) * self.norm(tokens) + self.rotations(tokens) + ids
 
     def loss(self, tokens: int, columns: int, targets: float) -> "_Loss":
         """What the loss leaves and what it needs meanwhile."""

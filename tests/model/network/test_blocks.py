@@ -70,6 +70,8 @@ DECODERS = {
     "OPT": peers.opt,
     "EXAONE 4: norms of what parts give": block_peers.exaone4,
     "Gemma 2: norms on both sides": block_peers.gemma2,
+    "Gemma 3: another base in layers that slide": block_peers.gemma3,
+    "OLMo 2: norms over all heads": block_peers.olmo2,
     "GPT-NeoX: two norms side by side": block_peers.gpt_neox,
 }
 
@@ -156,6 +158,12 @@ def test_a_model_made_on_the_meta_device_needs_nothing_but_its_weights(positions
     tokens = torch.arange(10)
     pattern = AttentionPattern.causal([10])
     assert torch.equal(empty(tokens, tokens, pattern), made(tokens, tokens, pattern))
+
+
+def test_norms_whose_weights_are_kept_less_one_start_at_zero():
+    model = small(norm="rmsnorm_1p", qk_norm=True, norm_placement="sandwich")
+    norms = [weight for name, weight in model.named_parameters() if "norm" in name]
+    assert len(norms) == 2 * (4 + 2) + 1 and not any(weight.any() for weight in norms)
 
 
 def test_biases_start_at_zero_and_norms_at_one():

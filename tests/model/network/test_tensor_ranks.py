@@ -37,6 +37,7 @@ MODELS = {
     | {"position_offset": 2, "segment_embeddings": 2, "embedding_scale": 4.0, "head_transform": True, "head_bias": True}
     | BIASED,
     "prefix, sandwich": {"shape": "prefix", "norm_placement": "sandwich", "multi_token_depths": 1, **WINDOWS}
+    | {"norm": "rmsnorm_1p", "sliding_rope_theta": 100.0, "qk_norm": True}
     | {"head_transform": True, "logit_softcap": 0.1, "embedding_scale": 4.0, "tie_embeddings": True},
     "causal, output, recomputed": {"norm_placement": "output", "activation_checkpointing": "attention", "bias": True}
     | {"logit_scale": 4.0, "head_bias": True},

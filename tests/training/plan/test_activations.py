@@ -25,7 +25,12 @@ CASES: dict[str, dict[str, Any]] = {
     "two norms side by side": {"parallel_block": True, "parallel_norms": 2},
     "post": {"norm_placement": "post", "norm": "layernorm", "bias": True},
     "sandwich": {"norm_placement": "sandwich"},
-    "output": {"norm_placement": "output"},
+    "output": {"norm_placement": "output", "qk_norm": "all_heads"},
+    "windows with another rope, less one": {
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | {"sliding_rope_theta": 100.0, "norm": "rmsnorm_1p", "qk_norm": True},
     "encdec, post": {"shape": "encdec", "norm_placement": "post", "embedding_norm": True},
     "encdec, sandwich, recomputed": {"shape": "encdec", "norm_placement": "sandwich"}
     | {"activation_checkpointing": "full"},
