@@ -45,6 +45,8 @@ def _arguments(**keys) -> dict:
 
 
 def _embeddings(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of Llama's names; logits are halved, or rounding would show in the larger ones."""
+    state["lm_head.weight"].mul_(0.5)
     return {"embedding.weight": state["model.embed_tokens.weight"], "head.weight": state["lm_head.weight"]}
 
 
@@ -89,6 +91,33 @@ def gemma3() -> Peer:
     return model, ModelConfig(**OURS, **keys, rope_scaling={"kind": "linear", "factor": 4.0}, num_kv_heads=2), ours
 
 
+def t5gemma() -> Peer:
+    """Gemma 2's blocks as encoder and decoder, one of whose embeddings is set to the other."""
+    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
+    sizes = _arguments(**caps, layer_types=["full_attention"] * LAYERS) | {"pad_token_id": 0}
+    side = transformers.T5GemmaModuleConfig(**sizes)
+    keys = {"vocab_size": sizes["vocab_size"], "attn_implementation": "eager", "tie_word_embeddings": False}
+    config = transformers.T5GemmaConfig(encoder=side.to_dict(), decoder=side.to_dict(), **keys)
+    model = transformers.T5GemmaForConditionalGeneration(config)
+    randomised(model)
+    model.model.encoder.embed_tokens.weight.data = model.model.decoder.embed_tokens.weight.data
+    state = model.state_dict()
+    ours = {"embedding.weight": state["model.decoder.embed_tokens.weight"]}
+    ours["head.weight"] = state["lm_head.out_proj.weight"].mul_(0.5)
+    norms = SANDWICH_NORMS | {"attention_norm": "pre_self_attn_layernorm"}
+    norms |= {"attention_output_norm": "post_self_attn_layernorm"}
+    crossing = norms | {"cross_attention_norm": "pre_cross_attn_layernorm", "cross_attention.q": "cross_attn.q_proj"}
+    crossing |= {"cross_attention_output_norm": "post_cross_attn_layernorm"}
+    crossing |= {"cross_attention.output": "cross_attn.o_proj"}
+    for mine, theirs, parts in (("", "model.decoder.", crossing), ("encoder.", "model.encoder.", norms)):
+        ours |= _llama_stack(state, theirs, mine, parts)
+    for i in range(LAYERS):
+        names = (f"cross_attn.{each}_proj.weight" for each in "kv")
+        ours[f"blocks.{i}.cross_attention.kv.weight"] = stacked(state, f"model.decoder.layers.{i}.", *names)
+    keys = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "activation": "geglu", "embedding_scale": WIDTH**0.5}
+    return model, ModelConfig(**OURS, **keys, shape="encdec", num_kv_heads=2, logit_softcap=1.5), ours
+
+
 def olmo2() -> Peer:
     """Norms of what attention and feed-forward give, and of the queries and the keys of all heads together."""
     arguments = _arguments()
@@ -104,7 +133,7 @@ def gpt_neox() -> Peer:
     arguments = {**THEIRS, "intermediate_size": D_FF, "rope_parameters": rope, "attn_implementation": "eager"}
     model = transformers.GPTNeoXForCausalLM(transformers.GPTNeoXConfig(**arguments, hidden_act="gelu"))
     state = randomised(model)
-    ours = {"embedding.weight": state["gpt_neox.embed_in.weight"], "head.weight": state["embed_out.weight"]}
+    ours = {"embedding.weight": state["gpt_neox.embed_in.weight"], "head.weight": state["lm_head.weight"]}
     parts = {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"}
     parts |= {"attention.output": "attention.dense"}
     parts |= {"feed_forward.up": "mlp.dense_h_to_4h", "feed_forward.down": "mlp.dense_4h_to_h"}
