@@ -34,6 +34,18 @@ T5_ACTIVATIONS = {
     "relu": "relu",
 }
 
+WITHOUT: dict[str, Any] = {
+    "norm_placement": "pre",
+    "sliding_rope_theta": None,
+    "segment_embeddings": None,
+    "embedding_scale": 1.0,
+    "head_transform": False,
+    "head_bias": False,
+    "logit_scale": 1.0,
+    "logit_softcap": None,
+}
+"""Keys that none of these classes has a place for, by the value that asks for none."""
+
 
 def architecture(config: ModelConfig) -> Architecture:
     """The class that computes what this model computes. ValueError naming the key that none has a place for."""
@@ -42,14 +54,15 @@ def architecture(config: ModelConfig) -> Architecture:
     _refuse_others(config, found, "norm", "rmsnorm")
     for key in ("embedding_norm", "parallel_block", "attention_gate"):
         _refuse_others(config, found, key, False)
+    for key, neutral in WITHOUT.items():
+        _refuse_others(config, found, key, neutral)
     _refuse_others(config, found, "rope_fraction", 1.0)
     _refuse_others(config, found, "activation", *GATES, *([] if found not in (T5, ENCDEC) else PLAIN))
     if found not in (QWEN3, MISTRAL, SMOLLM3):
         _refuse_others(config, found, "sliding_window", None)
     if found is not SMOLLM3:
         _refuse_others(config, found, "no_rope_layer_interval", None)
-    if found not in (QWEN3, ENCDEC):
-        _refuse_others(config, found, "qk_norm", False)
+    _refuse_others(config, found, "qk_norm", False, *([True] if found in (QWEN3, ENCDEC) else []))
     if found not in (LLAMA, SEED_OSS, SMOLLM3, PREFIX, ENCDEC):
         _refuse_others(config, found, "bias", False)
     if found not in (SEED_OSS, ENCDEC):

@@ -9,7 +9,7 @@ from model.kernels.attention import AttentionPattern
 from model.network.blocks import CrossAttention, Surroundings
 from model.network.layers import Initializer
 from model.network.transformer import Transformer
-from tests.model import peers
+from tests.model import block_peers, peers
 from tests.model.streams import Document, inputs_of, make_document, tiny_model
 
 LENGTHS = [(140, 150), (9, 20), (1, 1), (30, 2)]
@@ -17,7 +17,9 @@ PEERS = {
     "T5 v1.1": peers.t5,
     "T5 with SwiGLU": lambda: peers.t5("gated-silu"),
     "T5 with ReLU and a shallower encoder": lambda: peers.t5("relu", 1),
-    "mBART": peers.mbart,
+    "mBART": lambda: peers.bart("MBart"),
+    "BART: norms after the sums": lambda: peers.bart(scale_embedding=True),
+    "T5Gemma: norms on both sides": block_peers.t5gemma,
 }
 
 
@@ -39,7 +41,8 @@ def test_pairs_of_documents_in_a_pack_get_the_logits_that_peers_give_them_one_by
         for document, ours in zip(documents, packed.split([n for n, _ in LENGTHS]), strict=True):
             read, tokens = document.encoder_tokens[None], document.tokens[None]
             # Without a mask some peers take their padding token for padding.
-            theirs = hf(input_ids=read, attention_mask=torch.ones_like(read), decoder_input_ids=tokens)
+            masks = {"attention_mask": torch.ones_like(read), "decoder_attention_mask": torch.ones_like(tokens)}
+            theirs = hf(input_ids=read, decoder_input_ids=tokens, **masks)
             torch.testing.assert_close(ours, theirs.logits[0], atol=1e-5, rtol=0)
 
 
