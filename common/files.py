@@ -97,8 +97,7 @@ def folder_aside(out: Path, num_bytes: int = 0) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     aside = out.with_name(f".{out.name}.partial-{os.getpid()}")
     _sweep(out)
-    if (free := shutil.disk_usage(out.parent).free) < num_bytes + SPARE_BYTES:
-        raise Mistake(_no_room(out, num_bytes, free))
+    refuse_without_room(out, num_bytes)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     lock = os.open(aside, os.O_RDONLY | os.O_DIRECTORY)
@@ -130,6 +129,12 @@ def _sweep(out: Path) -> None:
                 shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(lock)
+
+
+def refuse_without_room(out: Path, num_bytes: int) -> None:
+    """ValueError, which says how much is needed, when the disk of `out` has no room for so many bytes."""
+    if (free := shutil.disk_usage(out.parent).free) < num_bytes + SPARE_BYTES:
+        raise Mistake(_no_room(out, num_bytes, free))
 
 
 def _no_room(out: Path, num_bytes: int, free: int) -> str:

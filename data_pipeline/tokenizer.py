@@ -188,6 +188,10 @@ class Tokenizer(abc.ABC):
         """Its special pieces, as they are written."""
         return list(self._special)
 
+    def special_id(self, piece: str) -> int:
+        """Id of a special piece, as it is written."""
+        return self._special[piece]
+
     @property
     def sentinel_ids(self) -> list[int]:
         """Ids of `<extra_id_0>`, `<extra_id_1>` ..., as many as there are."""

@@ -191,8 +191,11 @@ def train(
 @app.command()
 def convert(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
-    out: Annotated[Path, typer.Option(help="Folder to write.")],
-    to: Annotated[str, typer.Option(help="Target format: hf.")] = "hf",
+    out: Annotated[Path, typer.Option(help="Folder to write, or file of GGUF.")],
+    to: Annotated[str, typer.Option(help="Target format: hf, a folder of Hugging Face's, or gguf, a file.")] = "hf",
+    dtype: Annotated[
+        str | None, typer.Option(help="How gguf stores matrices: f32, f16, bf16 or q8_0; unless said, f32.")
+    ] = None,
     special_tokens_in_text: Annotated[
         bool | None,
         typer.Option(
@@ -205,18 +208,24 @@ def convert(
         bool,
         typer.Option(
             "--with-tokenizer/--without-tokenizer",
-            help="Without: the sentencepiece model as it is, where it has no exact form in Hugging Face's format.",
+            help="Without: the sentencepiece model as it is, where it has no exact form in Hugging Face's format; in "
+            "gguf none.",
         ),
     ] = True,
 ) -> None:
-    """Writes the newest checkpoint as a servable Hugging Face folder, checked before it is published.
+    """Writes the newest checkpoint as a servable Hugging Face folder or GGUF file, checked before it is published.
 
     Example: [bold]shardline convert runs/quickstart --to hf --out served/quickstart[/]
     """
     from launcher import stages, views
 
+    if to == "gguf":
+        _convert_to_gguf(run, out, dtype or "f32", special_tokens_in_text, with_tokenizer)
+        return
     if to != "hf":
-        raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
+        raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf, gguf")
+    if dtype is not None:
+        raise Mistake(f"--dtype {cut(dtype)}: a folder of Hugging Face's is written as f32; leave it out")
     with StageProgress("converting") as progress:
         made = stages.convert(
             run, out, progress, special_tokens_in_text=special_tokens_in_text, with_tokenizer=with_tokenizer
@@ -224,6 +233,23 @@ def convert(
     for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
     say(views.conversion(made))
+
+
+def _convert_to_gguf(
+    run: Path, out: Path, dtype: str, special_tokens_in_text: bool | None, with_tokenizer: bool
+) -> None:
+    from launcher import views
+    from launcher.gguf import convert_to_gguf
+
+    if special_tokens_in_text is not None:
+        raise Mistake(
+            "--special-tokens-in-text: each call of llama.cpp says that itself (parse_special); leave it out with gguf"
+        )
+    with StageProgress("converting") as progress:
+        made = convert_to_gguf(run, out, dtype, progress, with_tokenizer=with_tokenizer)
+    for line in (*views.passed_over(made.checkpoint), *made.notes):
+        say(f"  {line}")
+    say(views.gguf_conversion(made))
 
 
 @app.command("import")

@@ -181,8 +181,8 @@ def convert(
         source, data = checksum(newest.folder / CHECKSUMS) + chosen, Path(config.data.path)
         if exported_from(out) == source:
             return Converted(out, newest, 0, data, True, plain)
-        texts = _held_out_texts(config, tokenizer) if with_tokenizer else []
-        spec = _export_spec(config, newest.folder, tokenizer, texts, source, special_tokens_in_text)
+        texts = held_out_texts(config, tokenizer) if with_tokenizer else []
+        spec = export_spec(config, newest.folder, tokenizer, texts, source, special_tokens_in_text)
         if not with_tokenizer:
             spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
@@ -218,7 +218,7 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def _export_spec(
+def export_spec(
     config: RunConfig,
     folder: Path,
     tokenizer: "Tokenizer",
@@ -226,6 +226,7 @@ def _export_spec(
     source: str,
     reads_specials: bool | None,
 ) -> "ExportSpec":
+    """What a checkpoint in `folder` is exported as, with texts to compare token ids on."""
     from model.config import ModelConfig
     from model.exchange.convert import ExportSpec, TokenizerSpec
     from training.state.identity import read_saved
@@ -291,7 +292,7 @@ def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTo
     return ImportedTokenizer(folder, lacks=(*lacks, *([] if tokenizer.sentinel_ids else ["<extra_id_0>"])))
 
 
-def _held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
+def held_out_texts(config: RunConfig, tokenizer: "Tokenizer") -> list[str]:
     """Some of the corpus's own text for the comparison of token ids; none where the dataset has been moved away."""
     from data_pipeline.manifest import FILE_NAME, Manifest
     from data_pipeline.reading.dataset import TokenDataset

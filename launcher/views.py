@@ -1,12 +1,16 @@
 """What came of a stage, in words for people."""
 
 from collections import Counter
+from typing import TYPE_CHECKING
 
 from common.json_lines import Record
 from launcher.console import duration, loss, number
 from launcher.goodput import Goodput
 from launcher.local import TrainingResult
 from launcher.stages import BuiltData, Converted, ImportedTokenizer, ImportedWeights, NewestCheckpoint, TrainedTokenizer
+
+if TYPE_CHECKING:
+    from launcher.gguf import ConvertedToGguf
 
 
 def tokenizer(found: TrainedTokenizer) -> str:
@@ -87,6 +91,14 @@ def conversion(made: Converted) -> str:
     if not made.num_texts:
         on = f"on awkward strings only, as {made.data} is not there"
     return f"{equal}, token ids {on}"
+
+
+def gguf_conversion(made: "ConvertedToGguf") -> str:
+    """A GGUF file: made or reused, and what it was checked by."""
+    name = made.checkpoint.folder.name
+    if made.reused:
+        return f"reused {made.out}, made from {name}"
+    return f"{name} in {made.out}: checked by {made.checked_by}"
 
 
 def imported(made: ImportedWeights) -> str:

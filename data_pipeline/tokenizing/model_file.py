@@ -41,7 +41,7 @@ class ModelFacts:
         fields = list(_fields(serialized))
         trainer = _merged(fields, _TRAINER)
         normalizer = _merged(fields, _NORMALIZER)
-        kinds = [dict(_fields(value)).get(3, 1) for number, value in fields if number == _PIECE and value]
+        kinds = _kinds(fields)
         keeps = not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
         return cls(
             model_type=_MODEL_TYPES.get(int(trainer.get(3, 1)), "unknown"),
@@ -53,6 +53,11 @@ class ModelFacts:
             drops_blanks=bool(normalizer.get(4, 1)),
             charsmap=_bytes(normalizer.get(2, b"")),
         )
+
+    @staticmethod
+    def kinds(serialized: bytes) -> list[int]:
+        """What each piece is: 1 text, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte, as in its protobuf."""
+        return _kinds(list(_fields(serialized)))
 
     @property
     def peculiarity(self) -> str | None:
@@ -78,6 +83,10 @@ class ModelFacts:
     def only_has_symbols(self) -> bool:
         """Whether it is set apart from those that are trained here by its user-defined symbols, if by anything."""
         return dataclasses.replace(self, user_defined=0).peculiarity is None
+
+
+def _kinds(fields: list[tuple[int, Value]]) -> list[int]:
+    return [int(dict(_fields(value)).get(3, 1)) for number, value in fields if number == _PIECE and value]
 
 
 def _bytes(value: Value) -> bytes:

@@ -46,6 +46,11 @@ class SentencePieceTokenizer(Tokenizer):
         roles = {name: model.id_to_piece(index) for name, index in ids.items() if index >= 0}
         super().__init__(model_path, settings, size, special, roles)
 
+    def scored_pieces(self) -> list[tuple[str, float, int]]:
+        """Each of its own pieces, with its score and its kind by `ModelFacts.kinds`."""
+        model, kinds = self._model, ModelFacts.kinds(self._model.serialized_model_proto())
+        return [(model.id_to_piece(index), model.get_score(index), kind) for index, kind in enumerate(kinds)]
+
     def _content(self) -> Iterator[bytes]:
         for index in range(self.own_size):
             piece, score = self._model.id_to_piece(index), self._model.get_score(index)

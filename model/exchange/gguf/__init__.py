@@ -1,0 +1,1 @@
+"""Our models as one GGUF file, for llama.cpp and what is built on it."""

@@ -1,0 +1,182 @@
+"""Does a GGUF file do what our model does? Asked of the gguf package's reader, and of llama.cpp where it is installed.
+
+    the file, through the reader -> names, shapes, types and every byte of what was handed over
+    the file, in llama.cpp       \
+                                   the same documents -> logits, greedy tokens and token ids, compared
+    our model, its weights from the file as the reader gives them /
+
+As ours reads the same rounded weights, what is left is how exactly llama.cpp computes with each type.
+"""
+
+import importlib.util
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from common.mistakes import Mistake, cut
+from model.config import ModelConfig
+from model.exchange.gguf.architectures import gguf_architecture
+from model.exchange.gguf.file import GgufFile, is_matrix
+from model.exchange.gguf.metadata import SHAPE
+from model.exchange.gguf.tensors import TensorTable, derived_tensors, one_from_gguf, tensor_shapes, tensor_table
+from model.exchange.parity import AWKWARD_TEXTS, NUM_CHECKED, NUM_OF_LARGE, SMALL_BYTES, Ours, run_ours
+
+TOLERANCES = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 5e-2}
+"""Largest difference of logits by the type of matrices, as a share of the largest logit (or of 1, if that is smaller):
+llama.cpp rounds what a matrix is multiplied by to the matrix's own type."""
+GEGLU_TOLERANCE = 3e-2
+"""The same where it takes GELU from its table of 16-bit numbers."""
+PROGRAM = Path(__file__).with_name("in_llama_cpp.py")
+MOST_SECONDS = 3600
+"""Until llama.cpp is given up."""
+
+
+class Texts(NamedTuple):
+    """What token ids are compared on."""
+
+    encode: Callable[[str], Sequence[int]]
+    """Ids of a text in the training, none of them special."""
+    specials: Mapping[str, int]
+    """Special tokens by name, which stand before and behind texts."""
+    samples: Sequence[str] = ()
+    """Texts beside some awkward strings."""
+
+
+def check_file(file: Path, config: ModelConfig, vocab_size: int, matrix_type: str, digests: Mapping[str, str]) -> None:
+    """Compares a file with what was to be written, as the gguf package reads it; RuntimeError if they differ.
+
+    digests are those of the tensors handed over, by their name.
+    """
+    found = GgufFile(file)
+    named = (found.keys.get("general.architecture"), found.keys.get(SHAPE))
+    if named != (gguf_architecture(config).name, config.shape):
+        raise RuntimeError(f"{file}: it is {named}, not the {gguf_architecture(config).name} that was exported")
+    shapes = tensor_shapes(tensor_table(config, vocab_size))
+    shapes |= {name: tuple(tensor.shape) for name, tensor in derived_tensors(config).items()}
+    expected = {name: (shape, matrix_type if is_matrix(name, shape) else "f32") for name, shape in shapes.items()}
+    if {name: (place.shape, place.type) for name, place in found.places.items()} != expected:
+        raise RuntimeError(f"{file}: its tensors are not those that were exported")
+    for name in expected:
+        if found.digest(name) != digests[name]:
+            raise RuntimeError(f"{file}: tensor {name} on disk is not the one that was exported")
+
+
+def has_llama_cpp() -> bool:
+    """Whether llama-cpp-python is installed beside us."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+def check_in_llama_cpp(
+    file: Path,
+    config: ModelConfig,
+    vocab_size: int,
+    max_positions: int,
+    start_id: int,
+    matrix_type: str,
+    texts: Texts | None,
+    python: str = sys.executable,
+) -> None:
+    """Compares logits, greedy tokens and token ids of a file in llama.cpp with ours; RuntimeError if they differ.
+
+    start_id opens the decoder of an encoder-decoder; python is an interpreter that has llama-cpp-python.
+    """
+    documents = _documents(config.shape, vocab_size, max_positions, start_id)
+    num_new = max(0, min(NUM_CHECKED, max_positions - max(len(each["inputs"]) for each in documents)))
+    if file.stat().st_size > SMALL_BYTES:
+        num_new = min(num_new, NUM_OF_LARGE)
+    if config.shape == "encoder":
+        num_new = 0
+    asked = _asked(texts) if texts is not None else {}
+    found = run_in_llama_cpp(file, config.shape, documents, num_new, start_id, list(asked), python)
+    for number, ((text, _), ids) in enumerate(asked.items()):
+        if (theirs := found[f"ids_{number}"].tolist()) != ids:
+            raise Mistake(
+                f"{file}: llama.cpp gives the ids {theirs[:20]} for {text[:40]!r}, the tokenizer of the training "
+                f"{ids[:20]}; nothing was exported. With --without-tokenizer the weights are"
+            )
+    model = Ours(config, vocab_size, weights_in(file, tensor_table(config, vocab_size))).make()
+    for number, each in enumerate(documents):
+        inputs, outputs = torch.tensor(each["inputs"]), torch.tensor(each["outputs"], dtype=torch.long)
+        mine = run_ours(model, inputs, outputs)
+        _compare(file, config, matrix_type, "logits", mine, torch.from_numpy(found[f"logits_{number}"]))
+        if num_new:
+            tokens = torch.from_numpy(found[f"generated_{number}"])
+            outputs = tokens if config.shape != "encdec" else torch.cat((torch.tensor([start_id]), tokens))
+            mine = run_ours(model, inputs, outputs)[-1 - num_new : -1]
+            chosen = mine.gather(1, tokens[:, None])[:, 0]
+            _compare(file, config, matrix_type, "generated tokens", mine.amax(1), chosen)
+
+
+def run_in_llama_cpp(
+    file: Path,
+    shape: str,
+    documents: Sequence[Mapping[str, list[int]]],
+    num_new: int,
+    start_id: int,
+    texts: Sequence[tuple[str, bool]],
+    python: str,
+) -> dict[str, np.ndarray]:
+    """What `in_llama_cpp.py` gives; RuntimeError when llama.cpp cannot run the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.npz"
+        request: dict[str, Any] = {"file": str(file), "out": str(out), "shape": shape, "start_id": start_id}
+        request |= {"num_new": num_new, "documents": documents, "texts": texts}
+        ran = subprocess.run(
+            [python, "-P", PROGRAM],
+            input=json.dumps(request),
+            text=True,
+            capture_output=True,
+            timeout=MOST_SECONDS,
+        )
+        if ran.returncode:
+            raise RuntimeError(f"{file}: llama.cpp cannot run it ({cut(ran.stderr.strip()[-400:], 400)})")
+        with np.load(out) as arrays:
+            return dict(arrays)
+
+
+def weights_in(file: Path, table: TensorTable) -> Callable[[str], torch.Tensor]:
+    """A function that gives our weights by name, float32, as they are in a file."""
+    opened = GgufFile(file)
+    return lambda name: one_from_gguf(opened.read, table, name)
+
+
+def _asked(texts: Texts) -> dict[tuple[str, bool], list[int]]:
+    """Texts to llama.cpp, whether names of special tokens mean those in it, and the ids they are to get."""
+    asked = {(text, False): list(texts.encode(text)) for text in (*AWKWARD_TEXTS, *texts.samples)}
+    between = "def f(x):\n    return  x"
+    for name, index in texts.specials.items():
+        asked[(f"{name}{between}{name}", True)] = [index, *texts.encode(between), index]
+    return asked
+
+
+def _documents(shape: str, vocab_size: int, max_positions: int, start_id: int) -> list[dict[str, list[int]]]:
+    """Two of unequal lengths, of random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    longest = max(min(NUM_CHECKED, max_positions // 2), 1)
+    first = [start_id] if shape == "encdec" else []
+    found = []
+    for length in (longest, max(longest * 2 // 3, 1)):
+        tokens = torch.randint(vocab_size, (length + length // 2,), generator=generator).tolist()
+        outputs = [] if shape == "encoder" else tokens[length:]
+        found.append({"inputs": tokens[:length], "outputs": first + outputs})
+    return found
+
+
+def _compare(
+    file: Path, config: ModelConfig, matrix_type: str, what: str, ours: torch.Tensor, theirs: torch.Tensor
+) -> None:
+    if not theirs.isfinite().all():
+        raise Mistake(f"{file}: its weights give logits that are not finite; nothing was exported")
+    tolerance = TOLERANCES[matrix_type]
+    if config.activation == "geglu":
+        tolerance = max(tolerance, GEGLU_TOLERANCE)
+    difference = (ours - theirs).abs().max().item()
+    if not difference <= tolerance * max(1.0, ours.abs().max().item()):
+        raise RuntimeError(f"{file}: llama.cpp's {what} differ from ours by {difference:.3g}; nothing was exported")
