@@ -305,14 +305,15 @@ async def _mistake(_: Request, error: Any) -> JSONResponse:
 
 async def _not_valid(_: Request, error: Any) -> JSONResponse:
     fault = error.errors()[0]
-    key = ".".join(str(part) for part in fault["loc"][1:2]) or "body"
-    if fault["type"] == "extra_forbidden":
+    kind, key = fault["type"], ".".join(str(part) for part in fault["loc"][1:2]) or "body"
+    if kind == "json_invalid":
+        message = f"the body is no JSON ({fault['ctx']['error']})"
+    elif kind == "extra_forbidden":
         message = f"{key}: no such key is known here; leave it out"
-    elif fault["type"] == "missing":
+    elif kind == "missing":
         message = f"{key}: it is missing"
     else:
-        found = "" if fault["type"] == "json_invalid" else f"{shown(fault['input'])} was found; "
-        message = f"{key}: {found}{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+        message = f"{key}: {shown(fault['input'])} was found; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
     return JSONResponse(answers.error(message), 400)
 
 

@@ -121,7 +121,7 @@ def _generation_blocks() -> Any:
 
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **how: Any) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **how)
 
 
 def _refuse(message: str) -> NoReturn:

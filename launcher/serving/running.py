@@ -58,17 +58,18 @@ class _Uvicorn(uvicorn.Server):
 @contextlib.contextmanager
 def serving(loaded: Loaded, opened: socket.socket, name: str, *, chat: bool = False) -> Iterator[str]:
     """Answers requests for as long as the block lasts, in threads of its own; gives the address."""
-    with Worker(loaded) as worker:
-        config = uvicorn.Config(app_of(Server(worker, name, chat)), log_level="warning", lifespan="off")
-        server = _Uvicorn(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, name="http", daemon=True)
-        thread.start()
-        try:
+    worker = Worker(loaded)
+    app = app_of(Server(worker, name, chat))
+    server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, name="http", daemon=True)
+    thread.start()
+    try:
+        with worker:  # it ends first: what it writes is told through the server's loop
             _wait_until(server, thread)
             yield address_of(opened)
-        finally:
-            server.end()
-            thread.join()
+    finally:
+        server.end()
+        thread.join()
 
 
 def _wait_until(server: uvicorn.Server, thread: threading.Thread) -> None:

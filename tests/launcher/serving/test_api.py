@@ -144,7 +144,7 @@ BAD = {
     "no prompt": ("causal", "/v1/completions", {}, 400, "prompt: it is missing"),
     "an empty list": ("causal", "/v1/completions", {"prompt": []}, 400, "prompt: it is empty"),
     "an unknown key": ("causal", "/v1/completions", {"prompt": "x", "beams": 2}, 400, "beams: no such key"),
-    "a wrong type": ("causal", "/v1/completions", {"prompt": "x", "n": "2"}, 400, "n: '2' was found; input should be"),
+    "a wrong type": ("causal", "/v1/completions", {"prompt": "x", "n": "2"}, 400, "n: '2' was found; input"),
     "out of bounds": ("causal", "/v1/completions", {"prompt": "x", "top_p": 2}, 400, "top_p: 2.0 was found"),
     "too long": ("causal", "/v1/completions", {"prompt": "x " * 400}, 400, "prompt: it has"),
     "no token": ("causal", "/v1/completions", {"prompt": [10**9]}, 400, "prompt: 1000000000 is no token"),
@@ -156,7 +156,7 @@ BAD = {
     "text of an encoder": ("encoder", "/v1/completions", {"prompt": "x"}, 400, "ask /v1/fill-mask or /v1/embeddings"),
     "no gap": ("encoder", "/v1/fill-mask", {"input": "x"}, 400, "input: 'x' has no <mask>"),
     "chat": ("causal", "/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}]}, 400, "without --chat"),
-    "no JSON": ("causal", "/v1/completions", b"{", 400, "JSON decode error"),
+    "no JSON": ("causal", "/v1/completions", b"{", 400, "the body is no JSON"),
     "no such path": ("causal", "/v1/other", {}, 404, "/v1/other is not answered here"),
 }
 
@@ -167,8 +167,9 @@ def test_bad_requests_get_openais_error_object_with_a_sentence(case, servers):
     found, answer = post(servers(shape)[0], path, body)
     assert found == status and set(answer["error"]) == {"message", "type", "param", "code"}
     assert said in answer["error"]["message"]
-    key = said.partition(":")[0]
-    assert answer["error"]["param"] == (key if key.isidentifier() and ":" in said else answer["error"]["param"])
+    key, colon, _ = said.partition(":")
+    if colon:
+        assert answer["error"]["param"] == key
 
 
 def test_a_body_larger_than_any_prompt_is_not_read(servers):
