@@ -1,9 +1,9 @@
 """A decoder with a bidirectional prefix, of blocks that Llama's are not.
 
 Norms are RMSNorm or LayerNorm, feed-forward layers gated or plain, attention and feed-forward one after the other or
-side by side; positions are rotary (of a part of each head, stretched), learned, ALiBi's or none. The tokens of the prompt see
-each other, those after it see all before them. `generate` takes the whole prompt as the prefix, or as much of it as
-`prefix_lengths` says; a plain call must say, or the numbers of another model would come without a warning.
+side by side; positions are rotary (of a part of each head, stretched), learned, ALiBi's or none. The tokens of the
+prompt see each other, those after it see all before them. `generate` takes the whole prompt as the prefix, or as much
+of it as `prefix_lengths` says; a plain call must say, or it would give another model's numbers without a warning.
 """
 
 import math
