@@ -50,14 +50,17 @@ def main() -> None:
 
 
 @app.command()
-def quickstart(overrides: Overrides = None) -> None:
-    """Runs the main job on this machine, small: text, tokenizer, shards, training, conversion, generation.
+def quickstart(
+    overrides: Overrides = None,
+    shape: Annotated[str, typer.Option(help="Shape of the model: causal, prefix, encoder or encdec.")] = "causal",
+) -> None:
+    """Runs the main job on this machine, small: text, tokenizer, shards, training, conversion, an answer over HTTP.
 
-    Example: [bold]shardline quickstart[/]
+    Example: [bold]shardline quickstart --shape encdec[/]
     """
     from launcher.quickstart import quickstart as run
 
-    run(overrides or [])
+    run(overrides or [], shape)
 
 
 @tokenizer_app.command("train")
@@ -271,23 +274,73 @@ def import_weights(
 @app.command()
 def generate(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted Hugging Face folder.")],
-    prompt: Annotated[list[str], typer.Option(help="Text to continue, or to fill; may be given several times.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="Text to continue, or to fill; may be given several times.")
+    ] = None,
+    prompts: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help='Prompts, one a line; in a .jsonl file {"prompt": ...}; - reads them in.'),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the folder's chat template, which runs in a sandbox.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest continuation, in tokens.")] = 100,
     temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token every time.")] = 0.7,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    top_k: Annotated[int, typer.Option(min=0, help="Draw from so many likeliest tokens; 0 from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest that have this probability together.")] = 1.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1 makes tokens that are there unlikelier.")] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given several times.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling, of each prompt.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Continues a text with a converted model; an encoder fills each <mask>, an encoder-decoder answers.
+    """Continues texts with a converted model; an encoder fills each <mask>, an encoder-decoder answers.
 
     Example: [bold]shardline generate runs/quickstart/hf --prompt 'import '[/]
     """
-    from launcher.generate import generate as run
+    from launcher import generate as generation
 
-    texts = run(folder, prompt, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    asked = [*(prompt or []), *(generation.prompts_of(prompts) if prompts is not None else [])]
+    if not asked:
+        raise Mistake("generate: there is no prompt; give --prompt TEXT or --prompts FILE")
+    texts = generation.generate(
+        folder,
+        asked,
+        chat=chat,
+        batch_size=batch_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        repetition_penalty=repetition_penalty,
+        stop=tuple(stop or ()),
+        seed=seed,
+    )
     if as_json:
-        typer.echo(json.dumps([{"prompt": p, "text": t} for p, t in zip(prompt, texts, strict=True)], indent=2))
+        typer.echo(json.dumps([{"prompt": p, "text": t} for p, t in zip(asked, texts, strict=True)], indent=2))
     else:
         console.print("\n\n".join(texts), markup=False, soft_wrap=True)
+
+
+@app.command()
+def serve(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Converted Hugging Face folder.")],
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 is every network's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    engine: Annotated[str, typer.Option(help="auto, transformers or vllm; auto is vllm where it serves it.")] = "auto",
+    name: Annotated[str | None, typer.Option(help="What clients call the model; the folder's name if empty.")] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Answer chats, by the folder's chat template, which runs in a sandbox.")
+    ] = False,
+    vllm_python: Annotated[str | None, typer.Option(help="Python whose environment has vLLM; ours if empty.")] = None,
+) -> None:
+    """Serves a converted model by OpenAI's interface: completions, embeddings, gaps; Ctrl-C ends it.
+
+    Example: [bold]shardline serve runs/quickstart/hf --port 8000[/]
+    """
+    from launcher.serve import serve as run
+
+    run(folder, host=host, port=port, engine=engine, name=name, chat=chat, vllm_python=vllm_python)
 
 
 @app.command()

@@ -5,83 +5,90 @@ encoder-decoders    prompt -> what the decoder says of it, sentinels and all
 encoders            prompt with <mask> in it -> the prompt with the likeliest piece in place of each
 """
 
-import os
-from collections.abc import Sequence
+import json
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, shown
+
+BATCH_SIZE = 8
+"""Prompts that are written for at once."""
 
 
-def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, temperature: float, seed: int) -> list[str]:
-    """One text for each prompt; a temperature of 0 takes the likeliest token every time.
+def generate(
+    folder: Path, prompts: Sequence[str], *, chat: bool = False, batch_size: int = BATCH_SIZE, **sampling: Any
+) -> list[str]:
+    """One text for each prompt, in batches; `sampling` are keys of `launcher.serving.sampling.Sampling`.
 
-    Nothing of the folder is run. Raises ValueError when it holds no model of the classes that are written here, or when
-    a prompt for an encoder has no mask in it.
+    What is written for a prompt does not depend on the others. chat: prompts are what a user says to a model, put into
+    the folder's chat template. Nothing of the folder is run but, with `chat`, that template, in a sandbox.
+    Raises ValueError when the folder holds no model of the classes that are written here, or when a prompt for an
+    encoder has no mask in it.
     """
-    if not (folder / "config.json").exists():
-        raise Mistake(
-            f"{folder}: no config.json in it; name a folder written by 'shardline convert RUN --to hf --out DIR'"
-        )
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    import torch
-
+    from launcher.serving.loaded import load
+    from launcher.serving.sampling import Sampling
     from model.exchange.in_transformers import quiet_transformers
 
+    settings = Sampling.of(**sampling)
+    loaded = load(folder)
+    if chat:
+        from launcher.serving.chat import rendered
+
+        prompts = rendered(folder, loaded.tokenizer, [[{"role": "user", "content": prompt}] for prompt in prompts])
     with quiet_transformers():
-        tokenizer, model = _load(folder)
-        torch.manual_seed(seed)
-        speak = _fill if model.config.model_type == "eurobert" else _speak
-        return [speak(tokenizer, model, prompt, max_new_tokens, temperature) for prompt in prompts]
+        speak = _fill if loaded.kind == "encoder" else _write
+        texts: list[str] = []
+        for start in range(0, len(prompts), batch_size):
+            texts += speak(loaded, prompts[start : start + batch_size], settings, chat)
+    return texts
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
-    import torch
+def _write(loaded: Any, prompts: Sequence[str], settings: Any, chat: bool) -> list[str]:
+    from launcher.serving.writing import Row, write
 
-    from model.exchange.json_objects import quoted
-    from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
+    rows = [Row.of(loaded, loaded.encode(prompt, as_it_is=chat), settings) for prompt in prompts]
+    write(loaded, rows)
+    if chat or loaded.kind == "encdec":
+        return [row.text.text for row in rows]
+    return [prompt + row.text.text for prompt, row in zip(prompts, rows, strict=True)]
 
-    theirs = HfFolder.read(folder)
-    correspondence(theirs)
-    with theirs.clean_view() as view:
-        tokenizer = load_tokenizer(theirs, view)
+
+def _fill(loaded: Any, prompts: Sequence[str], settings: Any, chat: bool) -> list[str]:
+    """There are as many tokens as masks, so max_new_tokens limits nothing."""
+    from launcher.serving.filling import fill, gaps_of
+
+    if chat:
+        raise Mistake(f"--chat: {loaded.path} holds an encoder, which fills gaps and does not answer; leave it out")
+    return [
+        filled.text for filled in fill(loaded, [gaps_of(loaded, prompt, "--prompt") for prompt in prompts], settings)
+    ]
+
+
+def prompts_of(file: str) -> list[str]:
+    """Prompts of a file, `-` for standard input: one a line, or in a .jsonl file objects with a `prompt`.
+
+    Mistake when a line of JSON has none, or there are none at all.
+    """
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise Mistake(f"--prompts: {file} is no text in UTF-8 ({error.reason} at byte {error.start})") from None
+    lines = [line for line in text.split("\n") if line.strip()]
+    prompts = list(_of_json(file, lines)) if file.endswith(".jsonl") else [line.removesuffix("\r") for line in lines]
+    if not prompts:
+        raise Mistake(f"--prompts: {file} holds no prompts; write one a line")
+    return prompts
+
+
+def _of_json(file: str, lines: Sequence[str]) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
         try:
-            return tokenizer, load_model(theirs, view, torch.float32)
-        except Exception as error:  # transformers raises what it pleases of files that it does not take
-            raise Mistake(f"{folder}: transformers cannot load it ({quoted(str(error))})") from error
-
-
-def _speak(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:
-    import torch
-
-    from model.exchange.in_transformers import cache_for
-
-    how: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
-    if model.config.is_encoder_decoder:
-        how |= cache_for(model)
-    inputs = tokenizer(prompt, return_tensors="pt", return_token_type_ids=False)
-    with torch.inference_mode():
-        output = model.generate(**inputs, max_new_tokens=max_new_tokens, **how)[0]
-    if not model.config.is_encoder_decoder:
-        return str(tokenizer.decode(output, skip_special_tokens=True))
-    ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-    return str(tokenizer.decode([token for token in output.tolist() if token not in ends]))
-
-
-def _fill(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:
-    """All gaps at once, each for itself; there are as many tokens as masks, so max_new_tokens limits nothing."""
-    import torch
-
-    if tokenizer.mask_token is None or tokenizer.mask_token not in prompt:
-        raise Mistake(f"--prompt: {prompt!r} has no {tokenizer.mask_token or 'mask'}; mark the tokens to fill with it")
-    ids = tokenizer(prompt, return_tensors="pt", split_special_tokens=False).input_ids
-    with torch.no_grad():
-        scores = model(ids).logits[0]
-    scores[:, [index for index, piece in tokenizer.added_tokens_decoder.items() if piece.special]] = -torch.inf
-    places = (ids[0] == tokenizer.mask_token_id).nonzero()[:, 0]
-    if temperature:
-        ids[0, places] = torch.multinomial((scores[places] / temperature).softmax(-1), 1)[:, 0]
-    else:
-        ids[0, places] = scores[places].argmax(-1)
-    return str(tokenizer.decode(ids[0], skip_special_tokens=True))
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            record = None
+        prompt = record.get("prompt") if isinstance(record, dict) else record
+        if not isinstance(prompt, str):
+            raise Mistake(f'--prompts: {file}, line {number}: {shown(line)} is no {{"prompt": "..."}}')
+        yield prompt

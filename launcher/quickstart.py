@@ -1,6 +1,7 @@
 """The main job on this machine: text every machine has, to a model that writes.
 
-standard library -> documents.jsonl -> tokenizer -> shards -> training -> Hugging Face folder -> text -> report.html
+standard library -> documents.jsonl -> tokenizer -> shards -> training -> Hugging Face folder -> text -> an answer over
+HTTP -> report.html
 
 Every stage reuses what an earlier start has finished, so the same command goes on where it stopped.
 """
@@ -12,13 +13,15 @@ import shutil
 import sys
 import sysconfig
 import time
+import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.markup import escape
 
 from common.files import written_aside
-from launcher import stages, views
+from common.mistakes import Mistake, cut
+from launcher import serve, stages, views
 from launcher.config import load_config
 from launcher.console import StageProgress, console, duration, number, say
 from launcher.local import train_locally
@@ -30,12 +33,27 @@ CONFIG_FILE = Path(__file__).resolve().parent.parent / "configs" / "quickstart.y
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 PROMPTS = ("def __init__(self, ", '"""Return the ', "import ")
 NEW_TOKENS = 60
+SHAPES = {
+    "causal": [],
+    "prefix": ["name=quickstart-prefix", "model.shape=prefix", "objective.name=prefix_lm"],
+    "encoder": ["name=quickstart-encoder", "model.shape=encoder", "objective.name=masked_lm"],
+    "encdec": [
+        *("name=quickstart-encdec", "model.shape=encdec", "objective.name=span_corruption"),
+        *("model.num_layers=2", "model.num_encoder_layers=2"),
+    ],
+}
+"""What each shape changes in the config; tokenizer and dataset serve all of them."""
+GAPS = {"encoder": "<mask>", "encdec": "<extra_id_0>"}
+"""What marks the place that a model is asked for, where that is not the end."""
 
 
-def quickstart(overrides: Sequence[str]) -> None:
+def quickstart(overrides: Sequence[str], shape: str = "causal") -> None:
     """Runs all stages with progress and ends with a summary of what lies where."""
+    if shape not in SHAPES:
+        raise Mistake(f"--shape {cut(shape)}: no such shape; allowed: {', '.join(SHAPES)}")
+    serve.require_extra()
     started = time.monotonic()
-    config = load_config(CONFIG_FILE, [*_for_this_machine(), *overrides])
+    config = load_config(CONFIG_FILE, [*_for_this_machine(), *SHAPES[shape], *overrides])
     documents = Path(config.data.sources[0].path)
     out = config.run_dir / "hf"
 
@@ -46,6 +64,7 @@ def quickstart(overrides: Sequence[str]) -> None:
     _stage(5, "Convert for serving", lambda: _convert(config, out))
     samples: list[str] = []
     _stage(6, "Generate from the converted folder", lambda: _generate(out, config.model.shape, samples))
+    _stage(7, "Serve it, and ask over HTTP", lambda: _serve(out, config.model.shape))
     report = write_report(config, "\n\n".join(samples))
     _summary(config, out, report, time.monotonic() - started)
 
@@ -58,7 +77,7 @@ def _for_this_machine() -> list[str]:
 
 
 def _stage(index: int, title: str, work: Callable[[], str]) -> None:
-    console.print(f"[bold]\\[{index}/6] {title}[/]")
+    console.print(f"[bold]\\[{index}/7] {title}[/]")
     started = time.monotonic()
     outcome = work()
     console.print(f"  {escape(outcome)} [dim]({duration(time.monotonic() - started)})[/]", soft_wrap=True)
@@ -102,11 +121,31 @@ def _convert(config: RunConfig, out: Path) -> str:
 def _generate(folder: Path, shape: str, samples: list[str]) -> str:
     from launcher.generate import generate
 
-    prompts = [prompt + "<mask>" for prompt in PROMPTS] if shape == "encoder" else PROMPTS
+    prompts = [prompt + GAPS.get(shape, "") for prompt in PROMPTS]
     samples += generate(folder, prompts, max_new_tokens=NEW_TOKENS, temperature=0.7, seed=0)
     for sample in samples:
         console.print("\n".join(f"  | {line}" for line in sample.splitlines()), markup=False)
     return f"{len(samples)} samples by transformers"
+
+
+def _serve(folder: Path, shape: str) -> str:
+    """Starts the server that `shardline serve` starts, asks it once, and ends it."""
+    from launcher.serving.loaded import load
+    from launcher.serving.running import open_socket, serving
+    from model.exchange.in_transformers import quiet_transformers
+
+    loaded = load(folder)
+    path, body = serve.question(loaded.kind, f"import {GAPS.get(shape, '')}")
+    with quiet_transformers(), open_socket("127.0.0.1", 0) as opened, serving(loaded, opened, folder.name) as address:
+        request = urllib.request.Request(
+            address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as response:
+            answer = json.load(response)
+    say(f"  POST {address}{path} {json.dumps(body)}")
+    text = (answer.get("choices") or answer["data"])[0]["text"]
+    say("\n".join(f"  | {line}" for line in text.splitlines()))
+    return f"answered by {loaded.architecture.name}"
 
 
 def _summary(config: RunConfig, out: Path, report: Path, seconds: float) -> None:
@@ -127,7 +166,8 @@ def _summary(config: RunConfig, out: Path, report: Path, seconds: float) -> None
     shardline = _own_command()
     console.print("\nNext:")
     for words in (
-        ("generate", out, "--prompt", "class " + ("<mask>" if config.model.shape == "encoder" else "")),
+        ("generate", out, "--prompt", f"class {GAPS.get(config.model.shape, '')}"),
+        ("serve", out),
         ("data", "inspect", config.data.path, "--tokenizer", config.tokenizer.path),
         ("train", config.run_dir / "config.yaml", "--set", "name=longer", "--set", "training.steps=2000"),
     ):

@@ -18,6 +18,7 @@ import yaml
 from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
+from model.exchange.as_trained import refuse_other_readings
 from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
 from model.exchange.in_transformers import quiet_transformers
@@ -47,6 +48,7 @@ def import_hf(
     with quiet_transformers():
         theirs = HfFolder.read(folder)
         imported, table = correspondence(theirs)
+        refuse_other_readings(theirs, imported)
         shapes = {name: our_shape(parts) for name, parts in table.items()}
         with folder_aside(out, sum(map(math.prod, shapes.values())) * torch.float32.itemsize) as aside:
             writer = TensorWriter(aside, shapes, torch.float32, file_bytes)

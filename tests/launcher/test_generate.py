@@ -1,42 +1,12 @@
 """A look at converted models of every shape, through transformers."""
 
+import io
 import shutil
-from pathlib import Path
 
 import pytest
 
 from common.mistakes import Mistake
-from launcher.generate import generate
-from model.config import ModelConfig
-from tests.model.exchange.exports import BASE, export, randomised
-
-SHAPES = {
-    "causal": {},
-    "prefix": {"shape": "prefix"},
-    "encoder": {"shape": "encoder"},
-    "t5": {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1},
-    "encdec": {"shape": "encdec"},
-}
-
-
-@pytest.fixture(scope="module")
-def tokenizer_model(tokenizer) -> Path:
-    return tokenizer.model_path
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory, tokenizer_model, tokenizer):
-    """An exported model of each shape, made when it is asked for."""
-    made = {}
-
-    def folder(shape: str) -> Path:
-        if shape not in made:
-            model = randomised(ModelConfig(**BASE | SHAPES[shape]), vocab_size=tokenizer.vocab_size)
-            how = {"ends_with_eos": shape not in ("causal", "prefix"), "reads_specials": shape != "causal"}
-            made[shape] = export(model, tmp_path_factory.mktemp(shape) / "out", tokenizer_model, **how)
-        return made[shape]
-
-    return folder
+from launcher.generate import generate, prompts_of
 
 
 def run(folder, *prompts, temperature=0.0, count=6):
@@ -84,3 +54,32 @@ def test_folders_of_other_classes_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(Mistake, match="model_type gpt2 is none that is read here; allowed are llama, "):
         run(tmp_path, "x")
+
+
+@pytest.mark.parametrize("shape", ["causal", "encoder", "t5"])
+def test_what_is_written_for_a_prompt_does_not_depend_on_the_size_of_batches(folders, shape):
+    prompts = ["x = <mask>", "def f(x, y):  # <mask> and <mask>", "<mask>"]
+    how = {"max_new_tokens": 8, "temperature": 1.0, "top_k": 50, "seed": 3}
+    assert generate(folders(shape), prompts, batch_size=1, **how) == generate(folders(shape), prompts, **how)
+
+
+def test_prompts_come_from_lines_of_a_file_or_of_standard_input(tmp_path, monkeypatch):
+    (tmp_path / "lines").write_text("one\r\n\n  two\n")
+    (tmp_path / "some.jsonl").write_text('{"prompt": "one\\nline"}\n"two"\n')
+    monkeypatch.setattr("sys.stdin", io.StringIO("three\n"))
+    found = [prompts_of(name) for name in (str(tmp_path / "lines"), str(tmp_path / "some.jsonl"), "-")]
+    assert found == [["one", "  two"], ["one\nline", "two"], ["three"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("empty", b"\n\n", "holds no prompts; write one a line"),
+        ("binary", b"\xff\xfe", "is no text in UTF-8"),
+        ("some.jsonl", b'{"prompt": "x"}\n{"text": 1}\n', 'line 2: .* is no {"prompt": "..."}'),
+    ],
+)
+def test_files_that_hold_no_prompts_are_refused(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Mistake, match=said):
+        prompts_of(str(tmp_path / name))

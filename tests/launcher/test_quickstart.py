@@ -43,13 +43,14 @@ def test_it_ends_with_a_summary_of_things_that_are_there(finished):
     folder, result = finished
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stderr == ""
-    assert [f"[{index}/6]" in result.stdout for index in range(1, 7)] == [True] * 6
+    assert [f"[{index}/7]" in result.stdout for index in range(1, 8)] == [True] * 7
     for made in ("tokenizer/tokenizer.model", "dataset/manifest.json", "documents.jsonl"):
         assert (folder / "data" / "quickstart" / made).is_file()
     run = folder / "runs" / "quickstart"
     for made in ("checkpoints/latest", "hf/model.safetensors", "hf/tokenizer.json", "report.html", "logs/rank-1.log"):
         assert (run / made).is_file(), made
     assert any((run / "tensorboard").iterdir())
+    assert "POST http://127.0.0.1:" in result.stdout and "answered by LlamaForCausalLM" in result.stdout
     assert "Next:" in result.stdout
 
 

@@ -4,11 +4,14 @@ import json
 import pickle
 import shutil
 
+import openai
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.mistakes import Mistake
 from launcher.generate import generate
+from launcher.serving.loaded import load
+from launcher.serving.running import open_socket, serving
 from model.config import ModelConfig
 from model.exchange.importing import import_hf
 from tests.model.exchange.exports import BASE, VOCAB, export, randomised
@@ -124,6 +127,22 @@ def test_nothing_of_a_folder_runs_and_our_class_does_its_work(place, shape, expo
     how = {"max_new_tokens": 4, "temperature": 0.0, "seed": 0}
     assert generate(folder, ["import os"], **how) == generate(exported[shape], ["import os"], **how)
     import_hf(folder, tmp_path / "ours")
+    assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
+
+
+@pytest.mark.parametrize("shape", ["prefix", "encdec"])
+def test_nothing_of_a_folder_runs_where_it_is_served_and_a_chat_gets_a_sentence(shape, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(exported[shape], tmp_path / "theirs")
+    for plant in PLANTED.values():
+        plant(folder, f"open({str(tmp_path / 'PWNED')!r}, 'w')\n")
+    with serving(load(folder), open_socket("127.0.0.1", 0), "theirs", chat=True) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        how = {"model": "theirs", "max_tokens": 4, "temperature": 0}
+        answer = client.completions.create(prompt="import os", echo=shape == "prefix", **how).choices[0].text
+        with pytest.raises(openai.BadRequestError, match=r"its chat template does not work \(SecurityError"):
+            client.chat.completions.create(messages=[{"role": "user", "content": "x"}], **how)
+    assert [answer] == generate(exported[shape], ["import os"], max_new_tokens=4, temperature=0)
     assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
 
 

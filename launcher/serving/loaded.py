@@ -1,0 +1,132 @@
+"""A converted folder in memory, with its tokenizer; nothing of the folder has run.
+
+folder -> read and checked (their_folder.py), compared with what it was trained as (as_trained.py)
+       -> clean view -> transformers' class or ours, by the type alone -> `Loaded`
+"""
+
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from common.mistakes import Mistake
+from model.exchange.architectures import Architecture
+from model.exchange.as_trained import refuse_other_readings
+from model.exchange.json_objects import quoted
+from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
+
+Kind = Literal["decoder", "encdec", "encoder"]
+KINDS: dict[str, Kind] = {
+    "AutoModelForCausalLM": "decoder",
+    "AutoModelForSeq2SeqLM": "encdec",
+    "AutoModelForMaskedLM": "encoder",
+}
+
+
+class Loaded(NamedTuple):
+    """A model and its tokenizer, for any number of threads to read texts and for one to run the model."""
+
+    path: Path
+    architecture: Architecture
+    tokenizer: Any
+    model: Any
+    tokenizing: Any
+    """Held by who uses the tokenizer: it keeps settings of a call while it works."""
+
+    @property
+    def kind(self) -> Kind:
+        """What it does with a text: go on from it, answer it, or fill its gaps."""
+        return KINDS[self.architecture.auto]
+
+    @property
+    def longest(self) -> int | None:
+        """Most tokens of a text, prompt included, in an encoder-decoder of either side; None where nothing says."""
+        longest = getattr(self.model.config, "max_position_embeddings", None)
+        return longest if isinstance(longest, int) else None
+
+    @property
+    def pad_id(self) -> int:
+        """What fills shorter rows."""
+        return self.tokenizer.pad_token_id or 0
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end a text."""
+        ids = self.model.generation_config.eos_token_id if self.model.can_generate() else None
+        return frozenset(ids if isinstance(ids, list) else [] if ids is None else [ids])
+
+    def encode(self, text: str, *, as_it_is: bool = False) -> list[int]:
+        """Tokens of a prompt, opened as in training. `as_it_is`: a rendered chat, which has its special tokens in it.
+
+        Mistake when there are none, or more than the model reads.
+        """
+        how: dict[str, Any] = {}
+        if as_it_is or self.kind == "encoder":
+            how = {"split_special_tokens": False, "add_special_tokens": not as_it_is}
+        with self.tokenizing:
+            ids = self.tokenizer(text, **how).input_ids
+        if not ids and self.tokenizer.bos_token_id is not None:
+            ids = [self.tokenizer.bos_token_id]
+        self.check(ids)
+        return ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Mistake when these are no prompt that the model can read."""
+        if not ids:
+            raise Mistake("prompt: it has no tokens; write something into it")
+        if wrong := next((index for index in ids if not 0 <= index < self.model.config.vocab_size), None):
+            raise Mistake(f"prompt: {wrong} is no token of a vocabulary of {self.model.config.vocab_size}")
+        most = None if self.longest is None else self.longest - (self.kind == "decoder")
+        if most is not None and len(ids) > most:
+            raise Mistake(
+                f"prompt: it has {len(ids)} tokens, and the longest text of this model has {self.longest}; shorten it"
+            )
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of tokens; an encoder-decoder's keeps its sentinels, which say what goes where."""
+        with self.tokenizing:
+            if self.kind != "encdec":
+                return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+            ends = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
+            return str(self.tokenizer.decode([index for index in ids if index not in ends]))
+
+
+def load(folder: Path) -> Loaded:
+    """Loads a folder, onto a GPU as it is stored where there is one, else in fp32. Nothing of the folder is run.
+
+    Raises ValueError when it holds no model of the classes that are written or read here, or says that it was trained
+    as something else than what its files would be served as.
+    """
+    if not (folder / "config.json").exists():
+        raise Mistake(
+            f"{folder}: no config.json in it; name a folder written by 'shardline convert RUN --to hf --out DIR'"
+        )
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from model.exchange.in_transformers import quiet_transformers
+
+    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+    with quiet_transformers():
+        theirs = HfFolder.read(folder)
+        imported, _ = correspondence(theirs)
+        refuse_other_readings(theirs, imported)
+        with theirs.clean_view() as view:
+            tokenizer = load_tokenizer(theirs, view)
+            try:
+                model = load_model(theirs, view, dtype)
+            except Exception as error:  # transformers raises what it pleases of files that it does not take
+                raise Mistake(f"{folder}: transformers cannot load it ({quoted(str(error))})") from error
+    return Loaded(folder, theirs.config.architecture, tokenizer, model.to(device), threading.Lock())
+
+
+def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool) -> dict[str, torch.Tensor]:
+    """Rows as one batch: input_ids and attention_mask int64 [B, L]."""
+    longest = max(map(len, rows))
+    ids, mask = torch.full((len(rows), longest), pad_id), torch.zeros(len(rows), longest, dtype=torch.long)
+    for row, tokens in enumerate(rows):
+        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
+        ids[row, place], mask[row, place] = torch.tensor(tokens), 1
+    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

@@ -1,0 +1,53 @@
+"""A folder of ours is served as what it was trained as, or not at all."""
+
+import json
+import shutil
+
+import pytest
+
+from common.mistakes import Mistake
+from launcher.serving.loaded import load
+from launcher.serving.vllm import run
+from model.config import ModelConfig
+from model.exchange.convert import MARKER
+from model.exchange.importing import import_hf
+from tests.model.exchange.exports import BASE, export, randomised
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, tokenizer_model):
+    model = randomised(ModelConfig(**BASE | {"shape": "prefix", "rope_theta": 500000.0}))
+    return export(model, tmp_path_factory.mktemp("exported") / "prefix", tokenizer_model)
+
+
+def changed(exported, tmp_path, **keys):
+    folder = shutil.copytree(exported, tmp_path / "changed")
+    facts = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(facts | keys))
+    return folder
+
+
+def test_prefix_weights_labelled_as_a_causal_model_are_refused_by_all_who_read_them(exported, tmp_path):
+    folder = changed(exported, tmp_path, model_type="llama", architectures=["LlamaForCausalLM"], auto_map={})
+    uses = (load, lambda where: import_hf(where, tmp_path / "ours"), lambda where: run(where, "python", "x", 1, "x"))
+    for use in uses:
+        with pytest.raises(
+            Mistake, match=r"makes it a model of shape 'causal', but it was trained with shape 'prefix'"
+        ):
+            use(folder)
+    (folder / MARKER).unlink()
+    assert load(folder).kind == "decoder", "of a folder of others nobody knows better"
+
+
+def test_another_rotary_base_than_that_of_the_training_is_refused(exported, tmp_path):
+    parameters = {"rope_type": "default", "rope_theta": 10000.0}
+    folder = changed(exported, tmp_path, rope_theta=10000.0, rope_parameters=parameters)
+    with pytest.raises(Mistake, match=r"rope_theta 10000\.0, but it was trained with rope_theta 500000\.0"):
+        load(folder)
+
+
+@pytest.mark.parametrize("marker", ["{}", '{"model": 5}', '{"model": {"shape": "prefix", "from_tomorrow": 1}}'])
+def test_markers_of_other_versions_say_what_they_can(marker, exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "other")
+    (folder / MARKER).write_text(marker)
+    assert load(folder).architecture.model_type == "prefix_llama"
