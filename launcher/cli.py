@@ -259,6 +259,10 @@ def _convert_to_gguf(
 def import_weights(
     folder: Annotated[Path, typer.Argument(metavar="HF_FOLDER", help="Model in Hugging Face's format.")],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
+    shape: Annotated[
+        str | None,
+        typer.Option("--as", metavar="SHAPE", help="Make a causal model into one of shape prefix, encoder or encdec."),
+    ] = None,
 ) -> None:
     """Writes the weights of a Hugging Face folder so that a run can start from them, checked against transformers.
 
@@ -267,7 +271,7 @@ def import_weights(
     from launcher import stages, views
 
     with StageProgress("importing") as progress:
-        made = stages.import_weights(folder, out, progress)
+        made = stages.import_weights(folder, out, progress, adapt_to=shape)
     say(views.imported(made))
 
 
@@ -345,24 +349,37 @@ def serve(
 
 @app.command()
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
+    where: Annotated[Path, typer.Argument(metavar="RUN_OR_DIR", help="Run folder, or an exported one.")],
     task: Annotated[
-        list[Path], typer.Option(help="Questions, a jsonl file of query, choices and gold; may be given several times.")
-    ],
+        list[Path] | None,
+        typer.Option(help="Questions, a jsonl file of query, choices and gold; may be given several times."),
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option(metavar="NAME_OR_YAML[,..]", help="Tasks of lm-eval, by name or as files of your own.")
+    ] = None,
+    suite: Annotated[str | None, typer.Option(help="Tasks that are part of shardline: small.")] = None,
+    num_fewshot: Annotated[int | None, typer.Option(min=0, help="Solved examples before each question.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Ask about so many documents of each task alone.")] = None,
+    length: Annotated[
+        int | None, typer.Option(min=2, max=2**24, help="Tokens read at once, in place of the model's own number.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Asks a run's newest checkpoint multiple-choice questions, zero-shot, in the form its shape and objective know.
+    """Asks a model questions and tasks in the form its shape and objective know: a prefix model with the context as its
+    prefix, an encoder-decoder with the context in its encoder, an encoder one mask after another.
 
-    Example: [bold]shardline evaluate runs/quickstart --task questions.jsonl[/]
+    Example: [bold]shardline evaluate runs/quickstart --suite small[/]
     """
     from launcher import evaluate as evaluation
 
+    chosen = [*filter(None, (tasks or "").split(",")), *(evaluation.suite(suite) if suite else [])]
     with aside(as_json):
-        results = evaluation.evaluate(run, task)
+        results = evaluation.evaluate(where, task or [], chosen, num_fewshot=num_fewshot, limit=limit, length=length)
     if as_json:
-        typer.echo(json.dumps({name: dataclasses.asdict(result) for name, result in results.items()}, indent=2))
+        typer.echo(json.dumps(evaluation.as_values(results), indent=2))
     else:
         evaluation.show(results)
+    evaluation.record(results, limit=limit)
 
 
 @app.command()

@@ -99,6 +99,10 @@ class ImportedWeights:
     model_file: Path
     """The model section of a config that fits them."""
     tokenizer: ImportedTokenizer
+    adapted_to: str | None = None
+    """Shape that a causal model was made into."""
+    copied: dict[str, str] = dataclasses.field(default_factory=dict)
+    """What was copied where for it."""
 
 
 def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokenizer:
@@ -250,6 +254,7 @@ def export_spec(
             sample_texts=texts,
         ),
         source=source,
+        objective=order["objective"],
     )
 
 
@@ -261,19 +266,21 @@ def _handed_on(tokenizer: "Tokenizer") -> "HandedOn | None":
     return None if files is None else HandedOn(files, lambda text: tokenizer.encode(text).tolist(), tokenizer.names)
 
 
-def import_weights(folder: Path, out: Path, progress: StageProgress) -> ImportedWeights:
+def import_weights(folder: Path, out: Path, progress: StageProgress, *, adapt_to: str | None = None) -> ImportedWeights:
     """Writes the weights of a Hugging Face folder by our names, checked against transformers, for a run to start from.
 
-    Raises ValueError when the model has no place in ours.
+    `adapt_to` is the shape that a causal model is made into. Raises ValueError when the model has no place in ours.
     """
     from data_pipeline.tokenizing.finding import files_to_take_along
-    from model.exchange.importing import MODEL_FILE, import_hf
+    from model.exchange.adapting import shape_named
+    from model.exchange.importing import MODEL_FILE, adaptation_of, import_hf
 
+    shape = None if adapt_to is None else shape_named(adapt_to)
     progress.note(f"importing {folder} and comparing it with transformers")
     with naming(out):
-        found = import_hf(folder, out, tokenizer_files=files_to_take_along(folder))
+        found = import_hf(folder, out, shape=shape, tokenizer_files=files_to_take_along(folder))
     tokenizer = examine_tokenizer(folder, out / "tokenizer", found.vocab_size)
-    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer)
+    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer, shape, adaptation_of(out))
 
 
 def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTokenizer:

@@ -103,8 +103,12 @@ def gguf_conversion(made: "ConvertedToGguf") -> str:
 
 def imported(made: ImportedWeights) -> str:
     """Imported weights, and how a run starts from them."""
+    adapted = ""
+    if made.adapted_to is not None:
+        copies = "".join(f"\n  {place} is {source}" for place, source in made.copied.items())
+        adapted = f"\nmade into shape {made.adapted_to} from the same weights, to be trained as that{copies}"
     return (
-        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers\n"
+        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers{adapted}\n"
         f"to start from it: training.initial_weights: {made.out}, with the model section of {made.model_file}\n"
         f"{imported_tokenizer(made.tokenizer)}"
     )

@@ -34,6 +34,8 @@ __all__ = ["ExportSpec", "TokenizerSpec", "export_hf", "exported_from", "hf_conf
 
 MARKER = "shardline.json"
 """File that says a folder was exported by us, and from which model config."""
+CARD = "README.md"
+"""The model card, where Hugging Face's Hub looks for it."""
 FILE_BYTES = 4 * 2**30
 """Most bytes of a safetensors file, unless one weight alone has more."""
 
@@ -85,6 +87,10 @@ class ExportSpec(NamedTuple):
     tokenizer: TokenizerSpec
     source: str = ""
     """Names what the weights come from, for `exported_from`."""
+    objective: Mapping[str, Any] | None = None
+    """What the model was trained to predict, as a config has it: by this, evaluation knows how to ask it."""
+    card: str = ""
+    """Model card, README.md of the folder; empty writes none."""
     dtype: torch.dtype = torch.float32
     file_bytes: int = FILE_BYTES
     """Most bytes of a file of weights, unless one weight alone has more."""
@@ -115,6 +121,8 @@ def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
     refuse_foreign(out, MARKER, "exported")
     with folder_aside(out, spec.num_bytes) as aside, quiet_transformers():
         _write_configs(aside, spec)
+        if spec.card:
+            (aside / CARD).write_text(spec.card, encoding="utf-8")
         if found.shipped:
             shutil.copyfile(SHIPPED / found.shipped, aside / found.shipped)
         writer = TensorWriter(aside, part_shapes(spec.table), spec.dtype, spec.file_bytes)
@@ -134,14 +142,23 @@ def _write_configs(folder: Path, spec: ExportSpec) -> None:
         _write_json(folder / "generation_config.json", ids)
     model = spec.config.model_dump()
     facts = {"format": 1, "source": spec.source, "vocab_size": spec.vocab_size, "model": model}
-    _write_json(folder / MARKER, facts)
+    _write_json(folder / MARKER, facts | ({"objective": dict(spec.objective)} if spec.objective else {}))
 
 
 def exported_from(folder: Path) -> str | None:
     """The `source` that a folder was exported from; None when it is no export of ours."""
-    marker = folder / MARKER
-    source = read_object(marker).get("source") if marker.is_file() else None
+    source = _marked(folder).get("source")
     return source if isinstance(source, str) else None
+
+
+def objective_of(folder: Path) -> Any:
+    """The `objective` of an export of ours, as it stands there; None where it does not say."""
+    return _marked(folder).get("objective")
+
+
+def _marked(folder: Path) -> dict[str, Any]:
+    marker = folder / MARKER
+    return read_object(marker) if marker.is_file() else {}
 
 
 def _write_tokenizer(folder: Path, spec: ExportSpec) -> None:

@@ -2,6 +2,7 @@
 
     folder -> model config and names of weights (their_folder.py)
     -> their weights, one at a time, by our names (hf_names.py)
+    -> where asked for, in the places of another shape (adapting.py)
     -> compared with theirs in transformers (parity.py) -> DIR/{model.yaml, *.safetensors, tokenizer/}
 
 What ours has no place for is refused by its name. Memory is that of one layer, whatever the size of the model.
@@ -11,6 +12,7 @@ import math
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -18,6 +20,7 @@ import yaml
 from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
+from model.exchange.adapting import Adaptation, Shape, adapt
 from model.exchange.as_trained import refuse_other_readings
 from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
@@ -35,13 +38,18 @@ NUM_POSITIONS = 4096
 
 
 def import_hf(
-    folder: Path, out: Path, *, tokenizer_files: Sequence[Path] = (), file_bytes: int = FILE_BYTES
+    folder: Path,
+    out: Path,
+    *,
+    shape: Shape | None = None,
+    tokenizer_files: Sequence[Path] = (),
+    file_bytes: int = FILE_BYTES,
 ) -> ImportedConfig:
-    """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; returns what its config says.
+    """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; of a causal one as another `shape`.
 
-    `load_imported` reads them. The files of a tokenizer are copied to out/tokenizer. Replaces an earlier import.
+    Returns what the folder's config says. `load_imported` reads the weights. The files of a tokenizer are copied to out/tokenizer. Replaces an earlier import.
     Raises ValueError when the folder is of another architecture than those of hf_configs, has a key or a weight
-    that has no place in ours, or when `out` is something else; RuntimeError when our model does not
+    that has no place in ours or in that shape, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.
     """
     refuse_foreign(out, MODEL_FILE, "imported into")
@@ -49,12 +57,16 @@ def import_hf(
         theirs = HfFolder.read(folder)
         imported, table = correspondence(theirs)
         refuse_other_readings(theirs, imported)
+        adaptation = None if shape is None else adapt(imported.config, imported.vocab_size, shape)
         shapes = {name: our_shape(parts) for name, parts in table.items()}
+        if adaptation is not None:
+            shapes = adaptation.shapes
         with folder_aside(out, sum(map(math.prod, shapes.values())) * torch.float32.itemsize) as aside:
             writer = TensorWriter(aside, shapes, torch.float32, file_bytes)
             for name, weight in from_hf(theirs.files.read, table):
-                writer.write(name, weight)
-            _write_facts(aside, folder, imported)
+                for place, rows in [(name, weight)] if adaptation is None else adaptation.places(name, weight):
+                    writer.write(place, rows)
+            _write_facts(aside, folder, imported, adaptation)
             _copy_tokenizer(aside, tokenizer_files)
             ours = Ours(imported.config, imported.vocab_size, TensorReader(aside).read)
             longest = imported.max_positions or NUM_POSITIONS
@@ -87,10 +99,20 @@ def imported_config(folder: Path) -> tuple[ModelConfig, int]:
     return config, config.vocab_size
 
 
-def _write_facts(out: Path, folder: Path, imported: ImportedConfig) -> None:
-    """model.yaml: a `model:` section for the config of a run, and where it comes from."""
-    keys = imported.config.model_dump(mode="json", exclude_defaults=True) | {"vocab_size": imported.vocab_size}
-    facts = {"imported_from": str(folder), "class": imported.architecture.name, "model": keys}
+def adaptation_of(folder: Path) -> dict[str, str]:
+    """What was copied where when a causal model was imported as another shape; empty where none was."""
+    facts = yaml.safe_load((folder / MODEL_FILE).read_bytes())
+    return facts.get("adapted", {}).get("copied", {})
+
+
+def _write_facts(out: Path, folder: Path, imported: ImportedConfig, adaptation: Adaptation | None) -> None:
+    """model.yaml: a `model:` section for the config of a run, where it comes from, and what was copied where."""
+    config = imported.config if adaptation is None else adaptation.config
+    keys = config.model_dump(mode="json", exclude_defaults=True) | {"vocab_size": imported.vocab_size}
+    facts: dict[str, Any] = {"imported_from": str(folder), "class": imported.architecture.name}
+    if adaptation is not None:
+        facts["adapted"] = {"from": imported.config.shape, "to": config.shape, "copied": adaptation.copied}
+    facts["model"] = keys
     (out / MODEL_FILE).write_text(yaml.safe_dump(facts, sort_keys=False), encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from launcher import cli, views
 from launcher.console import say
+from launcher.evaluate import Results
 from launcher.stages import BuiltData
 
 
@@ -165,9 +166,9 @@ def test_words_without_end_are_echoed_in_part(shardline, config_file, words):
 
 
 def test_what_is_said_on_the_way_is_no_part_of_the_json(shardline, monkeypatch, capsys):
-    def evaluate(run, tasks):
+    def evaluate(where, questions, tasks, **how):
         say("loading")
-        return {}
+        return Results(where, "step-1", 1, {}, {})
 
     monkeypatch.setattr("launcher.evaluate.evaluate", evaluate)
     assert shardline("evaluate", "run", "--task", "x", "--json") == (0, "{}\n", "loading\n")

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,7 +20,7 @@ def test_names_with_brackets_are_no_markup(tmp_path, capsys, monkeypatch):
         progress.note(f"loading {NAME}")
         progress._printed -= 2 * progress.LINE_INTERVAL_SECONDS
         progress.update(1, 2, title=NAME)
-    evaluate.show({NAME: ChoiceResult(1, 0.5, 0.5, 0.5)})
+    evaluate.show(evaluate.Results(Path("x"), "x", None, {NAME: ChoiceResult(1, 0.5, 0.5, 0.5)}, {}))
     (tmp_path / NAME).mkdir()
     (tmp_path / NAME / "config.yaml").write_text(yaml.safe_dump(MINIMAL))
     monkeypatch.setattr(sys, "argv", ["shardline", "checkpoint", "upgrade", str(tmp_path / NAME)])

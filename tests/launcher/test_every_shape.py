@@ -57,9 +57,10 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
 
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"query": "import", "choices": [" sys", " banana split"], "gold": 0}) + "\n")
-    result = evaluate(runs[shape], [task])[str(task)]
+    result = evaluate(runs[shape], [task]).questions[str(task)]
     assert (result.questions, result.chance) == (1, 0.5)
     assert result.accuracy in (0, 1)
+    assert evaluate(served, [task]).questions[str(task)] == result, "a folder is asked as its run is"
 
     imported = tmp_path / "imported"
     import_hf(served, imported)
@@ -83,7 +84,7 @@ def test_a_run_that_pins_a_kernel_of_other_devices_is_examined_as_if_it_pinned_n
     )
     task = tmp_path / "task.jsonl"
     task.write_text(json.dumps({"query": "import", "choices": [" sys", " banana split"], "gold": 0}) + "\n")
-    assert evaluate(run, [task]) == evaluate(runs["causal"], [task])
+    assert evaluate(run, [task]).questions == evaluate(runs["causal"], [task]).questions
 
 
 def test_a_tokenizer_other_than_that_of_the_training_is_refused(runs, corpus_file, tmp_path):

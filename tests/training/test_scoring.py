@@ -8,30 +8,21 @@ import torch
 
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.questions import Question
+from data_pipeline.reading.ranking import Manner
 from data_pipeline.vocabulary import Vocabulary
 from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern
 from model.network.transformer import EncoderInput, Transformer
-from training import scoring
-from training.scoring import execution, log_likelihoods, score_questions
+from tests.training.letters import BOS, OBJECTIVES, by_hand, model_of
+from training import text_model
+from training.scoring import log_likelihoods, score_questions
+from training.text_model import TextModel, execution
 
-VOCABULARY = Vocabulary(size=130, bos=1, eos=2, special={"mask": 4, "S": 8}, first_sentinel=10, num_sentinels=4)
 QUESTIONS = [
     Question("the sun", (" is", " was hot"), 0),
     Question("a", ("b", "cd", "efg"), 2),
     Question("", ("x", "yy"), 1),
 ]
-BOS, EOS, MASK, BLANK = 1, 2, 4, 10
-
-
-def encode(text: str) -> np.ndarray:
-    return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
-
-
-def model_of(shape: str, **keys) -> Transformer:
-    sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_ff": 64}
-    config = ModelConfig(shape=shape, **sizes, init_std=0.2, **keys)
-    return Transformer(config, VOCABULARY.size).double().eval()
 
 
 @pytest.mark.parametrize("backend", ["flash", "varlen", "sdpa", "auto", "reference"])
@@ -40,60 +31,33 @@ def test_a_pinned_backend_gives_way_where_it_cannot_run_and_else_stays(backend, 
     runs_here, dtype = execution(config, torch.device("cpu"))
     assert (runs_here.compile, dtype) == (False, torch.float32)
     assert runs_here.attention_backend == ("auto" if backend in ("flash", "varlen") else backend)
-    monkeypatch.setattr(scoring, "resolve_backend", lambda name, *where: name)
+    monkeypatch.setattr(text_model, "resolve_backend", lambda name, *where: name)
     runs_there, dtype = execution(config, torch.device("cpu"))
     assert runs_there.attention_backend == backend
     assert dtype == (torch.bfloat16 if backend in ("flash", "varlen") else torch.float32)
 
 
-def alone(tokens: list[int], prefix: int) -> tuple:
-    length = len(tokens)
-    pattern = AttentionPattern.packed(torch.tensor([0, length]), torch.tensor([prefix]))
-    return torch.tensor(tokens), torch.arange(length), pattern
-
-
-def by_hand(model: Transformer, shape: str, query: list[int], choice: list[int]) -> float:
-    """Log-likelihood of one choice, written out for each shape."""
-    with torch.no_grad():
-        if shape == "encoder":
-            text, total = [*query, *choice, EOS], 0.0
-            for place in range(len(query), len(query) + len(choice)):
-                masked = [*text[:place], MASK, *text[place + 1 :]]
-                total += model(*alone(masked, len(text))).log_softmax(-1)[place, text[place]].item()
-            return total
-        if shape == "encdec":
-            read, written = [*query, BLANK, EOS], [BOS, BLANK, *choice]
-            cross = AttentionPattern.cross(torch.tensor([0, len(written) - 1]), torch.tensor([0, len(read)]))
-            logits = model(*alone(written[:-1], 0), encoder=EncoderInput(*alone(read, len(read)), cross))
-            return logits.log_softmax(-1)[range(1, len(choice) + 1), choice].sum().item()
-        logits = model(*alone([*query, *choice][:-1], len(query) if shape == "prefix" else 0))
-        return logits.log_softmax(-1)[range(len(query) - 1, len(query) + len(choice) - 1), choice].sum().item()
-
-
-OBJECTIVES = {"causal": "next_token", "prefix": "prefix_lm", "encoder": "masked_lm", "encdec": "span_corruption"}
-
-
 @pytest.mark.parametrize("row_length", [1, 24, 1000])
 @pytest.mark.parametrize("shape", OBJECTIVES)
 def test_likelihoods_are_those_of_each_choice_alone(shape, row_length):
-    model, objective = model_of(shape), ObjectiveConfig(name=OBJECTIVES[shape])
-    found = log_likelihoods(model, QUESTIONS, encode, VOCABULARY, objective, row_length)
+    model = model_of(shape, row_length)
+    found = log_likelihoods(model, QUESTIONS)
     for question, scores in zip(QUESTIONS, found, strict=True):
         query = [BOS, *question.query.encode()]
-        expected = [by_hand(model, shape, query, list(choice.encode())) for choice in question.choices]
+        expected = [by_hand(model.network, shape, query, list(choice.encode())) for choice in question.choices]
         assert scores == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_likeliest_choice_answers_and_guessing_is_counted_by_the_number_of_choices():
-    model, objective = model_of("causal"), ObjectiveConfig()
-    scores = log_likelihoods(model, QUESTIONS, encode, VOCABULARY, objective, 64)
+    model = model_of("causal")
+    scores = log_likelihoods(model, QUESTIONS)
     best = [int(np.argmax(each)) for each in scores]
     asked = [Question(q.query, q.choices, gold) for q, gold in zip(QUESTIONS, best, strict=True)]
-    result = score_questions(model, asked, encode, VOCABULARY, objective, 64)
+    result = score_questions(model, asked)
     assert (result.questions, result.accuracy) == (3, 1.0)
     assert result.chance == pytest.approx((1 / 2 + 1 / 3 + 1 / 2) / 3)
     wrong = [Question(q.query, q.choices, (gold + 1) % len(q.choices)) for q, gold in zip(QUESTIONS, best, strict=True)]
-    assert score_questions(model, wrong, encode, VOCABULARY, objective, 64).accuracy == 0
+    assert score_questions(model, wrong).accuracy == 0
     per_byte = [
         int(np.argmax([score / len(choice) for score, choice in zip(each, q.choices, strict=True)]))
         for each, q in zip(scores, QUESTIONS, strict=True)
@@ -104,11 +68,11 @@ def test_the_likeliest_choice_answers_and_guessing_is_counted_by_the_number_of_c
 
 def test_a_choice_without_tokens_is_refused():
     with pytest.raises(ValueError, match="question 1: choice '' has no token"):
-        log_likelihoods(model_of("causal"), [Question("a", ("", "b"), 0)], encode, VOCABULARY, ObjectiveConfig(), 8)
+        log_likelihoods(model_of("causal"), [Question("a", ("", "b"), 0)])
 
 
 @pytest.mark.parametrize("shape", ["causal", "encdec"])
 def test_a_question_longer_than_the_learned_positions_is_named(shape):
     model = model_of(shape, positions="learned", max_positions=8)
     with pytest.raises(ValueError, match=r"question 1: it takes \d+ tokens, and this model has 8 learned positions"):
-        log_likelihoods(model, QUESTIONS, encode, VOCABULARY, ObjectiveConfig(name=OBJECTIVES[shape]), 32)
+        log_likelihoods(model, QUESTIONS)

@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.config import ObjectiveConfig
 from data_pipeline.questions import Question, read_questions
-from data_pipeline.reading.ranking import form_of, ranking
+from data_pipeline.reading.ranking import Manner, form_of, ranking
 from data_pipeline.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(
@@ -23,7 +23,8 @@ def encode(text: str) -> np.ndarray:
 
 
 def rows(name: str, shape: str, **keys):
-    ranked = ranking(QUESTIONS, encode, VOCABULARY, ObjectiveConfig(name=name, **keys), shape)
+    manner = Manner.of(ObjectiveConfig(name=name, **keys), shape, VOCABULARY)
+    ranked = ranking(QUESTIONS, encode, manner)
     cut = [
         np.split(part.tokens, np.cumsum(part.lengths)[:-1])
         for part in (ranked.examples.inputs, ranked.examples.targets)
