@@ -30,13 +30,13 @@ def generate(folder: Path, prompts: Sequence[str], *, max_new_tokens: int, tempe
     from model.exchange.in_transformers import quiet_transformers
 
     with quiet_transformers():
-        tokenizer, model = _load(folder)
+        tokenizer, model, fills_masks = _load(folder)
         torch.manual_seed(seed)
-        speak = _fill if model.config.model_type == "eurobert" else _speak
+        speak = _fill if fills_masks else _speak
         return [speak(tokenizer, model, prompt, max_new_tokens, temperature) for prompt in prompts]
 
 
-def _load(folder: Path) -> tuple[Any, Any]:
+def _load(folder: Path) -> tuple[Any, Any, bool]:
     import torch
 
     from model.exchange.json_objects import quoted
@@ -47,9 +47,10 @@ def _load(folder: Path) -> tuple[Any, Any]:
     with theirs.clean_view() as view:
         tokenizer = load_tokenizer(theirs, view)
         try:
-            return tokenizer, load_model(theirs, view, torch.float32)
+            model = load_model(theirs, view, torch.float32)
         except Exception as error:  # transformers raises what it pleases of files that it does not take
             raise Mistake(f"{folder}: transformers cannot load it ({quoted(str(error))})") from error
+    return tokenizer, model, theirs.config.architecture.fills_masks
 
 
 def _speak(tokenizer: Any, model: Any, prompt: str, max_new_tokens: int, temperature: float) -> str:

@@ -99,6 +99,8 @@ KEYS = {
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
 } | IDS_OF_TOKENS
+OF_ALL = frozenset({"vocab_size", "initializer_range", "dtype", "torch_dtype", "tie_word_embeddings", *IDS_OF_TOKENS})
+"""Keys that are heeded whatever the class; the others where a family names them."""
 ROPE_KEYS = {
     "rope_type": NAME,
     "type": NAME,
@@ -115,8 +117,8 @@ NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]] = KEYS) -> dict[str, Any]:
-    """The keys of a file or of an object in it that are heeded, as they stand there.
+def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]) -> dict[str, Any]:
+    """The keys of a file or of an object in it that are among `keys`, as they stand there.
 
     Raises ValueError, which begins with `where`, when one is of another type or out of bounds.
     """
@@ -127,7 +129,7 @@ def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]
         fits, allowed = keys[key]
         if not fits(value):
             raise Mistake(f"{where}: {key} is {shown_value(value)}; it must be {allowed}")
-        if keys is KEYS and allowed is OBJECT[1]:
+        if allowed is OBJECT[1]:
             value = _floats(heeded(f"{where}: {key}", value, ROPE_KEYS), ROPE_KEYS)
         if key in IDS_OF_TOKENS and (value == -1 or (isinstance(value, list) and -1 in value)):
             continue  # how some say that there is none

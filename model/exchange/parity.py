@@ -22,7 +22,7 @@ from model.exchange.hf_configs import architecture, auto_map
 from model.exchange.hf_names import one_from_hf, weight_table
 from model.exchange.in_transformers import Documents, run_theirs
 from model.exchange.json_objects import quoted, read_object
-from model.exchange.their_configs import differing_layers, rope_interval
+from model.exchange.their_configs import from_hf_config
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -128,10 +128,11 @@ def check_export(
     folder, found = HfFolder.read(path), architecture(config)
     if folder.config.architecture != found or not _has_code(path, found):
         raise RuntimeError(f"{path}: it is not the {found.name} that was exported")
-    window, kinds = differing_layers(folder.config.object, found)
-    theirs = {"sliding_window": window, "layer_types": kinds}
-    theirs["no_rope_layer_interval"] = rope_interval(folder.config.object, found)
-    if _kinds(config.model_copy(update=theirs)) != _kinds(config):
+    try:
+        again = from_hf_config(folder.config).config
+    except Mistake as error:
+        raise RuntimeError(f"{path}: its config is not the one that was exported ({error})") from error
+    if _kinds(again) != _kinds(config):
         raise RuntimeError(f"{path}: its layers are not of the kinds that were exported")
     files = folder.files
     if odd := set(files.places) ^ set(digests):
