@@ -22,8 +22,8 @@ FULL: LayerKind = "full_attention"
 MULTI_TOKEN_WEIGHT = 0.3
 """Of the mean loss of further depths, as DeepSeek-V3 was trained for its first 10 trillion tokens (section 4.2)."""
 
-GATED = ("swiglu", "geglu")
-"""Activations that multiply two projections, gate and up."""
+GATES = {"swiglu": "silu", "geglu": "gelu_tanh", "geglu_exact": "gelu"}
+"""Activations that multiply two projections, gate and up, by the function that the gate goes through."""
 
 
 def _spelled(value: Any) -> Any:
@@ -75,24 +75,33 @@ class ModelConfig(Section):
     """Width of one head; empty means `d_model / num_heads`."""
     d_ff: int = Field(ge=1, le=WIDEST)
     """Inner width of the feed-forward layer."""
-    activation: Literal["swiglu", "geglu", "gelu", "gelu_tanh", "relu"] = "swiglu"
-    """Of the feed-forward layer; swiglu and geglu (with tanh, as T5 v1.1) are gated by a third matrix."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
-    """Kind of all norms but those of queries and keys."""
+    activation: Literal["swiglu", "geglu", "geglu_exact", "gelu", "gelu_tanh", "relu"] = "swiglu"
+    """Of the feed-forward layer; swiglu, geglu (with tanh, as T5 v1.1) and geglu_exact (without, as ModernBERT) are
+    gated by a third matrix."""
+    norm: Literal["rmsnorm", "rmsnorm_1p", "layernorm"] = "rmsnorm"
+    """Kind of all norms; those of queries and keys are RMSNorm always. The weights of `rmsnorm_1p`, in these too, are
+    kept less 1, as Gemma's."""
+    norm_placement: Literal["pre", "post", "sandwich", "output"] = "pre"
+    """Where a block has its norms around each of its parts f: `pre` x + f(norm(x)); `post` norm(x + f(x)), and none at
+    the end of a stack (arXiv 1706.03762; BERT, BART); `sandwich` x + norm(f(norm(x))) (Gemma 2); `output`
+    x + norm(f(x)) (OLMo 2)."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)
     """Added to the mean square or the variance inside norms."""
-    qk_norm: bool = False
-    """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442)."""
+    qk_norm: bool | Literal["all_heads"] = False
+    """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442); `all_heads` takes the
+    mean square over all of them together (OLMo 2)."""
     attention_gate: bool = False
     """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False
     """A norm right after the embedding (BLOOM, BERT, BART)."""
     bias: bool = False
-    """Biases on linear maps (but the output projection) and on LayerNorm."""
+    """Biases on linear maps (but the output projection, see `head_bias`) and on LayerNorm."""
     qkv_bias: bool | None = None
     """Biases on the maps to queries, keys and values; empty means `bias`."""
     parallel_block: bool = False
-    """Attention and feed-forward both read one norm and are added together (GPT-J, PaLM)."""
+    """Attention and feed-forward read the same states and are added together (GPT-J, PaLM)."""
+    parallel_norms: Literal[1, 2] = 1
+    """parallel_block: norms of these states, one for both (GPT-J, PaLM) or one for each (GPT-NeoX)."""
     positions: Literal["rope", "t5_bias", "learned", "alibi", "none"] = "rope"
     """How the model knows where a token stands in its document."""
     rope_theta: float = Field(default=10000.0, gt=0, le=1e12)
@@ -101,10 +110,19 @@ class ModelConfig(Section):
     """Share of each head that is rotated, its first dims (GPT-J, ChatGLM)."""
     rope_scaling: RopeScaling | None = None
     """How frequencies are stretched; empty means they are not."""
+    sliding_rope_theta: float | None = Field(default=None, gt=0, le=1e12)
+    """Base in layers that slide, which are not stretched then (Gemma 3, ModernBERT); empty: they are like others."""
     no_rope_layer_interval: int | None = Field(default=None, ge=2, le=DEEPEST)
     """Every second, third ... layer of a stack has no positions at all (arXiv 2501.18795); empty gives them to all."""
     max_positions: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Rows of the table of learned positions: the longest document there can be."""
+    position_offset: int = Field(default=0, ge=0, le=WIDEST)
+    """Rows of that table before the one of the first token, which are never read (2 in OPT, BART and RoBERTa)."""
+    segment_embeddings: int | None = Field(default=None, ge=1, le=WIDEST)
+    """Rows of a table of segments, the first of which is added to every token (2 in BERT, 1 in RoBERTa); empty: no
+    table."""
+    embedding_scale: float = Field(default=1.0, gt=0, le=1e6)
+    """Token embeddings are multiplied by it, before positions are added (sqrt(d_model) in Gemma); outputs are not."""
     t5_num_buckets: int = Field(default=32, ge=4, le=WIDEST)
     """Distances that t5_bias tells apart."""
     t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
@@ -119,6 +137,14 @@ class ModelConfig(Section):
     (DeepSeek-V3, arXiv 2412.19437, section 2.2)."""
     tie_embeddings: bool = False
     """Use the input embedding as the output projection too."""
+    head_transform: bool = False
+    """Before the output projection a linear map, the activation without its gate, and a norm (BERT, ModernBERT)."""
+    head_bias: bool = False
+    """A bias of the output projection (BERT, GPT-J, Phi)."""
+    logit_scale: float = Field(default=1.0, gt=0, le=1e6)
+    """Logits are multiplied by it (d_model**-0.5 in PaLM, 0.0625 in Cohere)."""
+    logit_softcap: float | None = Field(default=None, gt=0, le=1e6)
+    """Logits become softcap x tanh(logits / softcap), after the scale (30 in Gemma 2); empty leaves them."""
     init_std: float = Field(default=0.02, gt=0, le=1e3)
     """Standard deviation of initial weights; residual outputs get it divided by sqrt(2 num_layers)."""
     attention_backend: Literal["auto", "flash", "varlen", "sdpa", "reference"] = "auto"
@@ -162,11 +188,20 @@ class ModelConfig(Section):
             )
         if self.parallel_block and self.shape == "encdec":
             raise Mistake("parallel_block: a block with cross-attention has no parallel form; use it without encdec")
+        if self.parallel_block and self.norm_placement != "pre":
+            raise Mistake(
+                f"norm_placement: {self.norm_placement} is for parts that follow each other, parallel_block has them "
+                "side by side; use pre or parallel_block false"
+            )
+        if self.parallel_norms > 1 and not self.parallel_block:
+            raise Mistake("parallel_norms: only parallel_block has a choice of them; set it too or leave this at 1")
         if (self.positions == "learned") != (self.max_positions is not None):
             raise Mistake(
                 f"max_positions: learned positions need it and no others do; positions is {self.positions}, "
                 f"max_positions {self.max_positions}"
             )
+        if self.positions != "learned" and self.position_offset:
+            raise Mistake(f"position_offset: only learned positions have one, this is {self.positions}; leave it at 0")
         if self.positions != "rope" and (self.rope_scaling is not None or self.rope_fraction != 1):
             raise Mistake(f"rope_scaling, rope_fraction: only positions rope has them, this is {self.positions}")
         if self.positions != "rope" and self.no_rope_layer_interval is not None:
@@ -191,6 +226,11 @@ class ModelConfig(Section):
         if kinds and self.sliding_window is None:
             raise Mistake(
                 "layer_types: it says which layers have a sliding_window, and none is given; set both or neither"
+            )
+        if self.sliding_rope_theta is not None and (self.sliding_window is None or self.positions != "rope"):
+            raise Mistake(
+                f"sliding_rope_theta: it is of rope in layers that slide; positions is {self.positions}, window "
+                f"{self.sliding_window}; set those or leave it empty"
             )
         if kinds and SLIDING not in kinds:
             raise Mistake(
@@ -255,9 +295,25 @@ class ModelConfig(Section):
         return self.activation_checkpointing == "full" and index % self.activation_checkpointing_interval == 0
 
     @property
+    def has_final_norm(self) -> bool:
+        """Whether a stack ends with a norm of its own."""
+        return self.norm_placement != "post"
+
+    def num_norms(self, parts: int) -> int:
+        """Norms of a block of so many parts: attention, cross-attention where there is such, feed-forward."""
+        if self.parallel_block:
+            return self.parallel_norms
+        return parts * (2 if self.norm_placement == "sandwich" else 1)
+
+    @property
     def is_gated(self) -> bool:
         """Whether the feed-forward layer has a third matrix."""
-        return self.activation in GATED
+        return self.activation in GATES
+
+    @property
+    def plain_activation(self) -> str:
+        """The activation, or the function of a gated one's gate."""
+        return GATES.get(self.activation, self.activation)
 
     @property
     def has_qkv_bias(self) -> bool:

@@ -39,10 +39,11 @@ def num_parameters(config: ModelConfig, vocab_size: int) -> int:
     embeddings = vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
     layers = config.num_layers + config.multi_token_depths
     stacks = layers * _block_extras(config, cross=config.shape == "encdec") + _stack_extras(config)
-    stacks += 3 * config.multi_token_depths * _norm(config)
+    stacks += (2 + config.has_final_norm) * config.multi_token_depths * _norm(config)
     if config.shape == "encdec":
         stacks += config.encoder_layers * _block_extras(config, cross=False) + _stack_extras(config)
-    return embeddings + num_matmul_parameters(config, 0) + stacks
+    head = vocab_size * config.head_bias + config.head_transform * (config.d_model * config.bias + _norm(config))
+    return embeddings + num_matmul_parameters(config, 0) + stacks + head
 
 
 def num_matmul_parameters(config: ModelConfig, vocab_size: int) -> int:
@@ -60,8 +61,9 @@ def train_flops(config: ModelConfig, vocab_size: int, work: Work) -> int:
     assert config.sliding_window is None or work.num_window_pairs is not None, "pairs within the window are not told"
     assert not config.multi_token_depths or work.num_further_pairs is not None, "pairs of further depths are not told"
     per_token, per_encoder_token = _matrices(config)
+    depths, transform = config.multi_token_depths, config.head_transform * config.d_model**2
     matmuls = per_token * work.num_tokens + per_encoder_token * work.num_encoder_tokens
-    depths = config.multi_token_depths
+    matmuls += depths * transform * work.num_tokens
     targets = work.num_tokens if work.num_targets is None else work.num_targets
     targets += depths * work.num_tokens if work.num_further_targets is None else work.num_further_targets
     matmuls += vocab_size * config.d_model * targets
@@ -81,28 +83,35 @@ def _matrices(config: ModelConfig) -> tuple[int, int]:
     query, keys = width * config.num_heads * config.head_size, 2 * width * config.kv_heads * config.head_size
     attention = (3 if config.attention_gate else 2) * query
     block = attention + keys + (3 if config.is_gated else 2) * width * config.d_ff
-    layers, merges = config.num_layers + config.multi_token_depths, config.multi_token_depths * 2 * width**2
+    layers = config.num_layers + config.multi_token_depths
+    ends = (config.multi_token_depths * 2 + config.head_transform) * width**2
     if config.shape != "encdec":
-        return layers * block + merges, 0
-    return layers * (block + attention) + merges, config.encoder_layers * block + layers * keys
+        return layers * block + ends, 0
+    return layers * (block + attention) + ends, config.encoder_layers * block + layers * keys
 
 
 def _norm(config: ModelConfig) -> int:
     return config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
 
 
+def _qk_norms(config: ModelConfig) -> int:
+    heads = {False: 0, True: 2, "all_heads": config.num_heads + config.kv_heads}
+    return heads[config.qk_norm] * config.head_size
+
+
 def _block_extras(config: ModelConfig, cross: bool) -> int:
     """Weights of a block that are in no matrix: norms and biases."""
     query, keys = config.num_heads * config.head_size, 2 * config.kv_heads * config.head_size
-    norms = (1 if config.parallel_block else 2) * _norm(config) + 2 * config.head_size * config.qk_norm
+    norms = config.num_norms(3 if cross else 2) * _norm(config) + _qk_norms(config)
     queries = query * (2 if config.attention_gate else 1)
     attention = (queries + keys) * config.has_qkv_bias + config.d_model * config.bias
     feed_forward = ((2 if config.is_gated else 1) * config.d_ff + config.d_model) * config.bias
-    return norms + attention + feed_forward + (_norm(config) + attention if cross else 0)
+    return norms + feed_forward + (2 if cross else 1) * attention
 
 
 def _stack_extras(config: ModelConfig) -> int:
     """Weights of a stack outside its blocks."""
-    norms = (2 if config.embedding_norm else 1) * _norm(config)
+    norms = (config.has_final_norm + config.embedding_norm) * _norm(config)
     biases = config.t5_num_buckets * config.num_heads if config.positions == "t5_bias" else 0
-    return norms + biases + (config.max_positions or 0) * config.d_model
+    positions = 0 if config.max_positions is None else config.max_positions + config.position_offset
+    return norms + biases + (positions + (config.segment_embeddings or 0)) * config.d_model

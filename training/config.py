@@ -376,12 +376,19 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _tensor_ranks_fit(self):
         parallel, model = self.parallel, self.model
+        if parallel.tensor > 1 and model.qk_norm == "all_heads":
+            raise Mistake(
+                f"model.qk_norm: all_heads takes a mean over heads that parallel.tensor {parallel.tensor} ranks would "
+                "share; use true, or parallel.tensor 1 with parallel.context"
+            )
         both = parallel.num_sharing, parallel.sharing_in_words
         shared = {
             "num_heads": (model.num_heads, *both),
             "num_kv_heads": (model.kv_heads, *both),
             "d_ff": (model.d_ff, parallel.tensor, f"parallel.tensor {parallel.tensor}"),
         }
+        if model.head_transform:
+            shared["d_model"] = (model.d_model, parallel.tensor, f"parallel.tensor {parallel.tensor}")
         for name, (count, ranks, words) in shared.items():
             if count % ranks:
                 raise Mistake(

@@ -26,10 +26,13 @@ class Architecture(NamedTuple):
     shipped: str | None = None
     """File of model/exchange/hf/ that defines it, where transformers does not."""
 
+    config: str | None = None
+    """The class of its config, where it is not called as the class is."""
+
     @property
     def config_name(self) -> str:
         """Name of the class of its config."""
-        return f"{self.name.split('For')[0]}Config"
+        return self.config or f"{self.name.split('For')[0]}Config"
 
     @property
     def fills_masks(self) -> bool:

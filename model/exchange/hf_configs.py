@@ -14,12 +14,14 @@ def architecture(config: ModelConfig) -> Architecture:
     return family_of(config).architecture
 
 
-def hf_config(config: ModelConfig, vocab_size: int, max_positions: int, dtype: torch.dtype) -> dict[str, Any]:
+def hf_config(
+    config: ModelConfig, vocab_size: int, max_positions: int, dtype: torch.dtype, pad_id: int | None = None
+) -> dict[str, Any]:
     """config.json of the same model, but for the ids of special tokens. ValueError as of `architecture`.
 
-    The dtype stands there under its old and its new name, for old and new readers.
+    The dtype stands there under its old and its new name, for old and new readers. `pad_id` as of `family_of`.
     """
-    family, dtype_name = family_of(config), str(dtype).removeprefix("torch.")
+    family, dtype_name = family_of(config, pad_id), str(dtype).removeprefix("torch.")
     found = family.architecture
     keys = {
         "architectures": [found.name],

@@ -54,7 +54,7 @@ def one_from_hf(read: Callable[[str], torch.Tensor], table: WeightTable, name: s
             ours = piece
             continue
         if ours is None:
-            ours = piece.new_empty(expected)
+            ours = piece.new_zeros(expected)
         rows = ours[part.start : part.end]
         if len(parts) > 1 and rows.shape == expected and not torch.equal(rows, piece):
             raise Mistake(f"{part.name}: it differs from {parts[0].name}, but the config ties the two")

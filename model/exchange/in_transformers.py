@@ -36,8 +36,11 @@ def _run(
     model: Any, folder: HfFolder, documents: Documents, num_new: int, start_id: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     found, files = folder.config.architecture, folder.files
+    names = folder.config.family.stored_as
     stored = {
-        id(weight): name for name, weight in model.named_parameters(remove_duplicate=False) if name in files.places
+        id(weight): names.get(name, name)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if names.get(name, name) in files.places
     }
     by_name = {name: stored.get(id(weight), name) for name, weight in model.named_parameters()}
     read_on_demand(model, layers_and_owners(model), lambda name: files.read(by_name[name]))
@@ -66,7 +69,7 @@ def generate_theirs(
     model: Any, found: Architecture, inputs: Sequence[torch.Tensor], num_new: int, start_id: int
 ) -> list[torch.Tensor]:
     """num_new greedy tokens int64 [num_new] after each of `inputs` int64 [L], which go in as one padded batch."""
-    ids, mask = _padded(inputs, left=True)
+    ids, mask = _padded(inputs, left=found.auto != SEQ2SEQ)  # an encoder's learned positions begin on the left
     # Without an end token, or generate would bar it until the last token: ours may well prefer it.
     keys: dict[str, Any] = {"max_new_tokens": num_new, "min_new_tokens": num_new, "eos_token_id": None}
     if found.auto == SEQ2SEQ:

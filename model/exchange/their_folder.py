@@ -46,7 +46,8 @@ class HfFolder(NamedTuple):
         file = path / "config.json"
         if not file.is_file():
             raise Mistake(f"{path}: no config.json in it; give a folder of a model in Hugging Face's format")
-        return cls(path, TheirConfig.of(read_object(file), str(file)), TensorReader(path))
+        config = TheirConfig.of(read_object(file), str(file))
+        return cls(path, config, _with_base(TensorReader(path), config.family.base))
 
     @property
     def start_id(self) -> int:
@@ -153,6 +154,19 @@ def _ends(imported: ImportedConfig) -> tuple[str, str]:
     return table["embedding.weight"][0].name, table["head.weight"][0].name
 
 
+HEADS = ("lm_head", "embed_out", "cls", "final_logits_bias")
+"""How names of weights begin that are not the bare model's."""
+
+
+def _with_base(files: TensorReader, base: str) -> TensorReader:
+    """The same files by names that begin with `base`, where those of a bare model do not."""
+    if base and not any(name.startswith(base) for name in files.places):
+        files.places = {
+            name if name.split(".")[0] in HEADS else base + name: place for name, place in files.places.items()
+        }
+    return files
+
+
 def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
     """Which of theirs are which of ours. ValueError when one of either has no counterpart."""
     family = imported.family
@@ -165,8 +179,13 @@ def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
     known = {part.name for parts in table.values() for part in parts}
     if missing := known - set(files.places):
         raise Mistake(f"{files.folder}: the weight {min(missing)} is missing ({len(missing)} are in all)")
-    known |= {_ends(imported)[1], *family.aliases}
-    unknown = [name for name in files.places if name not in known and not name.endswith(family.computed)]
+    zeros = family.zeros(imported.vocab_size)
+    for name in zeros.keys() & files.places.keys():
+        if files.read(name).any():
+            raise Mistake(f"{files.folder}: the weight {name} has no place here unless all of it is 0")
+    known |= {_ends(imported)[1], *family.aliases, *zeros}
+    others = (name for name in files.places if name not in known)
+    unknown = [name for name in others if not (name.endswith(family.computed) or name.startswith(family.unread))]
     if unknown:
         raise Mistake(f"{files.folder}: the weight {quoted(min(unknown))} has no place here ({len(unknown)} have none)")
     for part in (part for parts in table.values() for part in parts):

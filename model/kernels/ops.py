@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from model.config import GATES
+
 
 def linear(
     x: torch.Tensor,
@@ -100,38 +102,47 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, grad_weight, None
 
 
+def rms_norm_1p(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """The same times 1 + weight [M]; added in fp32 or better, for in bf16 a small weight would be lost."""
+    exact = torch.promote_types(x.dtype, torch.float32)
+    return rms_norm(x.to(exact), weight.to(exact) + 1, eps).to(x.dtype)
+
+
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, eps: float) -> torch.Tensor:
     """LayerNorm (arXiv 1607.06450) over the last dim of x [..., M], times weight [M], plus bias [M] where given."""
     return F.layer_norm(x, weight.shape, weight, bias, eps)
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """[T, F] -> [T, F] by gelu (exact), gelu_tanh or relu; gate and up [T, 2F] -> [T, F] by swiglu or geglu.
+    """[T, F] -> [T, F] by gelu (exact), gelu_tanh, silu or relu; gate and up [T, 2F] -> [T, F] by those of `GATES`.
 
-    A gated activation (arXiv 2002.05202) is silu, or gelu with tanh, of the first half, times the second half.
+    A gated activation (arXiv 2002.05202) is a function of the first half, times the second half.
     """
-    if activation == "relu":
-        return F.relu(x)
-    if activation in ("gelu", "gelu_tanh"):
-        return F.gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
-    gelu = activation == "geglu"
+    if activation in ("relu", "silu"):
+        return F.relu(x) if activation == "relu" else F.silu(x)
+    if activation in _GELUS:
+        return F.gelu(x, approximate=_GELUS[activation])
     if torch.compiler.is_compiling():
         gate, up = x.chunk(2, -1)
-        return (F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up
-    return _Gated.apply(x, gelu)
+        return activate(gate, GATES[activation]) * up
+    return _Gated.apply(x, GATES[activation])
+
+
+_GELUS = {"gelu": "none", "gelu_tanh": "tanh"}
+"""How torch is asked for them."""
 
 
 class _Gated(torch.autograd.Function):
     """On CPUs some rows at a time, so that what one pass writes the next finds in cache."""
 
     @staticmethod
-    def forward(ctx: Any, gate_up: torch.Tensor, gelu: bool) -> torch.Tensor:
+    def forward(ctx: Any, gate_up: torch.Tensor, function: str) -> torch.Tensor:
         ctx.save_for_backward(gate_up)
-        ctx.gelu = gelu
+        ctx.function = function
         gate, up = gate_up.chunk(2, -1)
         out = torch.empty_like(gate, memory_format=torch.contiguous_format)
         for rows in _row_blocks(out):
-            _gate(gate[rows], gelu, out[rows]).mul_(up[rows])
+            _gate(gate[rows], function, out[rows]).mul_(up[rows])
         return out
 
     @staticmethod
@@ -142,22 +153,20 @@ class _Gated(torch.autograd.Function):
         result = torch.empty_like(gate_up)
         grad_gate, grad_up = result.chunk(2, -1)
         for rows in _row_blocks(grad):
-            torch.mul(grad[rows], _gate(gate[rows], ctx.gelu), out=grad_up[rows])
-            _gate_backward(grad[rows] * up[rows], gate[rows], ctx.gelu, grad_gate[rows])
+            torch.mul(grad[rows], activate(gate[rows], ctx.function), out=grad_up[rows])
+            _gate_backward(grad[rows] * up[rows], gate[rows], ctx.function, grad_gate[rows])
         return result, None
 
 
-def _gate(x: torch.Tensor, gelu: bool, out: torch.Tensor | None = None) -> torch.Tensor:
-    if out is None:
-        return F.gelu(x, approximate="tanh") if gelu else F.silu(x)
-    if gelu:
-        return torch.ops.aten.gelu.out(x, approximate="tanh", out=out)
+def _gate(x: torch.Tensor, function: str, out: torch.Tensor) -> torch.Tensor:
+    if function in _GELUS:
+        return torch.ops.aten.gelu.out(x, approximate=_GELUS[function], out=out)
     return torch.ops.aten.silu.out(x, out=out)
 
 
-def _gate_backward(grad: torch.Tensor, x: torch.Tensor, gelu: bool, out: torch.Tensor) -> None:
-    if gelu:
-        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate="tanh", grad_input=out)
+def _gate_backward(grad: torch.Tensor, x: torch.Tensor, function: str, out: torch.Tensor) -> None:
+    if function in _GELUS:
+        torch.ops.aten.gelu_backward.grad_input(grad, x, approximate=_GELUS[function], grad_input=out)
     else:
         torch.ops.aten.silu_backward.grad_input(grad, x, grad_input=out)
 

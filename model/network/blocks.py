@@ -2,11 +2,13 @@
 
     decoder, encoder    x + attention(norm(x)), then x + feed-forward(norm(x))
     beside an encoder   the same with x + cross-attention(norm(x), encoder's output) in between
-    parallel            x + attention(norm(x)) + feed-forward(norm(x)), one norm for both
+    parallel            x + attention(norm(x)) + feed-forward(norm(x)), one norm for both or one for each
 
+`norm_placement` moves the norms: norm(x + f(x)), x + norm(f(norm(x))) or x + norm(f(x)) in place of x + f(norm(x)).
 What a token may see is in the pattern alone; a block knows nothing of shapes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -38,6 +40,8 @@ class Surroundings(NamedTuple):
     """Who shares rows with this rank; patterns are of whole rows all the same, biases of the heads that it has then."""
     sliding: AttentionPattern | None = None
     """`pattern` within the window, where some layers have one."""
+    sliding_rope: tuple[torch.Tensor, torch.Tensor] | None = None
+    """`rope` of these layers."""
 
 
 class Attention(nn.Module):
@@ -54,13 +58,18 @@ class Attention(nn.Module):
         self.gate_heads = self.heads[0] if config.attention_gate else 0
         sections = tuple(count * self.head_dim for count in (*heads, *heads[:1] * config.attention_gate))
         self.qkv = CutRows(config.d_model, sections, config.init_std, init / "qkv", config.has_qkv_bias)
-        self.q_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.norm_eps, init.ranks) if config.qk_norm else None
+        self.norms_all_heads = config.qk_norm == "all_heads"
+        assert not self.norms_all_heads or init.ranks is None, "ranks that share heads have no mean over all of them"
+        self.q_norm, self.k_norm = (self._norm(config, count, init) if config.qk_norm else None for count in heads[:2])
         self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", config.bias)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor, around: Surroundings) -> torch.Tensor:
-        """Residual + attention(x), all [T, M]."""
-        rope = around.rope if self.rotates else None
+    def _norm(self, config: ModelConfig, num_heads: int, init: Initializer) -> RMSNorm:
+        width = self.head_dim * (num_heads if self.norms_all_heads else 1)
+        return RMSNorm(width, config.norm_eps, init.ranks, config.norm == "rmsnorm_1p")
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None, around: Surroundings) -> torch.Tensor:
+        """Attention(x), plus residual where it is given, all [T, M]."""
+        rope = (around.sliding_rope if self.slides else around.rope) if self.rotates else None
         qkv, gate = _apart(self.qkv(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
@@ -76,8 +85,12 @@ class Attention(nn.Module):
             return rotate_split(qkv, self.heads[0], self.heads[1], *rope)
         q, k, v = qkv.split(self.heads, dim=1)
         if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+            q, k = self._normed(self.q_norm, q), self._normed(self.k_norm, k)
         return (q, k, v) if rope is None else (rotate(q, *rope), rotate(k, *rope), v)
+
+    def _normed(self, norm: RMSNorm, heads: torch.Tensor) -> torch.Tensor:
+        """[T, A, D] -> the same, head by head or all at once."""
+        return norm(heads.flatten(1)).unflatten(1, (-1, self.head_dim)) if self.norms_all_heads else norm(heads)
 
 
 class CrossAttention(nn.Module):
@@ -97,9 +110,9 @@ class CrossAttention(nn.Module):
         self.output = CutColumns(query, config.d_model, residual_std, init / "output", config.bias)
 
     def forward(
-        self, x: torch.Tensor, memory: torch.Tensor, residual: torch.Tensor, around: Surroundings
+        self, x: torch.Tensor, memory: torch.Tensor, residual: torch.Tensor | None, around: Surroundings
     ) -> torch.Tensor:
-        """Residual + attention(x, memory); x, residual [T, M], memory [S, M]."""
+        """Attention(x, memory), plus residual where it is given; x, residual [T, M], memory [S, M]."""
         assert around.cross is not None, "cross-attention needs its pattern"
         q, gate = _apart(self.q(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
@@ -149,33 +162,71 @@ class FeedForward(nn.Module):
             self.up = CutRows(width, (config.d_ff,), std, init / "up", bias)
         self.down = CutColumns(config.d_ff, width, residual_std, init / "down", bias)
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Residual + feed-forward(x), all [T, M]."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+        """Feed-forward(x), plus residual where it is given, all [T, M]."""
         inner = self.gate_up(x) if self.is_gated else self.up(x)
         return self.down(activate(inner, self.activation), residual)
 
 
 class Block(nn.Module):
-    """Layer `index` of a stack of `num_layers`, with cross-attention where asked for."""
+    """Layer `index` of a stack of `num_layers`, with cross-attention where asked for.
+
+    Each part has its norm beside it; `..._output_norm` is one that reads what the part gives before it is added.
+    """
 
     def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, index: int, cross: bool = False):
         super().__init__()
         residual_std = config.init_std / (2 * num_layers) ** 0.5
-        self.attention_norm = make_norm(config, init)
+        self.is_parallel, self.is_post = config.parallel_block, config.norm_placement == "post"
+
+        def norm(there: bool) -> nn.Module | None:
+            return make_norm(config, init) if there else None
+
+        first, last = config.norm_placement != "output", config.norm_placement in ("output", "sandwich")
+        self.attention_norm = norm(first)
         self.attention = Attention(config, residual_std, init / "attention", index)
-        self.cross_attention_norm = make_norm(config, init) if cross else None
+        self.attention_output_norm = norm(last)
+        self.cross_attention_norm = norm(cross and first)
         self.cross_attention = CrossAttention(config, residual_std, init / "cross_attention") if cross else None
-        self.feed_forward_norm = None if config.parallel_block else make_norm(config, init)
+        self.cross_attention_output_norm = norm(cross and last)
+        self.feed_forward_norm = norm(first and config.num_norms(2) > 1)
         self.feed_forward = FeedForward(config, residual_std, init / "feed_forward")
+        self.feed_forward_output_norm = norm(last)
         self.recomputes_attention = config.activation_checkpointing == "attention"
 
     def forward(self, x: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None) -> torch.Tensor:
         """[T, M] -> [T, M]; memory [S, M] is what cross-attention reads."""
-        normed = self.attention_norm(x)
-        x = self._attended(self.attention, normed, x, around)
-        if self.cross_attention is not None and self.cross_attention_norm is not None:
-            x = self._attended(self.cross_attention, self.cross_attention_norm(x), memory, x, around)
-        return self.feed_forward(normed if self.feed_forward_norm is None else self.feed_forward_norm(x), x)
+
+        def attend(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+            return self._attended(self.attention, x, residual, around)
+
+        def attend_to_memory(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
+            assert self.cross_attention is not None
+            return self._attended(self.cross_attention, x, memory, residual, around)
+
+        if self.is_parallel:
+            assert self.attention_norm is not None
+            normed = self.attention_norm(x)
+            beside = normed if self.feed_forward_norm is None else self.feed_forward_norm(x)
+            return self.feed_forward(beside, attend(normed, x))
+        x = self._added(attend, self.attention_norm, self.attention_output_norm, x)
+        if self.cross_attention is not None:
+            x = self._added(attend_to_memory, self.cross_attention_norm, self.cross_attention_output_norm, x)
+        return self._added(self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm, x)
+
+    def _added(
+        self,
+        part: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+        norm: nn.Module | None,
+        output_norm: nn.Module | None,
+        x: torch.Tensor,
+    ) -> torch.Tensor:
+        """X with what a part makes of it, and norms where this block has them; a part adds the residual by itself."""
+        if self.is_post:
+            assert norm is not None
+            return norm(part(x, x))
+        read = x if norm is None else norm(x)
+        return part(read, x) if output_norm is None else x + output_norm(part(read, None))
 
     def _attended(self, attention: nn.Module, *inputs: Any) -> torch.Tensor:
         """What attention gives; of what it computes on the way nothing is kept where the config says so."""

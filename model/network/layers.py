@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.kernels.ops import layer_norm, linear, rms_norm
+from model.kernels.ops import layer_norm, linear, rms_norm, rms_norm_1p
 from model.network.tensor_ranks import Division, TensorRanks, between_rows
 
 BLOCK = 1 << 20
@@ -205,14 +205,24 @@ class CutColumns(Layer):
         self.weight = self.own("weight", init.normal(d_out, d_in, std=std), Division(1, (d_in,)))
         self.bias = self.own("bias", Constant((d_out,), 0.0)) if bias else None
 
-    def forward(self, x: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """Residual [T, O] + x W^T + bias."""
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """X W^T + bias, plus residual [T, O] where it is given."""
         if self.ranks is None:
             return linear(x, self.weight, self.bias, residual)
         product = self.ranks.summed(linear(x, self.weight))
         if self.bias is not None:
             product = product + (self.ranks.shared(self.bias) if self.ranks.sequence else self.bias)
-        return residual + product
+        return product if residual is None else residual + product
+
+
+class CutInside(CutColumns):
+    """The same between layers that are whole: of x [T, I], or rows of it, a tensor rank takes its columns by itself."""
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """X W^T + bias, plus residual [T, O] where it is given."""
+        if self.ranks is not None:
+            x = self.ranks.whole(x).chunk(self.ranks.size, 1)[self.ranks.rank].contiguous()
+        return super().forward(x, residual)
 
 
 class Embedding(Layer):
@@ -229,15 +239,28 @@ class Embedding(Layer):
         return nn.functional.embedding(self.ranks.own_rows(index), self.ranks.shared(self.weight))
 
 
-class TokenEmbedding(Layer):
-    """Rows of a matrix [V, M] by token; of tensor ranks each has some of them."""
+class FirstRow(Embedding):
+    """A matrix [S, M] of which all tokens have the first row."""
 
-    def __init__(self, num_rows: int, width: int, std: float, init: Initializer):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """X [T, M], or this rank's rows of it, plus the row."""
+        return x + (self.weight if self.ranks is None else self.ranks.shared(self.weight))[0]
+
+
+class TokenEmbedding(Layer):
+    """Rows of a matrix [V, M] by token, times `scale`; of tensor ranks each has some of them."""
+
+    def __init__(self, num_rows: int, width: int, std: float, init: Initializer, scale: float = 1.0):
         super().__init__(init.ranks)
+        self.scale = scale
         self.weight = self.own("weight", init.normal(num_rows, width, std=std), Division(0, (num_rows,)))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """int64 [T] -> [T, M]; of tensor ranks that which `complete` is still to make whole."""
+        found = self._rows(tokens)
+        return found if self.scale == 1 else found * self.scale
+
+    def _rows(self, tokens: torch.Tensor) -> torch.Tensor:
         if self.ranks is None:
             return nn.functional.embedding(tokens, self.weight)
         place = tokens - self.ranks.rank * self.weight.shape[0]
@@ -251,16 +274,20 @@ class TokenEmbedding(Layer):
 
 
 class RMSNorm(Layer):
-    """RMSNorm with a weight [M] that starts at 1; `ranks` have parts of what is normed, of rows or of heads."""
+    """RMSNorm with a weight [M] that starts at 1, or at 0 where it is kept less 1.
 
-    def __init__(self, width: int, eps: float, ranks: TensorRanks | None = None):
+    `ranks` have parts of what is normed, of rows or of heads.
+    """
+
+    def __init__(self, width: int, eps: float, ranks: TensorRanks | None = None, less_one: bool = False):
         super().__init__(ranks)
-        self.weight = self.own("weight", Constant((width,), 1.0))
-        self.eps = eps
+        self.weight = self.own("weight", Constant((width,), 0.0 if less_one else 1.0))
+        self.eps, self.less_one = eps, less_one
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., M] -> [..., M]."""
-        return rms_norm(x, self.weight if self.ranks is None else self.ranks.shared(self.weight), self.eps)
+        weight = self.weight if self.ranks is None else self.ranks.shared(self.weight)
+        return (rms_norm_1p if self.less_one else rms_norm)(x, weight, self.eps)
 
 
 class LayerNorm(Layer):
@@ -282,6 +309,6 @@ class LayerNorm(Layer):
 
 def make_norm(config: ModelConfig, init: Initializer) -> nn.Module:
     """A norm [T, M] -> [T, M] of the kind that the config says, of as many rows as this rank has."""
-    if config.norm == "rmsnorm":
-        return RMSNorm(config.d_model, config.norm_eps, between_rows(init.ranks))
+    if config.norm != "layernorm":
+        return RMSNorm(config.d_model, config.norm_eps, between_rows(init.ranks), config.norm == "rmsnorm_1p")
     return LayerNorm(config.d_model, config.norm_eps, config.bias, between_rows(init.ranks))

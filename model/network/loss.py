@@ -24,6 +24,32 @@ ENOUGH_TARGETS = 0.8
 """Share of positions that are targets from which on all go through the output projection."""
 
 
+class Shaping(NamedTuple):
+    """What products with the output matrix become before they are logits: cap tanh(scale products / cap)."""
+
+    scale: float = 1.0
+    """Times the products."""
+    softcap: float | None = None
+    """Logits stay within this on either side; None leaves them as they are."""
+
+    def logits(self, products: torch.Tensor) -> torch.Tensor:
+        """Of products of any shape."""
+        scaled = products if self.scale == 1 else products * self.scale
+        return scaled if self.softcap is None else (scaled / self.softcap).tanh() * self.softcap
+
+    def with_slope(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | float]:
+        """Logits in the place of products, and their derivatives by these; outside autograd."""
+        if self.softcap is None:
+            return products if self.scale == 1 else products.mul_(self.scale), self.scale
+        bent = products.mul_(self.scale / self.softcap).tanh_()
+        slope = bent.square().mul_(-self.scale).add_(self.scale)
+        return bent.mul_(self.softcap), slope
+
+
+PLAIN = Shaping()
+"""Products are logits."""
+
+
 class LossOutput(NamedTuple):
     """Loss over the targets of one pack, as sums: the caller divides by the targets of the global batch."""
 
@@ -44,14 +70,17 @@ def chunked_cross_entropy(
     z_loss: float = 0.0,
     chunk_size: int | None = None,
     ranks: TensorRanks | None = None,
+    bias: torch.Tensor | None = None,
+    shaping: Shaping = PLAIN,
 ) -> LossOutput:
-    """Cross-entropy of softmax(hidden weight^T) against labels, summed over targets.
+    """Cross-entropy of softmax(shaping(hidden weight^T + bias)) against labels, summed over targets.
 
-    hidden [T, M], weight [V, M] of the same dtype, labels int64 [T] in 0 ... V-1 or -100 (no target).
+    hidden [T, M], weight [V, M], bias [V] of the same dtype, labels int64 [T] in 0 ... V-1 or -100 (no target).
     z_loss weighs the square of the log of the partition function Z (arXiv 2204.02311, section 5).
     Logits become fp32 before the softmax. The result can be differentiated once. On CPUs positions that are no
     targets are left out where they are many; on a GPU it would have to be waited for to learn which they are.
-    Where tensor ranks share the vocabulary, weight [V / size, M] is this rank's part, and all get the same sums.
+    Where tensor ranks share the vocabulary, weight [V / size, M] and bias are this rank's part, and all get the same
+    sums.
     """
     if ranks is not None:
         hidden = ranks.whole(hidden)
@@ -61,9 +90,28 @@ def chunked_cross_entropy(
         hidden, labels = hidden.index_select(0, place), labels.index_select(0, place)
     if chunk_size is None:
         chunk_size = max(CHUNK_ELEMENTS[hidden.device.type == "cuda"] // weight.shape[0], 256)
-    needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
-    loss, cross_entropy = _ChunkedCrossEntropy.apply(hidden, weight, labels, z_loss, chunk_size, needs_grad, ranks)
+    learned = [each for each in (hidden, weight, bias) if each is not None and each.requires_grad]
+    how = _How(z_loss, chunk_size, torch.is_grad_enabled() and bool(learned), shaping, ranks)
+    loss, cross_entropy = _ChunkedCrossEntropy.apply(hidden, weight, bias, labels, how)
     return LossOutput(loss, cross_entropy, num_targets)
+
+
+class _How(NamedTuple):
+    """What decides how a loss is computed, besides its tensors."""
+
+    z_loss: float
+    chunk_size: int
+    needs_grad: bool
+    shaping: Shaping
+    ranks: TensorRanks | None
+
+
+class _Gradients(NamedTuple):
+    """Of a loss; those of a chunk are written into the first and added to the others."""
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -72,23 +120,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx: Any,
         hidden: torch.Tensor,
         weight: torch.Tensor,
+        bias: torch.Tensor | None,
         labels: torch.Tensor,
-        z_loss: float,
-        chunk_size: int,
-        needs_grad: bool,
-        ranks: TensorRanks | None,
+        how: _How,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
         sums = torch.zeros(2, dtype=exact, device=hidden.device)
         grads = None
-        if needs_grad:
+        if how.needs_grad:
             # one chunk gives the whole gradient at once, which then needs no more digits than it will be rounded to
-            summed = weight.dtype if hidden.shape[0] <= chunk_size else exact
-            grads = torch.empty_like(hidden), torch.zeros_like(weight, dtype=summed)
-        for start in range(0, hidden.shape[0], chunk_size):
-            rows = slice(start, start + chunk_size)
-            into = (grads[0][rows], grads[1]) if grads else None
-            sums += _chunk(hidden[rows], weight, labels[rows], z_loss, into, ranks)
+            summed = weight.dtype if hidden.shape[0] <= how.chunk_size else exact
+            of_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
+            grads = _Gradients(torch.empty_like(hidden), torch.zeros_like(weight, dtype=summed), of_bias)
+        for start in range(0, hidden.shape[0], how.chunk_size):
+            rows = slice(start, start + how.chunk_size)
+            into = grads._replace(hidden=grads.hidden[rows]) if grads else None
+            sums += _chunk(hidden[rows], weight, bias, labels[rows], how, into)
         ctx.grads, ctx.weight_dtype = grads, weight.dtype
         loss, cross_entropy = sums.unbind()
         loss, cross_entropy = loss.clone(), cross_entropy.clone()
@@ -100,7 +147,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple:
         if ctx.grads is None:
             raise RuntimeError("the loss was already differentiated once; its gradients are not kept")
-        grad_hidden, grad_weight = ctx.grads
+        grad_hidden, grad_weight, grad_bias = ctx.grads
         ctx.grads = None
         grad_hidden.mul_(grad_loss)
         if grad_weight.dtype == grad_loss.dtype:
@@ -108,29 +155,37 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         else:
             for rows in _slabs(grad_weight):
                 rows.copy_(rows.to(grad_loss.dtype).mul_(grad_loss))
-        return grad_hidden, grad_weight, None, None, None, None, None
+        if grad_bias is not None:
+            grad_bias = grad_bias.mul_(grad_loss).to(ctx.weight_dtype)
+        return grad_hidden, grad_weight, grad_bias, None, None
 
 
 def _chunk(
     hidden: torch.Tensor,
     weight: torch.Tensor,
+    bias: torch.Tensor | None,
     labels: torch.Tensor,
-    z_loss: float,
-    grads: tuple[torch.Tensor, torch.Tensor] | None,
-    ranks: TensorRanks | None,
+    how: _How,
+    grads: _Gradients | None,
 ) -> torch.Tensor:
-    """[2] loss and cross-entropy summed over the chunk; writes hidden's gradient, adds to weight's."""
-    is_target = labels != IGNORED
-    logits = matmul_transposed(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
-    softmax = _softmax(logits, labels) if ranks is None else _shared_softmax(logits, labels, ranks)
+    """[2] loss and cross-entropy summed over the chunk; writes hidden's gradient, adds to the others."""
+    is_target, z_loss = labels != IGNORED, how.z_loss
+    products = matmul_transposed(hidden, weight).to(torch.promote_types(hidden.dtype, torch.float32))
+    logits, slope = how.shaping.with_slope(products if bias is None else products.add_(bias))
+    softmax = _softmax(logits, labels) if how.ranks is None else _shared_softmax(logits, labels, how.ranks)
     probabilities, column, is_here, at_label, log_z = softmax
     cross_entropy = ((log_z - at_label)[:, 0] * is_target).sum()
     loss = cross_entropy + z_loss * (log_z[:, 0].square() * is_target).sum() if z_loss else cross_entropy
     if grads is not None:
         if z_loss:
             probabilities.mul_(1 + 2 * z_loss * log_z)
-        grad_logits = probabilities.scatter_add_(1, column, -is_here).to(hidden.dtype)
-        _add_gradients(grad_logits, hidden, weight, is_target.to(hidden.dtype)[:, None], *grads)
+        grad_products = probabilities.scatter_add_(1, column, -is_here)
+        if how.shaping != PLAIN:
+            grad_products.mul_(slope)
+        if grads.bias is not None:
+            grads.bias.addmv_(grad_products.t(), is_target.to(grad_products.dtype))
+        mask = is_target.to(hidden.dtype)[:, None]
+        _add_gradients(grad_products.to(hidden.dtype), hidden, weight, mask, grads.hidden, grads.weight)
     return torch.stack((loss, cross_entropy))
 
 

@@ -12,11 +12,9 @@ import torch
 from torch import nn
 
 from model.config import ModelConfig
-from model.kernels.ops import linear
 from model.network.blocks import Block, Surroundings
-from model.network.layers import Initializer, Layer, make_norm
+from model.network.layers import CutInside, Initializer, make_norm
 from model.network.loss import IGNORED
-from model.network.tensor_ranks import Division
 
 
 def places_on(
@@ -30,23 +28,6 @@ def places_on(
     return tokens.roll(-depth), torch.where(inside, labels.roll(-depth), IGNORED)
 
 
-class Merge(Layer):
-    """x [T, 2M] -> [T, M] by a matrix, whose columns tensor ranks share; each may have some rows of x."""
-
-    is_hidden = True
-
-    def __init__(self, width: int, std: float, init: Initializer):
-        super().__init__(init.ranks)
-        self.weight = self.own("weight", init.normal(width, 2 * width, std=std), Division(1, (2 * width,)))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """X W^T."""
-        if self.ranks is None:
-            return linear(x, self.weight)
-        part = self.ranks.whole(x).chunk(self.ranks.size, 1)[self.ranks.rank].contiguous()
-        return self.ranks.summed(linear(part, self.weight))
-
-
 class FurtherDepth(nn.Module):
     """One depth more; its block is layer `index` of a stack of `num_layers`, with cross-attention where asked for."""
 
@@ -54,13 +35,14 @@ class FurtherDepth(nn.Module):
         super().__init__()
         self.embedding_norm = make_norm(config, init)
         self.state_norm = make_norm(config, init)
-        self.merge = Merge(config.d_model, config.init_std, init / "merge")
+        self.merge = CutInside(2 * config.d_model, config.d_model, config.init_std, init / "merge")
         self.block = Block(config, num_layers, init / "block", index, cross)
-        self.norm = make_norm(config, init)
+        self.norm = make_norm(config, init) if config.has_final_norm else None
 
     def forward(
         self, states: torch.Tensor, embedded: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None
     ) -> torch.Tensor:
         """States [T, M] of the depth before, embedded [T, M] tokens of this one -> its states [T, M]."""
         both = torch.cat((self.embedding_norm(embedded), self.state_norm(states)), 1)
-        return self.norm(self.block(self.merge(both), around, memory))
+        states = self.block(self.merge(both), around, memory)
+        return states if self.norm is None else self.norm(states)

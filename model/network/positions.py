@@ -15,11 +15,15 @@ from model.network.layers import Initializer, Layer
 from model.network.tensor_ranks import Division, TensorRanks
 
 
-def rope_frequencies(config: ModelConfig, device: torch.device | str) -> torch.Tensor:
-    """Radians per token of each pair of rotary dims, fp32 [R/2]: the numbers that Hugging Face computes."""
+def rope_frequencies(config: ModelConfig, device: torch.device | str, sliding: bool = False) -> torch.Tensor:
+    """Radians per token of each pair of rotary dims, fp32 [R/2]: the numbers that Hugging Face computes.
+
+    `sliding` asks for those of layers that slide, where they have a base of their own.
+    """
+    own = config.sliding_rope_theta if sliding else None
     exponent = torch.arange(0, config.rotary_dim, 2, device=device, dtype=torch.float32) / config.rotary_dim
-    frequencies = 1.0 / config.rope_theta**exponent
-    scaling = config.rope_scaling
+    frequencies = 1.0 / (config.rope_theta if own is None else own) ** exponent
+    scaling = config.rope_scaling if own is None else None
     if scaling is None:
         return frequencies
     return frequencies / scaling.factor if scaling.kind == "linear" else _llama3(frequencies, scaling)

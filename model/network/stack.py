@@ -1,6 +1,6 @@
 """A stack of blocks with its own positions and norms: the one of a decoder or encoder, each of the two of both.
 
-embedded tokens (+ learned positions) -> embedding norm? -> blocks -> norm
+embedded tokens (+ learned positions) (+ segment) -> embedding norm? -> blocks -> norm, unless blocks end with theirs
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ from model.kernels.attention import AttentionPattern, resolve_backend
 from model.kernels.ops import rope_tables
 from model.network.blocks import Block, Surroundings
 from model.network.context_ranks import ContextRanks
-from model.network.layers import Embedding, Initializer, TokenEmbedding, make_norm
+from model.network.layers import Embedding, FirstRow, Initializer, TokenEmbedding, make_norm
 from model.network.positions import RelativeBiasTable, rope_frequencies, score_bias
 
 
@@ -43,15 +43,19 @@ class Stack(nn.Module):
             self.embedding = embedding
         self.position_embedding: Embedding | None = None
         if config.max_positions is not None:
-            rows, name = config.max_positions, init / "position_embedding"
+            rows, name = config.max_positions + config.position_offset, init / "position_embedding"
             self.position_embedding = Embedding(rows, config.d_model, config.init_std, name)
+        self.segment_embedding: FirstRow | None = None
+        if config.segment_embeddings is not None:
+            rows, name = config.segment_embeddings, init / "segment_embedding"
+            self.segment_embedding = FirstRow(rows, config.d_model, config.init_std, name)
         self.embedding_norm = make_norm(config, init) if config.embedding_norm else None
         has_table = config.positions == "t5_bias"
         self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
         self.blocks = nn.ModuleList(
             Block(config, num_layers, init / f"blocks.{i}", i, cross) for i in range(num_layers)
         )
-        self.norm = make_norm(config, init)
+        self.norm = make_norm(config, init) if config.has_final_norm else None
         if config.compile:
             for block in self.blocks:
                 block.compile()
@@ -71,13 +75,15 @@ class Stack(nn.Module):
         """
         if self.position_embedding is not None:
             self._check_lengths(pattern)
-            x = x + self.position_embedding(positions)
+            x = x + self.position_embedding(positions + self.config.position_offset)
+        if self.segment_embedding is not None:
+            x = self.segment_embedding(x)
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
         around = self._surroundings(x, positions, pattern, cross)
         for index, block in enumerate(self.blocks):
             x = self._through(block, index, x, around, memory)
-        return self.norm(x)
+        return x if self.norm is None else self.norm(x)
 
     def _through(self, layer: nn.Module, index: int, *inputs: Any) -> torch.Tensor:
         """What layer `index` gives; nothing of what it computes on the way is kept where the config says so."""
@@ -96,9 +102,12 @@ class Stack(nn.Module):
     def _surroundings(
         self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
     ) -> Surroundings:
-        config, rope, pattern = self.config, None, pattern.to(x.device)
+        config, pattern = self.config, pattern.to(x.device)
+        rope = sliding_rope = None
         if config.positions == "rope":
-            rope = rope_tables(positions, rope_frequencies(config, x.device))
+            rope = sliding_rope = rope_tables(positions, rope_frequencies(config, x.device))
+        if config.sliding_rope_theta is not None:
+            sliding_rope = rope_tables(positions, rope_frequencies(config, x.device, sliding=True))
         return Surroundings(
             pattern=pattern,
             backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
@@ -107,6 +116,7 @@ class Stack(nn.Module):
             cross=None if cross is None else cross.to(x.device),
             context=self.context,
             sliding=pattern.within(config.sliding_window),
+            sliding_rope=sliding_rope,
         )
 
 

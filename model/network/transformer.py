@@ -8,16 +8,17 @@ It knows nothing of processes or devices; every weight is used only inside the m
 so that sharded training may gather weights module by module.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from model.config import MULTI_TOKEN_WEIGHT, ModelConfig
 from model.kernels.attention import AttentionPattern
+from model.kernels.ops import activate
 from model.network.context_ranks import ContextRanks, rows_of
-from model.network.layers import CutRows, Initializer, TokenEmbedding
-from model.network.loss import LossOutput, chunked_cross_entropy
+from model.network.layers import CutInside, CutRows, Initializer, TokenEmbedding, make_norm
+from model.network.loss import LossOutput, Shaping, chunked_cross_entropy
 from model.network.multi_token import FurtherDepth, places_on
 from model.network.stack import Encoder, Stack
 from model.network.tensor_ranks import TensorRanks
@@ -36,10 +37,28 @@ class EncoderInput(NamedTuple):
     """`AttentionPattern.cross` of the decoder's T tokens over these."""
 
 
+class HeadTransform(nn.Module):
+    """What states go through before the output projection: linear map [M, M], activation, norm (BERT's)."""
+
+    def __init__(self, config: ModelConfig, init: Initializer):
+        super().__init__()
+        self.dense = CutInside(config.d_model, config.d_model, config.init_std, init / "dense", config.bias)
+        self.activation = config.plain_activation
+        self.norm = make_norm(config, init)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[T, M] -> [T, M], or this rank's rows of both."""
+        return self.norm(activate(self.dense(x), self.activation))
+
+
 class Head(CutRows):
-    """Output projection [V, M]; with labels it gives the loss."""
+    """Output projection [V, M], with a bias [V] where asked for; with labels it gives the loss."""
 
     is_hidden = False
+
+    def __init__(self, config: ModelConfig, vocab_size: int, init: Initializer):
+        super().__init__(config.d_model, (vocab_size,), config.init_std, init, config.head_bias)
+        self.shaping = Shaping(config.logit_scale, config.logit_softcap)
 
     def forward(  # type: ignore[override]
         self, x: torch.Tensor, labels: torch.Tensor | None = None, z_loss: float = 0.0
@@ -47,8 +66,10 @@ class Head(CutRows):
         """[T, M] -> logits [T, V], or the loss against labels int64 [T]."""
         if labels is None:
             assert self.ranks is None, "logits are for layers in one piece"
-            return nn.functional.linear(x, self.weight)
-        return chunked_cross_entropy(x, self.weight, labels, z_loss, ranks=self.ranks)
+            return self.shaping.logits(nn.functional.linear(x, self.weight, self.bias))
+        return chunked_cross_entropy(
+            x, self.weight, labels, z_loss, ranks=self.ranks, bias=self.bias, shaping=self.shaping
+        )
 
 
 class Transformer(Stack):
@@ -74,10 +95,13 @@ class Transformer(Stack):
             bidirectional=config.shape in ("prefix", "encoder"),
             cross=config.shape == "encdec",
             context=context,
-            embedding=TokenEmbedding(vocab_size, config.d_model, config.init_std, init / "embedding"),
+            embedding=TokenEmbedding(
+                vocab_size, config.d_model, config.init_std, init / "embedding", config.embedding_scale
+            ),
         )
         self.vocab_size = vocab_size
-        self.head = Head(config.d_model, (vocab_size,), config.init_std, init / "head")
+        self.head_transform = HeadTransform(config, init / "head_transform") if config.head_transform else None
+        self.head = Head(config, vocab_size, init / "head")
         if config.tie_embeddings:
             self.head.weight = self.embedding.weight
         self.encoder = Encoder(config, init / "encoder", context) if config.shape == "encdec" else None
@@ -119,15 +143,21 @@ class Transformer(Stack):
         assert x is not None
         states = self.transform(x, positions, pattern, memory, cross)
         if labels is None or not further:
-            return self.head(states, labels, z_loss)
+            return self._predicted(states, labels, z_loss)
         around = self._surroundings(states, positions, pattern, cross)
-        found = [self.head(states, labels, z_loss)]
+        found = [self._predicted(states, labels, z_loss)]
         for depth, (module, x, (_, asked)) in enumerate(zip(self.multi_token, embedded, further, strict=True), 1):
             own = around.pattern.ahead(depth)
             around_it = around._replace(pattern=own, sliding=own.within(self.config.sliding_window))
             states = self._through(module, self.config.num_layers + depth - 1, states, x, around_it, memory)
-            found.append(self.head(states, rows_of(asked, self.context), z_loss))
+            found.append(self._predicted(states, rows_of(asked, self.context), z_loss))
         return _summed(found, further_weight)
+
+    def _predicted(self, states: torch.Tensor, labels: torch.Tensor | None, z_loss: float) -> Any:
+        """Logits or loss of final states [T, M] of any depth."""
+        if self.head_transform is not None:
+            states = self.head_transform(states)
+        return self.head(states, labels, z_loss)
 
     def _embedded(self, *streams: torch.Tensor | None) -> list[torch.Tensor | None]:
         """Embeddings of this rank's rows of each stream [T], of those that are there.

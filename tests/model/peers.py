@@ -80,8 +80,8 @@ KINDS = ["sliding_attention", "full_attention"]
 
 
 def modernbert() -> Peer:
-    """Its head is left out; its first layer has no norm, which is as if our two before it were idle but for one."""
-    rope = {kind: {"rope_type": "default", "rope_theta": 1e4} for kind in KINDS}
+    """Its first layer has no norm, which is as if our two before it were idle but for one."""
+    rope = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in zip(KINDS, (1e4, 2e5), strict=True)}
     arguments = {
         **THEIRS,
         "intermediate_size": D_FF,
@@ -89,34 +89,24 @@ def modernbert() -> Peer:
         "layer_types": KINDS[::-1],
         "norm_eps": 1e-12,
     }
-    specials = {"pad_token_id": 0, "hidden_activation": "gelu_pytorch_tanh", "rope_parameters": rope}
-    config = transformers.ModernBertConfig(**arguments | specials, attn_implementation="eager")
-    base = transformers.ModernBertModel(config)
-    randomised(base)
-    base.embeddings.norm.weight.data.fill_(1.0)
-    state, head = base.state_dict(), torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(2)) * 0.15
-    ours = {"embedding.weight": state["embeddings.tok_embeddings.weight"], "norm.weight": state["final_norm.weight"]}
-    ours |= {"embedding_norm.weight": torch.ones(WIDTH), "head.weight": head}
+    specials = {"pad_token_id": 0, "rope_parameters": rope, "attn_implementation": "eager"}
+    model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**arguments | specials))
+    randomised(model)
+    model.model.embeddings.norm.weight.data.fill_(1.0)
+    state = model.state_dict()
+    ours = {"embedding.weight": state["model.embeddings.tok_embeddings.weight"], "head.bias": state["decoder.bias"]}
+    ours |= {"norm.weight": state["model.final_norm.weight"], "embedding_norm.weight": torch.ones(WIDTH)}
+    ours |= {f"head_transform.{name}.weight": state[f"head.{name}.weight"] for name in ("dense", "norm")}
+    ours["head.weight"] = state["decoder.weight"]
     parts = {"attention.qkv": "attn.Wqkv", "attention.output": "attn.Wo", "attention_norm": "attn_norm"}
     parts |= {"feed_forward_norm": "mlp_norm", "feed_forward.gate_up": "mlp.Wi", "feed_forward.down": "mlp.Wo"}
     for i in range(LAYERS):
         for name, theirs in parts.items():
-            ours[f"blocks.{i}.{name}.weight"] = state.get(f"layers.{i}.{theirs}.weight", torch.ones(WIDTH))
-    keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu", "norm_eps": 1e-12}
-    model = WithHead(base, head)
+            ours[f"blocks.{i}.{name}.weight"] = state.get(f"model.layers.{i}.{theirs}.weight", torch.ones(WIDTH))
+    keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu_exact"}
+    keys |= {"head_transform": True, "head_bias": True, "tie_embeddings": True, "norm_eps": 1e-12}
+    keys |= {"rope_theta": 2e5, "sliding_rope_theta": 1e4}
     return model, ModelConfig(**OURS, **keys, sliding_window=24, layer_types=KINDS[::-1]), ours
-
-
-class WithHead(nn.Module):
-    """A stack of theirs with an output matrix [V, M]."""
-
-    def __init__(self, base: nn.Module, head: torch.Tensor):
-        super().__init__()
-        self.base, self.head = base, head
-
-    def forward(self, tokens: torch.Tensor) -> transformers.modeling_outputs.MaskedLMOutput:
-        states = self.base(tokens).last_hidden_state
-        return transformers.modeling_outputs.MaskedLMOutput(logits=states @ self.head.t())
 
 
 def qwen3_next_attention(bias: bool) -> tuple[Callable[[torch.Tensor], torch.Tensor], dict[str, torch.Tensor]]:
@@ -157,13 +147,13 @@ def linear_rope() -> Peer:
 
 
 def phi() -> Peer:
-    """A parallel block with biases everywhere and half of each head rotated; its head's bias is left at 0."""
+    """A parallel block with biases everywhere, the head's too, and half of each head rotated."""
     rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
     arguments = {**THEIRS, "intermediate_size": D_FF, "num_key_value_heads": 3, "rope_parameters": rope}
     model = transformers.PhiForCausalLM(transformers.PhiConfig(**arguments, hidden_act="gelu"))
     state = randomised(model)
-    model.lm_head.bias.data.zero_()
     ours = {"embedding.weight": state["model.embed_tokens.weight"], "head.weight": state["lm_head.weight"]}
+    ours["head.bias"] = state["lm_head.bias"]
     parts = {"attention_norm": ("input_layernorm",), "attention.output": ("self_attn.dense",)}
     parts |= {"attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
     parts |= {"feed_forward.up": ("mlp.fc1",), "feed_forward.down": ("mlp.fc2",)}
@@ -174,7 +164,7 @@ def phi() -> Peer:
                 names = [f"{source}.{kind}" for source in sources]
                 ours[f"blocks.{i}.{name}.{kind}"] = stacked(state, f"model.layers.{i}.", *names)
     keys = {"norm": "layernorm", "bias": True, "activation": "gelu", "parallel_block": True, "num_kv_heads": 3}
-    return model, ModelConfig(**OURS, **keys, rope_fraction=0.5), ours
+    return model, ModelConfig(**OURS, **keys, rope_fraction=0.5, head_bias=True), ours
 
 
 def gpt2() -> Peer:
@@ -204,7 +194,7 @@ def halves(weight: torch.Tensor, rotary_dim: int) -> torch.Tensor:
 
 
 def gptj() -> Peer:
-    """Its output matrix of attention and its queries, keys and values have no bias; its head has one, left at 0."""
+    """Its output matrix of attention and its queries, keys and values have no bias; its head has one."""
     rotary_dim = 4
     model = transformers.GPTJForCausalLM(
         transformers.GPTJConfig(
@@ -212,8 +202,8 @@ def gptj() -> Peer:
         )
     )
     state = randomised(model)
-    model.lm_head.bias.data.zero_()
     ours = {"embedding.weight": state["transformer.wte.weight"], "head.weight": state["lm_head.weight"]}
+    ours["head.bias"] = state["lm_head.bias"]
     for i in range(LAYERS):
         theirs, mine = f"transformer.h.{i}.", f"blocks.{i}."
         q, k = (halves(state[f"{theirs}attn.{name}_proj.weight"], rotary_dim) for name in "qk")
@@ -227,12 +217,12 @@ def gptj() -> Peer:
             for name, source in parts.items():
                 ours[f"blocks.{i}.{name}.{kind}"] = state[f"transformer.h.{i}.{source}.{kind}"]
     keys = {"norm": "layernorm", "bias": True, "qkv_bias": False, "activation": "gelu_tanh", "parallel_block": True}
-    return model, ModelConfig(**OURS, **keys, rope_fraction=rotary_dim / HEAD_DIM), ours
+    return model, ModelConfig(**OURS, **keys, rope_fraction=rotary_dim / HEAD_DIM, head_bias=True), ours
 
 
 def cohere() -> Peer:
     """A parallel block as PaLM's: SwiGLU, one LayerNorm without bias, nothing else with one, tied."""
-    theirs = {"logit_scale": 1.0, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "intermediate_size": D_FF}
+    theirs = {"logit_scale": 0.5, "layer_norm_eps": 1e-5, "tie_word_embeddings": True, "intermediate_size": D_FF}
     theirs |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}, "pad_token_id": 0}
     model = transformers.CohereForCausalLM(transformers.CohereConfig(**THEIRS | theirs))
     state = randomised(model)
@@ -244,7 +234,8 @@ def cohere() -> Peer:
         del ours[f"blocks.{i}.feed_forward_norm.weight"]
         q, k, v = ours[f"blocks.{i}.attention.qkv.weight"].chunk(3)
         ours[f"blocks.{i}.attention.qkv.weight"] = torch.cat((halves(q, HEAD_DIM), halves(k, HEAD_DIM), v))
-    return model, ModelConfig(**OURS, norm="layernorm", parallel_block=True, tie_embeddings=True), ours
+    keys = {"norm": "layernorm", "parallel_block": True, "tie_embeddings": True, "logit_scale": 0.5}
+    return model, ModelConfig(**OURS, **keys), ours
 
 
 def bloom() -> Peer:
@@ -276,7 +267,7 @@ def opt() -> Peer:
     state = randomised(model)
     theirs = "model.decoder."
     ours = {"embedding.weight": state[theirs + "embed_tokens.weight"], "head.weight": state["lm_head.weight"]}
-    ours["position_embedding.weight"] = state[theirs + "embed_positions.weight"][2:]
+    ours["position_embedding.weight"] = state[theirs + "embed_positions.weight"]
     parts = {"attention_norm": ("self_attn_layer_norm",), "feed_forward_norm": ("final_layer_norm",)}
     parts |= {"attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")}
     parts |= {"attention.output": ("self_attn.out_proj",), "feed_forward.up": ("fc1",), "feed_forward.down": ("fc2",)}
@@ -287,7 +278,7 @@ def opt() -> Peer:
                 names = [f"{source}.{kind}" for source in sources]
                 ours[f"blocks.{i}.{name}.{kind}"] = stacked(state, f"{theirs}layers.{i}.", *names)
     keys = {"norm": "layernorm", "bias": True, "activation": "relu", "positions": "learned", "max_positions": 96}
-    return model, ModelConfig(**OURS, **keys, tie_embeddings=True), ours
+    return model, ModelConfig(**OURS, **keys, position_offset=2, tie_embeddings=True), ours
 
 
 def t5(activation: str = "gated-gelu", num_encoder_layers: int = LAYERS + 1) -> Peer:
@@ -349,29 +340,42 @@ def _t5_block(state: dict[str, torch.Tensor], theirs: str, cross: bool) -> dict[
     return block
 
 
-def mbart() -> Peer:
-    """Pre-norm, with a norm after the embedding of each stack, learned positions in each, and biases everywhere."""
+def bart(name: str = "Bart", **keys) -> Peer:
+    """Norms after the embedding of each stack, learned positions in each, and biases everywhere.
+
+    mBART is pre-norm; BART is post-norm, with no norm at a stack's end.
+    """
     sizes = {"encoder_layers": LAYERS + 1, "decoder_layers": LAYERS, "encoder_ffn_dim": D_FF, "decoder_ffn_dim": D_FF}
     heads = {"encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS, "max_position_embeddings": 160}
     specials = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, "forced_eos_token_id": None}
-    config = transformers.MBartConfig(vocab_size=VOCAB, d_model=WIDTH, **sizes, **heads, **specials)
-    model = transformers.MBartForConditionalGeneration(config)
-    state = randomised(model)
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=VOCAB, d_model=WIDTH, **sizes, **heads, **specials, **keys
+    )
+    model = getattr(transformers, f"{name}ForConditionalGeneration")(config)
+    state, is_pre = randomised(model), name == "MBart"
     ours = {"embedding.weight": state["model.shared.weight"], "head.weight": state["lm_head.weight"]}
-    for mine, theirs, layers in (("", "model.decoder.", LAYERS), ("encoder.", "model.encoder.", LAYERS + 1)):
-        ours[mine + "position_embedding.weight"] = state[theirs + "embed_positions.weight"][2:]
+    for mine, prefix, layers in (("", "model.decoder.", LAYERS), ("encoder.", "model.encoder.", LAYERS + 1)):
+        ours[mine + "position_embedding.weight"] = state[prefix + "embed_positions.weight"]
         for kind in ("weight", "bias"):
-            ours[f"{mine}norm.{kind}"] = state[f"{theirs}layer_norm.{kind}"]
-            ours[f"{mine}embedding_norm.{kind}"] = state[f"{theirs}layernorm_embedding.{kind}"]
+            if is_pre:
+                ours[f"{mine}norm.{kind}"] = state[f"{prefix}layer_norm.{kind}"]
+            ours[f"{mine}embedding_norm.{kind}"] = state[f"{prefix}layernorm_embedding.{kind}"]
             for i in range(layers):
-                block = _mbart_block(state, f"{theirs}layers.{i}.", kind, cross=not mine)
+                block = _bart_block(state, f"{prefix}layers.{i}.", kind, cross=not mine)
                 ours |= {f"{mine}blocks.{i}.{name}.{kind}": value for name, value in block.items()}
-    keys = {"shape": "encdec", "norm": "layernorm", "bias": True, "activation": "gelu", "embedding_norm": True}
-    keys |= {"positions": "learned", "max_positions": 160, "num_encoder_layers": LAYERS + 1, "tie_embeddings": True}
-    return model, ModelConfig(**OURS, **keys), ours
+    mine_keys = {"shape": "encdec", "norm": "layernorm", "bias": True, "activation": "gelu", "embedding_norm": True}
+    mine_keys |= {
+        "positions": "learned",
+        "max_positions": 160,
+        "num_encoder_layers": LAYERS + 1,
+        "tie_embeddings": True,
+    }
+    mine_keys |= {"norm_placement": "pre" if is_pre else "post", "position_offset": 2}
+    mine_keys |= {"embedding_scale": config.d_model**0.5 if config.scale_embedding else 1.0}
+    return model, ModelConfig(**OURS, **mine_keys), ours
 
 
-def _mbart_block(state: dict[str, torch.Tensor], theirs: str, kind: str, cross: bool) -> dict[str, torch.Tensor]:
+def _bart_block(state: dict[str, torch.Tensor], theirs: str, kind: str, cross: bool) -> dict[str, torch.Tensor]:
     parts = {
         "attention_norm": ("self_attn_layer_norm",),
         "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),

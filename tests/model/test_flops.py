@@ -18,8 +18,12 @@ CONFIGS = [
     ModelConfig(**SMALL, shape="encoder", positions="learned", max_positions=9, norm="layernorm", bias=True),
     ModelConfig(**SMALL, positions="alibi", parallel_block=True, activation="gelu", embedding_norm=True),
     ModelConfig(**SMALL, shape="encdec", positions="t5_bias", activation="geglu", attention_gate=True),
+    ModelConfig(**SMALL, shape="encdec", norm_placement="post", norm="layernorm", bias=True, head_transform=True),
     ModelConfig(**SMALL, shape="encdec", num_encoder_layers=3, head_dim=6, norm="layernorm", bias=True, qkv_bias=False),
 ]
+
+
+FLAGS = ("embedding_norm", "bias", "tie_embeddings", "head_transform", "head_bias")
 
 
 @st.composite
@@ -40,17 +44,26 @@ def configs(draw) -> ModelConfig:
         "head_dim": any_of(None, 6),
         "d_ff": draw(st.integers(1, 30)),
         "activation": any_of("swiglu", "geglu", "gelu", "gelu_tanh", "relu"),
-        "norm": any_of("rmsnorm", "layernorm"),
+        "norm": any_of("rmsnorm", "rmsnorm_1p", "layernorm"),
+        "qk_norm": any_of(False, True, "all_heads"),
         "positions": positions,
         "max_positions": draw(st.integers(1, 40)) if positions == "learned" else None,
         "t5_num_buckets": any_of(8, 32),
         "qkv_bias": any_of(None, True, False),
-        **{key: draw(st.booleans()) for key in ("qk_norm", "embedding_norm", "bias", "tie_embeddings")},
+        **{key: draw(st.booleans()) for key in FLAGS},
         "parallel_block": draw(st.booleans()) and shape != "encdec",
+        "norm_placement": any_of("pre", "post", "sandwich", "output"),
+        "parallel_norms": any_of(1, 2),
+        "position_offset": any_of(0, 2) if positions == "learned" else 0,
+        "segment_embeddings": any_of(None, 2),
         "sliding_window": any_of(None, 8),
         "attention_gate": draw(st.booleans()),
         "multi_token_depths": 0 if shape == "encoder" else any_of(0, 1, 2),
     }
+    if keys["parallel_block"]:
+        keys["norm_placement"] = "pre"
+    else:
+        keys["parallel_norms"] = 1
     try:
         return ModelConfig(**keys)
     except ValidationError:
@@ -95,7 +108,7 @@ def test_operations_are_those_torch_counts(config):
 
 @pytest.mark.parametrize("shape", ["causal", "encdec"])
 def test_operations_of_further_depths_are_those_torch_counts(shape):
-    config = ModelConfig(**SMALL, shape=shape, multi_token_depths=2, attention_backend="reference")
+    config = ModelConfig(**SMALL, shape=shape, multi_token_depths=2, head_transform=True, attention_backend="reference")
     document = make_document(shape, 30, 0, 7, torch.Generator())
     with FlopCounterMode(display=False) as counter:
         Transformer(config, 50).double()(**inputs_of([document]), labels=document.tokens).loss_sum.backward()

@@ -64,6 +64,22 @@ from training.config import RunConfig, _types_in
             {"training": {"multi_token_weight": 0.1}},
             "training.multi_token_weight: it weighs the loss of model.multi_token",
         ),
+        ({"model": {"sliding_rope_theta": 1e4}}, "sliding_rope_theta: it is of rope in layers that slide"),
+        ({"model": {"qk_norm": "heads"}}, "qk_norm"),
+        (
+            {"model": {"qk_norm": "all_heads"}, "parallel": {"tensor": 2}},
+            "model.qk_norm: all_heads takes a mean over heads that parallel.tensor 2 ranks would share",
+        ),
+        ({"model": {"parallel_norms": 2}}, "parallel_norms: only parallel_block has a choice"),
+        (
+            {"model": {"parallel_block": True, "norm_placement": "post"}},
+            "norm_placement: post is for parts that follow each other",
+        ),
+        ({"model": {"position_offset": 2}}, "position_offset: only learned positions have one, this is rope"),
+        (
+            {"model": {"head_transform": True, "d_model": 33, "head_dim": 8}, "parallel": {"tensor": 2}},
+            "model.d_model: 33 cannot be shared evenly by parallel.tensor 2",
+        ),
         ({"model": {"layer_types": ["local"], "sliding_window": 8}}, "'sliding_attention' or 'full_attention'"),
         ({"parallel": {"sequence_parallel": True}}, "sequence_parallel: it needs ranks that share layers"),
     ],

@@ -23,7 +23,7 @@ from training.state.layout import Layout, replicated, sharded
 
 KEYS = {"num_layers": 2, "d_model": 16, "num_heads": 4, "num_kv_heads": 4, "d_ff": 24}
 MODELS = {
-    "causal": ModelConfig(**KEYS, qkv_bias=True),
+    "causal": ModelConfig(**KEYS, qkv_bias=True, head_transform=True, head_bias=True, segment_embeddings=2),
     "encdec": ModelConfig(**KEYS, shape="encdec", positions="t5_bias", tie_embeddings=True, activation="gelu"),
 }
 VOCAB_SIZE = 40

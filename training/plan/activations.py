@@ -81,7 +81,7 @@ def activations(
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
     states, matrix, logits, turned = size.loss(tokens, columns, rows.targets)
-    ends += (1 + depths) * (states + matrix) + (size.depths(tokens) if depths else 0)
+    ends += (1 + depths) * (states + matrix + size.head_transform(tokens)) + (size.depths(tokens) if depths else 0)
     on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
     return Activations(blocks, ends, recomputed, logits, matrix, turned, on_the_way)
 
@@ -129,14 +129,18 @@ class _Sizes:
         if model.attention_gate:  # its sigmoids, and what it lets through
             elements += 2 * tokens * self.heads
         scales = tokens * self.heads
+        copies = 0
         if model.qk_norm and not read:
-            elements += tokens * (self.heads + self.groups)
-            scales += tokens * (self.heads + self.groups)
+            normed = tokens * (self.heads + self.groups)
+            elements += normed
+            scales += 2 * tokens if model.qk_norm == "all_heads" else normed
+            if model.norm == "rmsnorm_1p" and self.width < FP32:
+                copies = normed * model.head_size * FP32
         elif model.compile and model.positions == "rope" and not read:
             # compiled, values are a view of the product that they came from, queries and keys of which are new
             elements += tokens * (self.heads + self.groups)
         biased = kept.bias_rows * self.biased_keys(tokens) * self.heads if not read else 0
-        return (elements * model.head_size + biased) * self.width + scales * FP32
+        return (elements * model.head_size + biased) * self.width + scales * FP32 + copies
 
     def feed_forward(self, tokens: int) -> int:
         """Gate and up and their product; before and after another activation, but relu is undone by its output."""
@@ -146,8 +150,12 @@ class _Sizes:
     def block(self, stack: _Stack) -> int:
         """All that a block leaves."""
         _, tokens, read, _ = stack
-        norms = (1 if self.model.parallel_block else 2) + (1 if read else 0)
-        return norms * (self.norm(tokens) + self.between(tokens)) + self.feed_forward(tokens) + self.attentions(stack)
+        parts, model = 3 if read else 2, self.model
+        norms = model.num_norms(parts) * self.norm(tokens)
+        if model.parallel_norms > 1 and self.kernels.normed == self.width:
+            norms -= self.between(tokens)  # both keep the same states, and no copies of them
+        inputs = (model.parallel_norms if model.parallel_block else parts) * self.between(tokens)
+        return norms + inputs + self.feed_forward(tokens) + self.attentions(stack)
 
     def of_stack(self, stack: _Stack) -> int:
         """All blocks of a stack."""
@@ -181,16 +189,29 @@ class _Sizes:
         again = sum(model.recomputes(model.num_layers + depth) for depth in range(model.multi_token_depths))
         merged = tokens * 2 * model.d_model * self.width // self.tensor
         kept = again * self.between(tokens)
-        kept += (model.multi_token_depths - again) * (3 * self.norm(tokens) + merged)
-        return kept + (tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0)
+        norms = (2 + model.has_final_norm) * self.norm(tokens)
+        kept += (model.multi_token_depths - again) * (norms + merged)
+        return kept + self.rotations(tokens)
+
+    def head_transform(self, tokens: int) -> int:
+        """What the map before the output projection leaves: its input, that of the activation, that of the norm."""
+        model = self.model
+        if not model.head_transform:
+            return 0
+        before = 0 if model.plain_activation == "relu" else self.between(tokens)
+        return tokens * model.d_model * self.width // self.tensor + before + self.norm(tokens)
+
+    def rotations(self, tokens: int) -> int:
+        """Cosines and sines of every token, and those of layers that slide where they have their own."""
+        tables = 0 if self.model.positions != "rope" else 1 if self.model.sliding_rope_theta is None else 2
+        return tables * tokens * self.model.rotary_dim * FP32
 
     def ends(self, tokens: int) -> int:
         """What a stack leaves outside of its blocks: ids, rotations, and the inputs of its other norms."""
         model = self.model
-        rotations = tokens * model.rotary_dim * FP32 if model.positions == "rope" else 0
         ids = tokens * INT64 * (2 if model.positions == "learned" else 1)
         ids += tokens * INT64 * model.multi_token_depths
-        return (2 if model.embedding_norm else 1) * self.norm(tokens) + rotations + ids
+        return (model.has_final_norm + model.embedding_norm) * self.norm(tokens) + self.rotations(tokens) + ids
 
     def loss(self, tokens: int, columns: int, targets: float) -> "_Loss":
         """What the loss leaves and what it needs meanwhile."""
@@ -199,7 +220,8 @@ class _Sizes:
         rows = int(tokens * targets) if chosen else tokens
         states, matrix = rows * model.d_model, columns * model.d_model
         chunk, mixed = min(rows, max(kept.chunk // columns, 256)), width < FP32
-        logits = chunk * columns * (FP32 + width * mixed) + (tokens * model.d_model + chosen * states) * width
+        slopes = FP32 * (model.logit_softcap is not None)
+        logits = chunk * columns * (FP32 + slopes + width * mixed) + (tokens * model.d_model + chosen * states) * width
         slab = min(SLAB_ELEMENTS, matrix)
         if not mixed:
             return _Loss(states * width, matrix * width, logits + chunk * model.d_model * width, 0)

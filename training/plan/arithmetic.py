@@ -68,7 +68,7 @@ def recomputed_flops(model: ModelConfig, work: Work) -> int:
     if model.activation_checkpointing == "none":
         return 0
     whole, depths = model.activation_checkpointing == "full", model.multi_token_depths
-    plain = {"sliding_window": None, "layer_types": None, "multi_token_depths": 0}
+    plain = {"sliding_window": None, "layer_types": None, "multi_token_depths": 0, "head_transform": False}
     changes = plain | {"num_layers": recomputed_layers(model, model.num_layers + depths)}
     if model.shape == "encdec":
         changes["num_encoder_layers"] = recomputed_layers(model, model.encoder_layers)

@@ -1,6 +1,7 @@
 """What kernels of a device keep for the backward pass, and what they need while they run, where devices differ.
 
-GPU    flash-attn keeps queries, keys, values, what it gives and a logarithm of each row; norms keep their input
+GPU    flash-attn keeps queries, keys, values, what it gives and a logarithm of each row; norms keep their input, in
+       fp32 those whose weights are kept less 1
 CPU    our attention keeps them in its own order, beside those that torch's kernel keeps of short documents, and
        what documents of different kinds give is joined anew; RMSNorm in bf16 keeps its input twice in fp32
 """
@@ -36,13 +37,14 @@ class Kernels(NamedTuple):
 
 def kernels(model: ModelConfig, width: int, document: int, on_gpu: bool) -> Kernels:
     """What a device keeps of a model that computes with numbers of `width` bytes."""
+    as_is = FP32 if model.norm == "rmsnorm_1p" else width
     if on_gpu:
         rows = document if model.positions == "t5_bias" else 0
-        return Kernels(width, 1, 1, rows, CHUNK_ELEMENTS[True], 0, 0.0)
+        return Kernels(as_is, 1, 1, rows, CHUNK_ELEMENTS[True], 0, 0.0)
     # with a bias every document is our kernel's, without one the long ones are
     biased = model.positions in ("t5_bias", "alibi")
     rows = (min(BLOCK, document) if width >= FP32 else document) if biased else 0
     own = width >= FP32 and document >= MIN_LENGTH
-    normed = 2 * FP32 if model.norm == "rmsnorm" and width < FP32 else width
+    normed = 2 * FP32 if model.norm == "rmsnorm" and width < FP32 else as_is
     added = FP32 if width < FP32 else 0
     return Kernels(normed, 2 if own and not biased else 1, 2, rows, CHUNK_ELEMENTS[False], added, ENOUGH_TARGETS)

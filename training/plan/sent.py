@@ -58,24 +58,31 @@ def between_layers(run: RunConfig, rows: Rows) -> float:
     tokens, read = rows.tokens // run.parallel.context, rows.encoder_tokens // run.parallel.context
     depths = model.multi_token_depths
     units = 2.0 * (2 * (1 + depths) * tokens + read)  # embeddings, and the states that the loss reads
+    # What a block computes again ends with the last tensor that is needed: the sum behind it is not, unless a norm of
+    # the block reads it.
+    last = 0 if model.norm_placement != "pre" else 1 if sequence else 2
     # What a further depth merges is gathered, two tensors wide, and scattered, or summed; where it is computed again
     # that is sent once more, and its block's last sum, which a norm reads.
-    units += (6 * depths + 4 * recomputed_depths(model)) * tokens
+    units += (6 * depths + ((3 if sequence else 2) + last) * recomputed_depths(model)) * tokens
+    # The map before the output projection gathers and scatters, or sums; backward the same.
+    units += 4 * (1 + depths) * model.head_transform * tokens
     for layers, length, other in ((model.num_layers + depths, tokens, read), (model.encoder_layers, read, 0)):
         parts, again = 3 if other else 2, recomputed_layers(model, layers)
         # An attention or a feed-forward gathers rows and scatters sums, or sums; backward the same, and with cut rows
         # once more for the gradient of a weight, whose input was not kept whole.
         units += length * layers * parts * (5 if sequence else 4)
-        # What is computed again ends with the last tensor that is needed: the sum behind it is not.
         if model.activation_checkpointing == "full":
-            units += length * again * (2 * parts - 1 if sequence else 2 * (parts - 1))
+            units += length * again * (2 * parts - last)
         elif sequence:
             units += length * again * (parts - 1)
         if other:  # keys and values of what is read: gathered, or summed backward
             units += other * (layers * (3 if sequence else 2) + (again if sequence else 0))
     weights = count(model, rows_of_vocabulary(run), run.parallel)
+    # of the map before the output projection, which every depth uses
+    vectors = model.bias + (2 if model.norm == "layernorm" and model.bias else 1)
+    copied = weights.copied + depths * model.head_transform * vectors * model.d_model
     # weights on every rank are used on its own rows or heads, so their gradients are summed; then the loss's numbers
-    sums = 2 * ((weights.copied if sequence else weights.of_heads) * width + (1 + depths) * 3 * FP32 * tokens)
+    sums = 2 * ((copied if sequence else weights.of_heads) * width + (1 + depths) * 3 * FP32 * tokens)
     return (tensor - 1) / tensor * (units * model.d_model * width + sums)
 
 

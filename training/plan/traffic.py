@@ -20,6 +20,10 @@ ADAM = 34
 SUMMED = 2 * FP32
 """Of a weight whose gradient is added to the sum, and the gradient itself."""
 PER_LOGIT = 24
+CAPPED = 60
+"""Of a logit that is bent: scaled, its tanh, the slope from it, scaled back, and the gradient times the slope."""
+TRANSFORMED = 16
+"""Elements of a width of the states that are mapped before the output projection: product, activation, norm."""
 
 
 def of_micro_batch(
@@ -32,8 +36,16 @@ def of_micro_batch(
     for layers, length, crosses in ((decoder, tokens, bool(read)), (model.encoder_layers, read, False)):
         forward, backward = _passes(model, parallel, crosses)
         total += length * width * (layers * (forward + backward) + recomputed_layers(model, layers) * forward)
-    logits = (1 + model.multi_token_depths) * tokens * vocab_size // parallel.tensor * PER_LOGIT
+    predictions = (1 + model.multi_token_depths) * tokens
+    logits = predictions * vocab_size // parallel.tensor * _per_logit(model)
+    total += predictions * model.head_transform * TRANSFORMED * model.d_model * width
     return total + logits + weights * (SUMMED + width)
+
+
+def _per_logit(model: ModelConfig) -> int:
+    """Bytes of a logit, forward and backward."""
+    shaped = CAPPED if model.logit_softcap is not None else 16 * (model.logit_scale != 1)
+    return PER_LOGIT + shaped + 12 * model.head_bias
 
 
 def of_step(weights: float) -> float:
@@ -45,7 +57,7 @@ def _passes(model: ModelConfig, parallel: ParallelConfig, crosses: bool) -> tupl
     """Elements of a token that a block reads and writes, forward and backward."""
     row_parts = parallel.tensor if parallel.cuts_rows else 1
     residuals = 3 if crosses else 2
-    norms = residuals - model.parallel_block
+    norms = model.num_norms(residuals)
     query, keys = (heads * model.head_size / parallel.tensor for heads in (model.num_heads, 2 * model.kv_heads))
     rotated = 2 * (query + keys) if model.positions == "rope" else 0.0
     inner, gated = model.d_ff / parallel.tensor, model.is_gated

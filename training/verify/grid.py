@@ -28,6 +28,16 @@ BLOCKS = {"sliding_window": 1024, "layer_types": ["sliding_attention", "full_att
 """Switches of blocks that any shape has."""
 ROTARY = {"positions": "rope", "max_positions": None, "no_rope_layer_interval": 2}
 """Switches that only rotary positions have."""
+PUBLIC = {
+    "norm_placement": "post",
+    "parallel_block": False,
+    "segment_embeddings": 2,
+    "embedding_scale": 8.0,
+    "head_transform": True,
+    "head_bias": True,
+    "logit_softcap": 30.0,
+}
+"""Switches of public models that any shape has."""
 FURTHER = {"multi_token_depths": 2}
 """What every decoder has."""
 RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
@@ -73,6 +83,7 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         how = {"zero_stage": 3, "precision": "fp32"}
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today", BLOCKS)
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today, rope in every second layer", BLOCKS | ROTARY)
+        yield _case(num_ranks, shape, how, 4, 0.05, "ends of public models", PUBLIC)
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
@@ -80,6 +91,7 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
             yield _sharing(num_ranks, shape, 3, f"two tokens on, 2 to a {axis} rank", {axis: SHARING}, FURTHER)
         for shape, axis in itertools.product(SHAPES, ("tensor", "context")):
             yield _sharing(num_ranks, shape, 2, f"blocks of today, 2 to a {axis} rank", {axis: SHARING}, BLOCKS)
+            yield _sharing(num_ranks, shape, 2, f"ends of public models, 2 to a {axis} rank", {axis: SHARING}, PUBLIC)
 
 
 def _muon(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:

@@ -17,7 +17,8 @@ class EncDecRope(Family):
     architecture = Architecture("EncDecRopeForConditionalGeneration", "encdec_rope", SEQ2SEQ, "encdec_rope.py")
     shape = "encdec"
     places = {
-        **among(PLACES, ("bias", "qkv_bias", "qk_norm")),
+        **among(PLACES, ("bias", "qkv_bias")),
+        "qk_norm": only("qk_norm", False, True),
         "positions": only("positions", "rope"),
         "activation": only("activation", *GATES, *PLAIN),
     }

@@ -1,16 +1,17 @@
 """A family: one class of Hugging Face's, how a model of ours is written as it, and how one is read from it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from common.mistakes import Mistake
 from model.config import FULL, SLIDING, ModelConfig
 from model.exchange.architectures import Architecture
-from model.exchange.families.layout import WeightTable
+from model.exchange.families.layout import Shape, WeightTable
 from model.exchange.families.places import Places
 from model.exchange.json_objects import quoted
 
-GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh"}
+GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh", "geglu_exact": "gelu"}
 """Our gated activations by the name of the function that their gate goes through."""
 PLAIN = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 """Our activations without a gate."""
@@ -34,6 +35,12 @@ class Family(ABC):
     """Names under which its embedding may be stored once more."""
     computed: ClassVar[tuple[str, ...]] = ("rotary_emb.inv_freq",)
     """Endings of weights that old files hold and no model reads."""
+    unread: ClassVar[tuple[str, ...]] = ()
+    """Beginnings of weights of other heads, which this class leaves alone."""
+    base: ClassVar[str] = ""
+    """How names of weights begin but for the head's; files of the bare model leave it out."""
+    stored_as: ClassVar[Mapping[str, str]] = {}
+    """Names in files of weights that transformers has under another name."""
 
     @abstractmethod
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
@@ -49,6 +56,14 @@ class Family(ABC):
     @abstractmethod
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:
         """All weights of a model that has a place here; a tied head has no entry of its own."""
+
+    def zeros(self, vocab_size: int) -> dict[str, Shape]:
+        """Its weights that have no counterpart in ours and must all be 0, by name."""
+        return {}
+
+    def takes_padding(self, config: ModelConfig, pad_id: int) -> bool:
+        """Whether it computes the same with this id of padding."""
+        return True
 
     def longest(self, theirs: Any) -> int | None:
         """Tokens of the longest text it was made for, None where its config does not say."""

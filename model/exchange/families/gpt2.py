@@ -15,7 +15,7 @@ NAMES = classic.Names("ln_1", ("attn.c_attn",), "attn.c_proj", "ln_2", "mlp.c_fc
 class Gpt2(Family):
     """GPT-2."""
 
-    architecture = Architecture("GPT2LMHeadModel", "gpt2")
+    architecture = Architecture("GPT2LMHeadModel", "gpt2", config="GPT2Config")
     places = {**classic.PLACES, "positions": only("positions", "learned"), "max_positions": ANY}
     heeds = frozenset(
         {

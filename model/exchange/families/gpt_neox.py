@@ -40,7 +40,7 @@ class GptNeoX(Family):
         "rotary_emb_base",
     }
     base = "gpt_neox."
-    heads = ("embed_out.weight",)
+    stored_as = {"lm_head.weight": "embed_out.weight"}
     computed = (".attention.bias", ".attention.masked_bias", "rotary_emb.inv_freq")
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:

@@ -14,6 +14,17 @@ def kinds_of_layers(config: ModelConfig) -> list[LayerKind]:
 
 def window_and_kinds(theirs: Any) -> dict[str, Any]:
     """Our sliding_window and layer_types. Mistake where layers slide without a window."""
+    if SLIDING in theirs.layer_types and not theirs.use_sliding_window:
+        window = as_yaml(theirs.sliding_window)
+        raise Mistake(
+            f"config.json: layer_types has {SLIDING}, but use_sliding_window is false and sliding_window {window}; set "
+            "both or leave layer_types out"
+        )
+    return window_of(theirs)
+
+
+def window_of(theirs: Any) -> dict[str, Any]:
+    """The same where a window is used by all layers that slide."""
     kinds = list(theirs.layer_types)
     if len(kinds) not in (0, theirs.num_hidden_layers):
         raise Mistake(
@@ -21,11 +32,8 @@ def window_and_kinds(theirs: Any) -> dict[str, Any]:
         )
     if SLIDING not in kinds:
         return {}
-    if not theirs.use_sliding_window or theirs.sliding_window is None:
-        raise Mistake(
-            f"config.json: layer_types has {SLIDING}, but use_sliding_window is {as_yaml(theirs.use_sliding_window)} "
-            f"and sliding_window {as_yaml(theirs.sliding_window)}; set both or leave layer_types out"
-        )
+    if theirs.sliding_window is None:
+        raise Mistake(f"config.json: layer_types has {SLIDING}, but sliding_window is null; set it or drop layer_types")
     period = kinds[: _period(kinds)] if FULL in kinds else None
     return {"sliding_window": theirs.sliding_window, "layer_types": period}
 

@@ -11,16 +11,16 @@ PrefixLlama  Llama with a prefix (hf/prefix_llama.py)
 EuroBERT     Llama that sees both ways
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.architectures import MASKED, Architecture
 from model.exchange.families import rope
-from model.exchange.families.family import GATES, Family, activation_names, named
+from model.exchange.families.family import GATES, PLAIN, Family, activation_names, named
 from model.exchange.families.layers import kinds_of_layers, rope_interval, window_and_kinds
 from model.exchange.families.layout import WeightTable, ends, linear, norm
-from model.exchange.families.places import ALL_SLIDE, ANY, AS_BIAS, DIVISOR, among, as_yaml, only
+from model.exchange.families.places import ALL_OR_NONE_SLIDE, ALL_SLIDE, ANY, AS_BIAS, DIVISOR, among, as_yaml, only
 
 PLACES = among({"activation": only("activation", *GATES)}, ("num_kv_heads", "head_dim", "rope_theta", "rope_scaling"))
 HEEDS = rope.KEYS | {
@@ -46,22 +46,27 @@ class Llama(Family):
     architecture = Architecture("LlamaForCausalLM", "llama")
     places = {**PLACES, "num_heads": DIVISOR, "bias": ANY, "qkv_bias": AS_BIAS}
     heeds = HEEDS
+    activations: ClassVar[dict[str, str]] = GATES
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        return llama_keys(config, max_positions) | {"hidden_act": GATES[config.activation]}
+        return llama_keys(config, max_positions) | {"hidden_act": self.activations[config.activation]}
 
     def ours(self, theirs: Any) -> dict[str, Any]:
         """See `Family`."""
-        sizes = llama_sizes(theirs) | rope.rope_of(theirs.rope_parameters)
-        activation = named("hidden_act", theirs.hidden_act, activation_names(GATES))
+        sizes = llama_sizes(theirs) | rope.rope_of(theirs.rope_parameters, "rope_fraction" in self.places)
+        activation = named("hidden_act", theirs.hidden_act, activation_names(self.activations))
         return sizes | {"shape": self.shape, "activation": activation} | self._layers(theirs) | self._biases(theirs)
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:
         """See `Family`."""
         names = "model.embed_tokens.weight", "lm_head.weight"
         embedding, head = ends(*names, vocab_size, config.d_model, config.tie_embeddings)
-        return embedding | stack(config, config.num_layers, "", "model.") | head
+        return embedding | self._stack(config) | head
+
+    def _stack(self, config: ModelConfig) -> WeightTable:
+        """Blocks and the norm behind them."""
+        return stack(config, config.num_layers, "", "model.")
 
     def _layers(self, theirs: Any) -> dict[str, Any]:
         """Keys that make layers differ."""
@@ -178,6 +183,46 @@ class SmolLM3(Llama):
         return window_and_kinds(theirs) | rope_interval(theirs)
 
 
+class Arcee(Llama):
+    """No gates."""
+
+    architecture = Architecture("ArceeForCausalLM", "arcee")
+    places = {**Llama.places, "activation": only("activation", *PLAIN)}
+    activations = PLAIN
+
+
+class Phi3(Llama):
+    """Its fused maps lie as ours do."""
+
+    architecture = Architecture("Phi3ForCausalLM", "phi3")
+    places = {
+        **among({key: PLACES[key] for key in PLACES if key != "rope_scaling"}, ("rope_fraction", "layer_types")),
+        "sliding_window": ALL_OR_NONE_SLIDE,
+    }
+    heeds = HEEDS | {"sliding_window", "original_max_position_embeddings"}
+
+    def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
+        """See `Family`."""
+        own = {"original_max_position_embeddings": max_positions, "partial_rotary_factor": config.rope_fraction}
+        own |= {"sliding_window": config.sliding_window, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        return super().keys(config, max_positions) | own
+
+    def _layers(self, theirs: Any) -> dict[str, Any]:
+        return {"sliding_window": theirs.sliding_window}
+
+    def _biases(self, theirs: Any) -> dict[str, Any]:
+        return {}
+
+    def _stack(self, config: ModelConfig) -> WeightTable:
+        width, inner, query = config.d_model, config.d_ff, config.num_heads * config.head_size
+        rows, table = query + 2 * config.kv_heads * config.head_size, super()._stack(config)
+        for index in range(config.num_layers):
+            ours, theirs = f"blocks.{index}.", f"model.layers.{index}."
+            table |= linear(f"{ours}attention.qkv", [(f"{theirs}self_attn.qkv_proj", rows)], width, False)
+            table |= linear(f"{ours}feed_forward.gate_up", [(f"{theirs}mlp.gate_up_proj", 2 * inner)], width, False)
+        return table
+
+
 def llama_keys(config: ModelConfig, max_positions: int) -> dict[str, Any]:
     """Their sizes and biases."""
     return {
@@ -237,22 +282,40 @@ def stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: b
     return table | norm(f"{ours}norm", f"{theirs}norm", config.d_model)
 
 
+NORMS = {
+    "pre": {"attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm"},
+    "output": {
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+    "sandwich": {
+        "attention_norm": "input_layernorm",
+        "attention_output_norm": "post_attention_layernorm",
+        "feed_forward_norm": "pre_feedforward_layernorm",
+        "feed_forward_output_norm": "post_feedforward_layernorm",
+    },
+}
+"""Names of norms by where a block has them."""
+
+
 def _block(config: ModelConfig, ours: str, theirs: str, cross: bool) -> WeightTable:
     width, own, other = config.d_model, f"{theirs}self_attn.", f"{theirs}cross_attn."
     query, key, qkv_bias = config.num_heads * config.head_size, config.kv_heads * config.head_size, config.has_qkv_bias
-    table = norm(f"{ours}attention_norm", f"{theirs}input_layernorm", width)
+    table: WeightTable = {}
+    for mine, name in NORMS[config.norm_placement].items():
+        table |= norm(f"{ours}{mine}", f"{theirs}{name}", width)
     maps = [(f"{own}q_proj", query), (f"{own}k_proj", key), (f"{own}v_proj", key)]
     table |= linear(f"{ours}attention.qkv", maps, width, qkv_bias)
     table |= linear(f"{ours}attention.output", [(f"{own}o_proj", width)], query, config.bias)
-    for name in ("q_norm", "k_norm") if config.qk_norm else ():
-        table |= norm(f"{ours}attention.{name}", f"{own}{name}", config.head_size)
+    widths = (query, key) if config.qk_norm == "all_heads" else (config.head_size,) * 2
+    for name, count in zip(("q_norm", "k_norm"), widths, strict=True) if config.qk_norm else ():
+        table |= norm(f"{ours}attention.{name}", f"{own}{name}", count)
     if cross:
         table |= norm(f"{ours}cross_attention_norm", f"{theirs}cross_attn_layernorm", width)
         table |= linear(f"{ours}cross_attention.q", [(f"{other}q_proj", query)], width, qkv_bias)
         maps = [(f"{other}k_proj", key), (f"{other}v_proj", key)]
         table |= linear(f"{ours}cross_attention.kv", maps, width, qkv_bias)
         table |= linear(f"{ours}cross_attention.output", [(f"{other}o_proj", width)], query, config.bias)
-    table |= norm(f"{ours}feed_forward_norm", f"{theirs}post_attention_layernorm", width)
     return table | feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
 
 

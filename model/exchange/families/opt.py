@@ -100,7 +100,9 @@ class Opt(Family):
         """See `Family`."""
         names, stack = ("model.decoder.embed_tokens.weight", "lm_head.weight"), "model.decoder."
         embedding, head = ends(*names, vocab_size, config.d_model, config.tie_embeddings)
-        table = embedding | classic.position_table(config, "position_embedding.weight", f"{stack}embed_positions.weight")
+        table = embedding | classic.position_table(
+            config, "position_embedding.weight", f"{stack}embed_positions.weight"
+        )
         for index in range(config.num_layers):
             table |= classic.block(config, f"blocks.{index}.", f"{stack}layers.{index}.", NAMES)
         return table | norm("norm", f"{stack}final_layer_norm", config.d_model, bias=True) | head

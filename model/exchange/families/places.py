@@ -34,6 +34,14 @@ ALL_SLIDE = Place(
     lambda config: config.num_sliding(config.num_layers) == config.num_layers,
     lambda config: "it has one in all layers",
 )
+ALL_OR_NONE_SLIDE = Place(
+    lambda config: config.num_sliding(config.num_layers) in (0, config.num_layers),
+    lambda config: "it has one in all layers or in none",
+)
+SCALED_BY_WIDTH = Place(
+    lambda config: config.embedding_scale == config.d_model**0.5,
+    lambda config: f"it has sqrt(d_model), {config.d_model**0.5}",
+)
 AS_BIAS = Place(
     lambda config: config.has_qkv_bias == config.bias,
     lambda config: (

@@ -110,6 +110,13 @@ class T5(Family):
         return embedding | decoder | _stack(config, config.encoder_layers, "encoder.", "encoder.", cross=False) | head
 
 
+class MT5(T5):
+    """mT5, which is T5 v1.1 by another type; read only."""
+
+    architecture = Architecture("MT5ForConditionalGeneration", "mt5", SEQ2SEQ)
+    is_written = False
+
+
 def _stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: bool) -> WeightTable:
     bias = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     table: WeightTable = {f"{ours}attention_bias.weight": [Part(bias, (config.t5_num_buckets, config.num_heads))]}

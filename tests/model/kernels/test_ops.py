@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.config import GATES
 from model.kernels import ops
 
 T, M, FF = 7, 12, 10
@@ -18,7 +19,7 @@ def tables(width, theta=100.0):
 
 def test_gradients_are_the_numerical_ones():
     assert torch.autograd.gradcheck(lambda x, w: ops.rms_norm(x, w, 1e-5), (leaf(T, M), leaf(M, seed=1)))
-    for activation in ("swiglu", "geglu"):
+    for activation in GATES:
         assert torch.autograd.gradcheck(lambda x: ops.activate(x, activation), (leaf(T, 2 * FF),))
     x, weight, bias, residual = leaf(T, M), leaf(FF, M, seed=1), leaf(FF, seed=2), leaf(T, FF, seed=3)
     for given in ((), (bias,), (None, residual), (bias, residual)):
@@ -35,6 +36,11 @@ def plain_formulas():
         "rms_norm": (
             lambda x, w: ops.rms_norm(x, w, 1e-5),
             lambda x, w: F.rms_norm(x, (M,), w, 1e-5),
+            [(T, M), (M,)],
+        ),
+        "rms_norm_1p": (
+            lambda x, w: ops.rms_norm_1p(x, w, 1e-5),
+            lambda x, w: F.rms_norm(x, (M,), 1 + w, 1e-5),
             [(T, M), (M,)],
         ),
         "rms_norm of heads": (
@@ -54,7 +60,13 @@ def plain_formulas():
         "linear with all": (ops.linear, lambda x, w, b, r: r + x @ w.t() + b, [(T, M), (FF, M), (FF,), (T, FF)]),
         "swiglu": (lambda x: ops.activate(x, "swiglu"), lambda x: F.silu(x[:, :FF]) * x[:, FF:], [(T, 2 * FF)]),
         "geglu": (lambda x: ops.activate(x, "geglu"), lambda x: tanh_gelu(x[:, :FF]) * x[:, FF:], [(T, 2 * FF)]),
-        "gelu": (lambda x: ops.activate(x, "gelu"), lambda x: x * (1 + torch.erf(x / 2**0.5)) / 2, [(T, FF)]),
+        "geglu_exact": (
+            lambda x: ops.activate(x, "geglu_exact"),
+            lambda x: erf_gelu(x[:, :FF]) * x[:, FF:],
+            [(T, 2 * FF)],
+        ),
+        "silu": (lambda x: ops.activate(x, "silu"), lambda x: x * x.sigmoid(), [(T, FF)]),
+        "gelu": (lambda x: ops.activate(x, "gelu"), erf_gelu, [(T, FF)]),
         "gelu_tanh": (lambda x: ops.activate(x, "gelu_tanh"), tanh_gelu, [(T, FF)]),
         "relu": (lambda x: ops.activate(x, "relu"), lambda x: x.clamp(min=0), [(T, FF)]),
     }
@@ -71,6 +83,10 @@ def plain_formulas():
             [(T, 3, 6)],
         )
     return cases
+
+
+def erf_gelu(x):
+    return x * (1 + torch.erf(x / 2**0.5)) / 2
 
 
 def tanh_gelu(x):

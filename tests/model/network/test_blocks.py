@@ -11,7 +11,7 @@ from model.network.blocks import Attention, Surroundings
 from model.network.layers import Initializer
 from model.network.positions import rope_frequencies
 from model.network.transformer import Transformer
-from tests.model import peers
+from tests.model import block_peers, peers
 from tests.model.packs import pattern_of, positions_of
 
 LENGTHS = [17, 40, 1, 93]
@@ -68,6 +68,11 @@ DECODERS = {
     "Cohere": peers.cohere,
     "BLOOM": peers.bloom,
     "OPT": peers.opt,
+    "EXAONE 4: norms of what parts give": block_peers.exaone4,
+    "Gemma 2: norms on both sides": block_peers.gemma2,
+    "Gemma 3: another base in layers that slide": block_peers.gemma3,
+    "OLMo 2: norms over all heads": block_peers.olmo2,
+    "GPT-NeoX: two norms side by side": block_peers.gpt_neox,
 }
 
 
@@ -78,8 +83,8 @@ def test_a_causal_model_gives_its_peers_logits(name):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: peers.llama({"shape": "encoder"}, kind="EuroBert"), peers.modernbert],
-    ids=["EuroBERT", "ModernBERT"],
+    [lambda: peers.llama({"shape": "encoder"}, kind="EuroBert"), peers.modernbert, block_peers.bert],
+    ids=["EuroBERT", "ModernBERT", "BERT"],
 )
 def test_an_encoder_gives_its_peers_logits(make):
     assert_same_logits(make(), LENGTHS)
@@ -153,6 +158,12 @@ def test_a_model_made_on_the_meta_device_needs_nothing_but_its_weights(positions
     tokens = torch.arange(10)
     pattern = AttentionPattern.causal([10])
     assert torch.equal(empty(tokens, tokens, pattern), made(tokens, tokens, pattern))
+
+
+def test_norms_whose_weights_are_kept_less_one_start_at_zero():
+    model = small(norm="rmsnorm_1p", qk_norm=True, norm_placement="sandwich")
+    norms = [weight for name, weight in model.named_parameters() if "norm" in name]
+    assert len(norms) == 2 * (4 + 2) + 1 and not any(weight.any() for weight in norms)
 
 
 def test_biases_start_at_zero_and_norms_at_one():

@@ -17,7 +17,8 @@ PEERS = {
     "T5 v1.1": peers.t5,
     "T5 with SwiGLU": lambda: peers.t5("gated-silu"),
     "T5 with ReLU and a shallower encoder": lambda: peers.t5("relu", 1),
-    "mBART": peers.mbart,
+    "mBART": lambda: peers.bart("MBart"),
+    "BART: norms after the sums": lambda: peers.bart(scale_embedding=True),
 }
 
 

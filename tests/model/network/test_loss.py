@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model.network.loss as loss_module
-from model.network.loss import chunked_cross_entropy
+from model.network.loss import Shaping, chunked_cross_entropy
 
 
 def problem(num_tokens, width=6, vocab_size=11, targets=0.7, dtype=torch.float64, seed=0):
@@ -155,6 +155,24 @@ def test_a_weight_shared_with_the_embedding_gets_both_gradients():
     ours = torch.autograd.grad(chunked_cross_entropy(F.embedding(tokens, weight), weight, labels).loss_sum, weight)[0]
     expected = torch.autograd.grad(plain(F.embedding(tokens, weight), weight, labels, 0.0)[0], weight)[0]
     torch.testing.assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("chunk_size", [3, 40])
+@pytest.mark.parametrize("z_loss", [0.0, 0.01])
+@pytest.mark.parametrize("shaping", [Shaping(), Shaping(0.3), Shaping(1.0, 2.0), Shaping(2.5, 1.5)])
+def test_a_bias_scale_and_cap_of_logits_have_the_gradients_of_the_plain_formula(shaping, z_loss, chunk_size):
+    hidden, weight, labels = problem(40)
+    bias = torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    result = chunked_cross_entropy(hidden, weight, labels, z_loss, chunk_size, bias=bias, shaping=shaping)
+    logits = (hidden @ weight.t() + bias) * shaping.scale
+    if shaping.softcap is not None:
+        logits = shaping.softcap * torch.tanh(logits / shaping.softcap)
+    expected = F.cross_entropy(logits, labels, reduction="sum")
+    torch.testing.assert_close(result.cross_entropy_sum, expected)
+    expected = expected + z_loss * logits[labels != -100].logsumexp(-1).square().sum()
+    ours, theirs = (torch.autograd.grad(2 * loss, (hidden, weight, bias)) for loss in (result.loss_sum, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def most_allocated(action) -> int:

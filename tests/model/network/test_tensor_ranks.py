@@ -33,6 +33,15 @@ MODELS = {
     "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
     "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},
+    "encdec, post": {"shape": "encdec", "norm_placement": "post", "positions": "learned", "max_positions": 20}
+    | {"position_offset": 2, "segment_embeddings": 2, "embedding_scale": 4.0, "head_transform": True, "head_bias": True}
+    | BIASED,
+    "prefix, sandwich": {"shape": "prefix", "norm_placement": "sandwich", "multi_token_depths": 1, **WINDOWS}
+    | {"norm": "rmsnorm_1p", "sliding_rope_theta": 100.0, "qk_norm": True}
+    | {"head_transform": True, "logit_softcap": 0.1, "embedding_scale": 4.0, "tie_embeddings": True},
+    "causal, output, recomputed": {"norm_placement": "output", "activation_checkpointing": "attention", "bias": True}
+    | {"logit_scale": 4.0, "head_bias": True},
+    "causal, two norms": {"parallel_block": True, "parallel_norms": 2, "norm": "layernorm", "bias": True},
     "prefix, further depths": {"shape": "prefix", "multi_token_depths": 2, "tie_embeddings": True},
     "encdec, further depths": {"shape": "encdec", "multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, windows, gate": {

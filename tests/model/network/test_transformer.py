@@ -84,6 +84,12 @@ VARIANTS = {
     "prefix": {"shape": "prefix", "positions": "t5_bias", "qk_norm": True},
     "encoder": {"shape": "encoder", "positions": "learned", "norm": "layernorm", "bias": True, "activation": "gelu"},
     "parallel": {"positions": "alibi", "parallel_block": True, "activation": "gelu_tanh", "embedding_norm": True},
+    "post": {"norm_placement": "post", "norm": "layernorm", "bias": True, "shape": "encdec"}
+    | {"head_transform": True, "head_bias": True, "segment_embeddings": 2},
+    "sandwich": {"norm_placement": "sandwich", "shape": "prefix", "multi_token_depths": 1}
+    | {"logit_softcap": 3.0, "embedding_scale": 4.0, "tie_embeddings": True},
+    "output": {"norm_placement": "output", "qk_norm": "all_heads", "norm": "rmsnorm_1p", "sliding_window": 3}
+    | {"layer_types": ["full_attention", "sliding_attention"], "sliding_rope_theta": 100.0},
     "half rotated": {"rope_fraction": 0.5, "activation": "relu", "qkv_bias": True},
     "encdec": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "norm": "layernorm"},
     "of today": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_gate": True}

@@ -42,6 +42,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "attention recomputed": {"activation_checkpointing": "attention"},
     "encdec, recomputed": ENCDEC | {"activation_checkpointing": "full"},
     "gated": {"attention_gate": True},
+    "head transform, a further depth": {"head_transform": True, "multi_token_depths": 1, "head_bias": True}
+    | {"norm": "layernorm", "bias": True, "segment_embeddings": 2},
+    "sandwich, a further depth, recomputed": {"norm_placement": "sandwich", "multi_token_depths": 1}
+    | {"activation_checkpointing": "full"},
+    "encdec, post, recomputed": ENCDEC | {"norm_placement": "post", "activation_checkpointing": "full"},
+    "encdec, output, attention recomputed": ENCDEC
+    | {"norm_placement": "output", "activation_checkpointing": "attention"},
     "further depths": {"multi_token_depths": 2},
     "further depths, recomputed": {"multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, attention recomputed": ENCDEC | {"activation_checkpointing": "attention"},

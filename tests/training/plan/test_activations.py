@@ -22,6 +22,22 @@ CASES: dict[str, dict[str, Any]] = {
     "geglu": {"activation": "geglu"},
     "qk norm": {"qk_norm": True},
     "parallel": {"parallel_block": True},
+    "two norms side by side": {"parallel_block": True, "parallel_norms": 2},
+    "post": {"norm_placement": "post", "norm": "layernorm", "bias": True},
+    "sandwich": {"norm_placement": "sandwich"},
+    "output": {"norm_placement": "output", "qk_norm": "all_heads"},
+    "windows with another rope, less one": {
+        "sliding_window": 64,
+        "layer_types": ["sliding_attention", "full_attention"],
+    }
+    | {"sliding_rope_theta": 100.0, "norm": "rmsnorm_1p", "qk_norm": True},
+    "encdec, post": {"shape": "encdec", "norm_placement": "post", "embedding_norm": True},
+    "encdec, sandwich, recomputed": {"shape": "encdec", "norm_placement": "sandwich"}
+    | {"activation_checkpointing": "full"},
+    "head transform": {"head_transform": True, "head_bias": True, "norm": "layernorm", "bias": True}
+    | {"activation": "gelu", "segment_embeddings": 2},
+    "head transform, further depths": {"head_transform": True, "multi_token_depths": 2, "logit_softcap": 30.0}
+    | {"embedding_scale": 8.0},
     "learned": {"positions": "learned", "max_positions": 512},
     "gated attention": {"attention_gate": True},
     "further depths": {"multi_token_depths": 2},
@@ -152,7 +168,15 @@ def test_what_is_kept_is_what_the_plan_says(name):
 
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize(
-    "name", ["causal", "layernorm, gelu, biases", "qk norm", "parallel", "encdec, gated attention", "further depths"]
+    "name",
+    [
+        "causal",
+        "layernorm, gelu, biases",
+        "qk norm",
+        "parallel",
+        "encdec, gated attention",
+        "head transform, further depths",
+    ],
 )
 def test_ranks_that_share_layers_keep_what_the_plan_says(name, sequence):
     config, parallel = config_of(name), ParallelConfig(tensor=4, sequence_parallel=sequence)
