@@ -98,7 +98,52 @@ KEYS = {
     "tie_word_embeddings": FLAG,
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
+    "rope_local_base_freq": _number(1, 1e15),
+    "rotary_emb_base": _number(1, 1e15),
+    "rotary_pct": _number(1e-3, 1),
+    "sliding_window_pattern": LAYERS,
+    "original_max_position_embeddings": LENGTH,
+    "n_embd": WIDTH,
+    "n_embed": WIDTH,
+    "n_layer": LAYERS,
+    "n_head": WIDTH,
+    "n_inner": WIDTH,
+    "n_positions": LENGTH,
+    "ffn_dim": WIDTH,
+    "word_embed_proj_dim": WIDTH,
+    "encoder_layers": LAYERS,
+    "encoder_attention_heads": WIDTH,
+    "decoder_attention_heads": WIDTH,
+    "encoder_ffn_dim": WIDTH,
+    "decoder_ffn_dim": WIDTH,
+    "type_vocab_size": WIDTH,
+    "query_pre_attn_scalar": _number(1e-6, 2**24),
+    "layer_norm_eps": SMALL,
+    "init_std": STD,
+    "logit_scale": _number(1e-12, 1e6),
+    "final_logit_softcapping": _number(1e-6, 1e6),
+    "attn_logit_softcapping": _number(1e-6, 1e6),
+    "activation_function": NAME,
+    "hidden_activation": NAME,
+    "scale_attn_weights": FLAG,
+    "scale_attn_by_inverse_layer_idx": FLAG,
+    "add_cross_attention": FLAG,
+    "is_decoder": FLAG,
+    "do_layer_norm_before": FLAG,
+    "enable_bias": FLAG,
+    "layer_norm_elementwise_affine": FLAG,
+    "_remove_final_layer_norm": FLAG,
+    "apply_residual_connection_post_layernorm": FLAG,
+    "use_parallel_residual": FLAG,
+    "use_qk_norm": FLAG,
+    "qk_layernorm": FLAG,
+    "use_bidirectional_attention": FLAG,
+    "scale_embedding": FLAG,
 } | IDS_OF_TOKENS
+OF_ALL = frozenset({"vocab_size", "initializer_range", "dtype", "torch_dtype", "tie_word_embeddings", *IDS_OF_TOKENS})
+"""Keys that are heeded whatever the class; the others where a family names them."""
+OF_KINDS = ("full_attention", "sliding_attention")
+"""Kinds of layers, for each of which an object of rotary keys may stand by itself."""
 ROPE_KEYS = {
     "rope_type": NAME,
     "type": NAME,
@@ -109,14 +154,17 @@ ROPE_KEYS = {
     "original_max_position_embeddings": LENGTH,
     "partial_rotary_factor": KEYS["partial_rotary_factor"],
 }
+NESTED_ROPE_KEYS = ROPE_KEYS | dict.fromkeys(OF_KINDS, OBJECT)
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
 NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
+NULLABLE |= {"n_inner", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
+NULLABLE |= {"final_logit_softcapping", "attn_logit_softcapping", *OF_KINDS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]] = KEYS) -> dict[str, Any]:
-    """The keys of a file or of an object in it that are heeded, as they stand there.
+def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]) -> dict[str, Any]:
+    """The keys of a file or of an object in it that are among `keys`, as they stand there.
 
     Raises ValueError, which begins with `where`, when one is of another type or out of bounds.
     """
@@ -127,8 +175,8 @@ def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]
         fits, allowed = keys[key]
         if not fits(value):
             raise Mistake(f"{where}: {key} is {shown_value(value)}; it must be {allowed}")
-        if keys is KEYS and allowed is OBJECT[1]:
-            value = _floats(heeded(f"{where}: {key}", value, ROPE_KEYS), ROPE_KEYS)
+        if allowed is OBJECT[1]:
+            value = heeded(f"{where}: {key}", value, ROPE_KEYS if key in OF_KINDS else NESTED_ROPE_KEYS)
         if key in IDS_OF_TOKENS and (value == -1 or (isinstance(value, list) and -1 in value)):
             continue  # how some say that there is none
         result[key] = value

@@ -1,8 +1,8 @@
 """A trained model as a folder that Hugging Face's transformers (and what reads its format) serves.
 
-    config.json (hf_configs.py), modeling file (hf/) where transformers has no class
+    config.json (families/), modeling file (hf/) where transformers has no class
     tokenizer.model -> tokenizer.json, or the tokenizer's own files as they are; checked to give the same ids
-    our weights, one at a time -> renamed, split by rows (hf_names.py) -> into their places (tensor_files.py)
+    our weights, one at a time -> renamed, laid out as theirs (families/) -> into their places (tensor_files.py)
     all -> checked against ours (parity.py) -> renamed into place
 
 The folder is written aside, checked, and only then takes its name: a folder that is there is right.
@@ -23,8 +23,11 @@ from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.architectures import SHIPPED
-from model.exchange.hf_configs import architecture, hf_config
-from model.exchange.hf_names import WeightTable, part_shapes, to_hf, weight_table
+from model.exchange.families import family_of
+from model.exchange.families.family import Family
+from model.exchange.families.layout import Shape, WeightTable
+from model.exchange.hf_configs import hf_config
+from model.exchange.hf_names import part_shapes, to_hf
 from model.exchange.in_transformers import quiet_transformers
 from model.exchange.json_objects import quoted, read_object
 from model.exchange.parity import HandedOn, OtherIds, check_export, check_handed_on, check_tokenizer
@@ -96,18 +99,28 @@ class ExportSpec(NamedTuple):
     """Most bytes of a file of weights, unless one weight alone has more."""
 
     @property
+    def family(self) -> Family:
+        """The class that is written, and how."""
+        return family_of(self.config, self.pad_id)
+
+    @property
     def table(self) -> WeightTable:
         """Which weights of ours are which of theirs."""
-        return weight_table(self.config, self.vocab_size)
+        return self.family.table(self.config, self.vocab_size)
+
+    @property
+    def shapes(self) -> dict[str, Shape]:
+        """All weights of theirs."""
+        return part_shapes(self.table) | self.family.zeros(self.vocab_size)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all weights."""
-        return sum(math.prod(shape) for shape in part_shapes(self.table).values()) * self.dtype.itemsize
+        return sum(map(math.prod, self.shapes.values())) * self.dtype.itemsize
 
 
 def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
-    """Writes the folder `out` for the class of `hf_configs.architecture` and AutoTokenizer, checks it and returns it.
+    """Writes the folder `out` for the class of `families.family_of` and AutoTokenizer, checks it and returns it.
 
     state holds our weights by name, taken one by one, so an iterator that loads them lazily is fine; the head of a
     tied model may be in it or not, further depths (`multi_token_depths`) stay behind. Replaces an earlier export.
@@ -115,7 +128,7 @@ def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
     place in Hugging Face's classes, when a weight is missing, unknown or misshapen or a file is not there; RuntimeError
     when the written folder does not give our logits and tokens. Nothing is left behind then.
     """
-    found = architecture(spec.config)
+    found = spec.family.architecture
     if not spec.tokenizer.model.is_file():
         raise Mistake(f"{spec.tokenizer.model}: no such tokenizer; run 'shardline tokenizer train CONFIG'")
     refuse_foreign(out, MARKER, "exported")
@@ -125,10 +138,10 @@ def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
             (aside / CARD).write_text(spec.card, encoding="utf-8")
         if found.shipped:
             shutil.copyfile(SHIPPED / found.shipped, aside / found.shipped)
-        writer = TensorWriter(aside, part_shapes(spec.table), spec.dtype, spec.file_bytes)
+        writer = TensorWriter(aside, spec.shapes, spec.dtype, spec.file_bytes)
         _write_tokenizer(aside, spec)
         digests = _write_weights(writer, state, spec)
-        check_export(aside, spec.config, spec.vocab_size, spec.max_positions, spec.bos_id, digests)
+        check_export(aside, spec.family, spec.config, spec.vocab_size, spec.max_positions, spec.bos_id, digests)
     return out
 
 
@@ -136,7 +149,7 @@ def _write_configs(folder: Path, spec: ExportSpec) -> None:
     ids = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "pad_token_id": spec.pad_id}
     if spec.config.shape == "encdec":
         ids["decoder_start_token_id"] = spec.bos_id
-    keys = hf_config(spec.config, spec.vocab_size, spec.max_positions, spec.dtype)
+    keys = hf_config(spec.config, spec.vocab_size, spec.max_positions, spec.dtype, spec.pad_id)
     _write_json(folder / "config.json", keys | ids)
     if spec.config.shape != "encoder":
         _write_json(folder / "generation_config.json", ids)
@@ -217,6 +230,8 @@ def _write_weights(writer: TensorWriter, state: State, spec: ExportSpec) -> dict
         for part, piece in to_hf(name, tensor, table):
             digests[part] = writer.write(part, piece)
         missing.discard(name)
+    for name, shape in spec.family.zeros(spec.vocab_size).items():
+        digests[name] = writer.write(name, torch.zeros(shape))
     if missing:
         raise Mistake(f"{min(missing)}: the weight is missing from the model's state ({len(missing)} are in all)")
     return digests

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from model.exchange.architectures import Architecture
+from model.exchange.architectures import SEQ2SEQ, Architecture
+from model.exchange.families.family import Family
 from model.exchange.their_folder import HfFolder, load_model
 from model.kernels.on_demand import layers_and_owners, read_on_demand
 
@@ -35,20 +36,23 @@ def _run(
     model: Any, folder: HfFolder, documents: Documents, num_new: int, start_id: int
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     found, files = folder.config.architecture, folder.files
+    names = folder.config.family.stored_as
     stored = {
-        id(weight): name for name, weight in model.named_parameters(remove_duplicate=False) if name in files.places
+        id(weight): names.get(name, name)
+        for name, weight in model.named_parameters(remove_duplicate=False)
+        if names.get(name, name) in files.places
     }
     by_name = {name: stored.get(id(weight), name) for name, weight in model.named_parameters()}
     read_on_demand(model, layers_and_owners(model), lambda name: files.read(by_name[name]))
     with torch.no_grad():
-        logits = _their_logits(model, found, documents)
-        if not num_new or found.auto == "AutoModelForMaskedLM":
+        logits = _their_logits(model, folder.config.family, documents)
+        if not num_new or found.fills_masks:
             return logits, []
         return logits, generate_theirs(model, found, documents.inputs, num_new, start_id)
 
 
-def _their_logits(model: Any, found: Architecture, documents: Documents) -> list[torch.Tensor]:
-    if found.auto == "AutoModelForSeq2SeqLM":
+def _their_logits(model: Any, family: Family, documents: Documents) -> list[torch.Tensor]:
+    if family.shape == "encdec":
         ids, mask = _padded(documents.inputs, left=False)
         decoder_ids, decoder_mask = _padded(documents.outputs, left=False)
         keys = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
@@ -56,7 +60,7 @@ def _their_logits(model: Any, found: Architecture, documents: Documents) -> list
         return [row[: len(tokens)] for row, tokens in zip(logits, documents.outputs, strict=True)]
     texts = [torch.cat(parts) for parts in zip(*documents, strict=True)]
     ids, mask = _padded(texts, left=False)
-    keys = {"prefix_lengths": torch.tensor([len(x) for x in documents.inputs])} if found.shipped else {}
+    keys = {"prefix_lengths": torch.tensor([len(x) for x in documents.inputs])} if family.shape == "prefix" else {}
     logits = model(input_ids=ids, attention_mask=mask, **keys).logits
     return [row[: len(tokens)] for row, tokens in zip(logits, texts, strict=True)]
 
@@ -65,10 +69,10 @@ def generate_theirs(
     model: Any, found: Architecture, inputs: Sequence[torch.Tensor], num_new: int, start_id: int
 ) -> list[torch.Tensor]:
     """num_new greedy tokens int64 [num_new] after each of `inputs` int64 [L], which go in as one padded batch."""
-    ids, mask = _padded(inputs, left=True)
+    ids, mask = _padded(inputs, left=found.auto != SEQ2SEQ)  # an encoder's learned positions begin on the left
     # Without an end token, or generate would bar it until the last token: ours may well prefer it.
     keys: dict[str, Any] = {"max_new_tokens": num_new, "min_new_tokens": num_new, "eos_token_id": None}
-    if found.auto == "AutoModelForSeq2SeqLM":
+    if found.auto == SEQ2SEQ:
         keys |= {"decoder_start_token_id": start_id} | cache_for(model)
     out = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, num_beams=1, **keys)
     return list(out[:, -num_new:])
@@ -77,11 +81,11 @@ def generate_theirs(
 def cache_for(model: Any) -> dict[str, Any]:
     """Keys for generate() of an encoder-decoder: a cache, where transformers would size one by the encoder's depth.
 
-    That is so for T5 unless its config has a `decoder_layers`, as those we write have (transformers 5.23).
+    That is so for T5 and its kin unless its config has a `decoder_layers`, as those we write have (transformers 5.23).
     """
     from transformers import DynamicCache, EncoderDecoderCache
 
-    if model.config.model_type != "t5" or hasattr(model.config, "decoder_layers"):
+    if not hasattr(model.config, "num_decoder_layers") or hasattr(model.config, "decoder_layers"):
         return {}
     return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 

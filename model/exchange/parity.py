@@ -18,11 +18,12 @@ import torch
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.architectures import SHIPPED, Architecture
-from model.exchange.hf_configs import architecture, auto_map
-from model.exchange.hf_names import one_from_hf, weight_table
+from model.exchange.families.family import Family
+from model.exchange.hf_configs import auto_map
+from model.exchange.hf_names import one_from_hf
 from model.exchange.in_transformers import Documents, run_theirs
 from model.exchange.json_objects import quoted, read_object
-from model.exchange.their_configs import differing_layers, rope_interval
+from model.exchange.their_configs import from_hf_config
 from model.exchange.their_folder import HfFolder, load_tokenizer
 from model.kernels.attention import AttentionPattern
 from model.kernels.on_demand import Read, owners, read_on_demand
@@ -114,6 +115,7 @@ def _texts_of_pieces(ours: sentencepiece.SentencePieceProcessor) -> Iterator[str
 
 def check_export(
     path: Path,
+    family: Family,
     config: ModelConfig,
     vocab_size: int,
     max_positions: int,
@@ -122,16 +124,17 @@ def check_export(
 ) -> None:
     """Compares weights, logits and greedy tokens of the folder with ours, in fp32; RuntimeError if they differ.
 
-    digests are those of the weights handed over, by their name; start_id opens the decoder of an encoder-decoder.
-    Needs memory for one layer, whatever the size of the model.
+    It is written as `family`; digests are those of the weights handed over, by their name; start_id opens the decoder
+    of an encoder-decoder. Needs memory for one layer, whatever the size of the model.
     """
-    folder, found = HfFolder.read(path), architecture(config)
+    folder, found = HfFolder.read(path), family.architecture
     if folder.config.architecture != found or not _has_code(path, found):
         raise RuntimeError(f"{path}: it is not the {found.name} that was exported")
-    window, kinds = differing_layers(folder.config.object, found)
-    theirs = {"sliding_window": window, "layer_types": kinds}
-    theirs["no_rope_layer_interval"] = rope_interval(folder.config.object, found)
-    if _kinds(config.model_copy(update=theirs)) != _kinds(config):
+    try:
+        again = from_hf_config(folder.config).config
+    except Mistake as error:
+        raise RuntimeError(f"{path}: its config is not the one that was exported ({error})") from error
+    if _kinds(again) != _kinds(config):
         raise RuntimeError(f"{path}: its layers are not of the kinds that were exported")
     files = folder.files
     if odd := set(files.places) ^ set(digests):
@@ -139,7 +142,7 @@ def check_export(
     for name, digest in digests.items():
         if files.digest(name) != digest:
             raise RuntimeError(f"{path}: weight {name} on disk is not the one that was exported")
-    table = weight_table(config, vocab_size)
+    table = family.table(config, vocab_size)
 
     def read(name: str) -> torch.Tensor:
         return one_from_hf(files.read, table, name)
@@ -187,6 +190,8 @@ def compare(
     """
     shape = ours.config.shape
     documents = _documents(shape, ours.vocab_size, max_positions, start_id)
+    padding = getattr(folder.config.object, "pad_token_id", None)
+    documents = Documents(*([_without(padding, tokens) for tokens in group] for group in documents))
     num_new = max(0, min(NUM_CHECKED, max_positions - max(map(len, documents.inputs))))
     if folder.files.num_bytes > SMALL_BYTES:
         num_new = min(num_new, NUM_OF_LARGE)
@@ -218,6 +223,11 @@ def _documents(shape: str, vocab_size: int, max_positions: int, start_id: int) -
     if shape == "encdec":
         outputs = [torch.cat((torch.tensor([start_id]), tokens)) for tokens in outputs]
     return Documents(inputs, outputs)
+
+
+def _without(padding: int | None, tokens: torch.Tensor) -> torch.Tensor:
+    """The same with another token in place of padding, by which RoBERTa counts positions."""
+    return tokens if padding is None else torch.where(tokens == padding, max(padding - 1, 0), tokens)
 
 
 def run_ours(model: Transformer, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:

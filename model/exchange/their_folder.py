@@ -18,9 +18,8 @@ from typing import Any, NamedTuple
 import torch
 
 from common.mistakes import Mistake
-from model.exchange.architectures import T5
 from model.exchange.config_keys import IDS_OF_TOKENS, heeded
-from model.exchange.hf_names import WeightTable, weight_table
+from model.exchange.families.layout import Scaled, WeightTable
 from model.exchange.json_objects import quoted, read_object
 from model.exchange.tensor_files import INDEX, SINGLE, TensorReader
 from model.exchange.their_configs import ImportedConfig, TheirConfig, from_hf_config
@@ -32,11 +31,6 @@ TOKENIZER_CLASSES = ("LlamaTokenizer", "T5Tokenizer", "Qwen2Tokenizer", "PreTrai
 FLAGS = {"add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens"}
 FLAGS |= {"clean_up_tokenization_spaces"}
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "mask_token", "cls_token", "sep_token")
-HEAD = "lm_head.weight"
-ALIASES = {HEAD, "encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
-"""Names under which an embedding may be stored again."""
-COMPUTED = ("rotary_emb.inv_freq", "EncDecAttention.relative_attention_bias.weight")
-"""Endings of weights that old files hold and no model reads."""
 
 
 class HfFolder(NamedTuple):
@@ -52,7 +46,8 @@ class HfFolder(NamedTuple):
         file = path / "config.json"
         if not file.is_file():
             raise Mistake(f"{path}: no config.json in it; give a folder of a model in Hugging Face's format")
-        return cls(path, TheirConfig.of(read_object(file), str(file)), TensorReader(path))
+        config = TheirConfig.of(read_object(file), str(file))
+        return cls(path, config, _with_base(TensorReader(path), config.family.base))
 
     @property
     def start_id(self) -> int:
@@ -145,30 +140,52 @@ def load_tokenizer(folder: HfFolder, view: Path) -> Any:
 
 
 def _with_head(imported: ImportedConfig, files: TensorReader) -> ImportedConfig:
-    """The same with a tied head just where transformers would tie it: where no other one is stored.
+    """The same with a tied head just where transformers would tie it: where no other one is stored."""
+    embedding, head = _ends(imported)
+    has_own = head in files.places and files.digest(head) != files.digest(embedding)
+    tied = imported.config.tie_embeddings and not has_own
+    return imported._replace(config=imported.config.model_copy(update={"tie_embeddings": tied}))
 
-    T5's config says by the same key whether what the head reads is scaled; a tied head that is, is none of ours.
-    """
-    embedding = weight_table(imported.config, imported.vocab_size)["embedding.weight"][0].name
-    has_own = HEAD in files.places and files.digest(HEAD) != files.digest(embedding)
-    tied = not imported.scales_head if imported.architecture is T5 else imported.config.tie_embeddings
-    config = imported.config.model_copy(update={"tie_embeddings": tied and not has_own})
-    return imported._replace(config=config)
+
+def _ends(imported: ImportedConfig) -> tuple[str, str]:
+    """Their names of the embedding and of a head of its own."""
+    untied = imported.config.model_copy(update={"tie_embeddings": False})
+    table = imported.family.table(untied, imported.vocab_size)
+    return table["embedding.weight"][0].name, table["head.weight"][0].name
+
+
+HEADS = ("lm_head", "embed_out", "cls", "final_logits_bias")
+"""How names of weights begin that are not the bare model's."""
+
+
+def _with_base(files: TensorReader, base: str) -> TensorReader:
+    """The same files by names that begin with `base`, where those of a bare model do not."""
+    if base and not any(name.startswith(base) for name in files.places):
+        files.places = {
+            name if name.split(".")[0] in HEADS else base + name: place for name, place in files.places.items()
+        }
+    return files
 
 
 def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
     """Which of theirs are which of ours. ValueError when one of either has no counterpart."""
-    table = weight_table(imported.config, imported.vocab_size)
+    family = imported.family
+    table = family.table(imported.config, imported.vocab_size)
     (embedding, *_), head = table["embedding.weight"], table.get("head.weight")
     table["embedding.weight"] = [embedding]
-    if head is not None:
-        scale = imported.config.d_model**0.5 if imported.scales_head else 1.0
-        source = embedding if imported.architecture is T5 and HEAD not in files.places else head[0]
-        table["head.weight"] = [source._replace(scale=scale)]
+    if head is not None and imported.scales_head:
+        source = head[0] if head[0].name in files.places else embedding
+        table["head.weight"] = [source._replace(steps=(Scaled(imported.config.d_model**0.5),))]
     known = {part.name for parts in table.values() for part in parts}
     if missing := known - set(files.places):
         raise Mistake(f"{files.folder}: the weight {min(missing)} is missing ({len(missing)} are in all)")
-    unknown = [name for name in files.places if name not in known | ALIASES and not name.endswith(COMPUTED)]
+    zeros = family.zeros(imported.vocab_size)
+    for name in zeros.keys() & files.places.keys():
+        if files.read(name).any():
+            raise Mistake(f"{files.folder}: the weight {name} has no place here unless all of it is 0")
+    known |= {_ends(imported)[1], *family.aliases, *zeros}
+    others = (name for name in files.places if name not in known)
+    unknown = [name for name in others if not (name.endswith(family.computed) or name.startswith(family.unread))]
     if unknown:
         raise Mistake(f"{files.folder}: the weight {quoted(min(unknown))} has no place here ({len(unknown)} have none)")
     for part in (part for parts in table.values() for part in parts):

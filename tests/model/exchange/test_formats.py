@@ -13,8 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForCondition
 
 from common.mistakes import Mistake
 from launcher.generate import generate
-from model.exchange.architectures import BY_TYPE
 from model.exchange.config_keys import KEYS, ROPE_KEYS
+from model.exchange.families import BY_TYPE
 from model.exchange.importing import import_hf
 from model.exchange.tensor_files import TensorReader
 from model.exchange.their_configs import TheirConfig, from_hf_config
