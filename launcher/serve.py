@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from launcher.console import say
 
 ENGINES = ("auto", "transformers", "vllm")
@@ -25,7 +25,7 @@ def serve(
     Raises ValueError when the folder cannot be served, the address is taken, or a library is missing.
     """
     if engine not in ENGINES:
-        raise Mistake(f"--engine {engine}: no such engine; allowed: {', '.join(ENGINES)}")
+        raise Mistake(f"--engine {cut(engine)}: no such engine; allowed: {', '.join(ENGINES)}")
     if not (folder / "config.json").exists():
         raise Mistake(f"{folder}: no config.json in it; name a folder that 'shardline convert' wrote")
     _end_by_signals()
