@@ -336,6 +336,7 @@ def serve(
     chat: Annotated[
         bool, typer.Option("--chat", help="Answer chats, by the folder's chat template, which runs in a sandbox.")
     ] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Texts written at once, by transformers.")] = 8,
     vllm_python: Annotated[str | None, typer.Option(help="Python whose environment has vLLM; ours if empty.")] = None,
 ) -> None:
     """Serves a converted model by OpenAI's interface: completions, embeddings, gaps; Ctrl-C ends it.
@@ -344,7 +345,8 @@ def serve(
     """
     from launcher.serve import serve as run
 
-    run(folder, host=host, port=port, engine=engine, name=name, chat=chat, vllm_python=vllm_python)
+    how = {"host": host, "port": port, "engine": engine, "name": name, "chat": chat, "batch_size": batch_size}
+    run(folder, **how, vllm_python=vllm_python)  # type: ignore[arg-type]
 
 
 @app.command()

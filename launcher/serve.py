@@ -11,32 +11,38 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, cut
 from launcher.console import say
 
 ENGINES = ("auto", "transformers", "vllm")
 
 
 def serve(
-    folder: Path, *, host: str, port: int, engine: str, name: str | None, chat: bool, vllm_python: str | None
+    folder: Path,
+    *,
+    host: str,
+    port: int,
+    engine: str,
+    name: str | None,
+    chat: bool,
+    batch_size: int,
+    vllm_python: str | None,
 ) -> None:
     """Serves a folder until SIGINT or SIGTERM ends it. Nothing of the folder is run but, with `chat`, its template.
 
     Raises ValueError when the folder cannot be served, the address is taken, or a library is missing.
     """
     if engine not in ENGINES:
-        raise Mistake(f"--engine {engine}: no such engine; allowed: {', '.join(ENGINES)}")
+        raise Mistake(f"--engine {cut(engine)}: no such engine; allowed: {', '.join(ENGINES)}")
     if not (folder / "config.json").exists():
         raise Mistake(f"{folder}: no config.json in it; name a folder that 'shardline convert' wrote")
     _end_by_signals()
     from launcher.serving import vllm
 
     name = name or folder.resolve().name
-    if python := vllm.chosen(engine, folder, vllm_python):
-        if chat:
-            raise Mistake(
-                "--chat: vLLM is given no template of the folder; take --engine transformers, or leave it out"
-            )
+    if chat and engine == "vllm":
+        raise Mistake("--chat: vLLM is given no template of the folder; take --engine transformers, or leave it out")
+    if python := vllm.chosen("transformers" if chat else engine, folder, vllm_python):
         sys.exit(vllm.run(folder, python, host, port, name))
     require_extra()
     from launcher.serving.loaded import load
@@ -45,7 +51,8 @@ def serve(
 
     with open_socket(host, port) as opened:
         loaded = load(folder)
-        with quiet_transformers(), serving(loaded, opened, name, chat=chat) as address:
+        running = serving(loaded, opened, name, chat=chat, batch_size=batch_size)
+        with quiet_transformers(), running as address:
             say(f"serving {folder} ({loaded.architecture.name}) at {address}, to be ended by Ctrl-C; try")
             gap = loaded.tokenizer.mask_token if loaded.kind == "encoder" else ""
             say(f"  {to_try(address, loaded.kind, f'import {gap}')}")

@@ -14,7 +14,7 @@ import uvicorn
 from common.mistakes import Mistake
 from launcher.serving.api import Server, app_of
 from launcher.serving.loaded import Loaded
-from launcher.serving.worker import Worker
+from launcher.serving.worker import MOST_ROWS, Worker
 
 SECONDS_TO_START = 60.0
 
@@ -56,9 +56,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 @contextlib.contextmanager
-def serving(loaded: Loaded, opened: socket.socket, name: str, *, chat: bool = False) -> Iterator[str]:
+def serving(
+    loaded: Loaded, opened: socket.socket, name: str, *, chat: bool = False, batch_size: int = MOST_ROWS
+) -> Iterator[str]:
     """Answers requests for as long as the block lasts, in threads of its own; gives the address."""
-    worker = Worker(loaded)
+    worker = Worker(loaded, batch_size)
     app = app_of(Server(worker, name, chat))
     server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, name="http", daemon=True)

@@ -113,6 +113,11 @@ def test_generating_from_what_is_no_model_is_refused(shardline, tmp_path):
     assert_one_sentence(shardline("generate", tmp_path, "--prompt", "x"), "config.json", "shardline convert")
 
 
+def test_generating_for_no_prompt_and_serving_what_is_no_model_are_refused(shardline, tmp_path):
+    assert_one_sentence(shardline("generate", tmp_path), "--prompt TEXT or --prompts FILE")
+    assert_one_sentence(shardline("serve", tmp_path), "config.json", "shardline convert")
+
+
 def test_an_unknown_target_format_is_refused(shardline, tmp_path):
     assert_one_sentence(shardline("convert", tmp_path, "--to", "onnx", "--out", "x"), "onnx", "hf")
 
@@ -150,6 +155,10 @@ LONG = "x" * 5000
         ("convert", ".", "--out", "x", "--to", LONG),
         ("import", LONG, "--out", "x"),
         ("generate", LONG, "--prompt", "x"),
+        ("generate", ".", "--prompts", LONG),
+        ("serve", LONG),
+        ("serve", ".", "--engine", LONG),
+        ("quickstart", "--shape", LONG),
         ("evaluate", ".", "--task", LONG),
         ("data", "inspect", LONG),
         ("data", "verify", LONG),
@@ -201,6 +210,7 @@ def test_the_schema_is_json_with_every_section(shardline):
         ("convert",),
         ("import",),
         ("generate",),
+        ("serve",),
         ("config", "show"),
         ("config", "schema"),
         ("doctor",),

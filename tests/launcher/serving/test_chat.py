@@ -4,12 +4,14 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import openai
 import pytest
 
 from common.mistakes import Mistake
 from launcher.generate import generate
 from launcher.serving import chat
 from launcher.serving.loaded import load
+from launcher.serving.running import open_socket, serving
 
 TEMPLATE = """{%- set ns = namespace(n=0) %}{{ bos_token }}{% for message in messages %}
   {%- if message['role'] not in ['user', 'system', 'assistant'] %}{{ raise_exception('no such role') }}{% endif %}
@@ -38,6 +40,23 @@ def test_prompts_are_those_that_transformers_makes(folder):
     assert chat.rendered(folder, tokenizer, CHATS) == expected
     (answer,) = generate(folder, ["hello"], chat=True, max_new_tokens=3, temperature=0)
     assert answer and "hello" not in answer
+
+
+def test_chats_are_answered_over_http_streamed_or_not(folder):
+    (folder / "chat_template.jinja").write_text(TEMPLATE)
+    (expected,) = generate(folder, ["hello"], chat=True, max_new_tokens=8, temperature=0)
+    with serving(load(folder), open_socket("127.0.0.1", 0), "chatty", chat=True) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        parts = [{"type": "text", "text": "hel"}, {"type": "text", "text": "lo"}]
+        for content in ("hello", parts):
+            how = {"model": "chatty", "temperature": 0, "messages": [{"role": "user", "content": content}]}
+            made = client.chat.completions.create(max_tokens=8, **how)
+            assert (made.choices[0].message.role, made.choices[0].message.content) == ("assistant", expected)
+        chunks = list(client.chat.completions.create(max_completion_tokens=8, stream=True, **how))
+        assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected
+        assert chunks[-1].choices[0].finish_reason == made.choices[0].finish_reason
+        with pytest.raises(openai.BadRequestError, match="no such role"):
+            client.chat.completions.create(model="chatty", messages=[{"role": "nobody", "content": "x"}])
 
 
 def test_a_template_may_stand_in_the_settings_of_the_tokenizer_with_others_beside_it(folder):

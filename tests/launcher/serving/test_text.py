@@ -1,7 +1,7 @@
 """Text of tokens that come one by one; here a token is a byte, so most letters come in parts."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.serving.text import TextSoFar
@@ -22,7 +22,8 @@ def handed_out(text: TextSoFar, ids) -> list[str]:
     return [*pieces, text.take(finished=True)]
 
 
-@given(st.binary(max_size=40), st.text(max_size=10))
+@settings(max_examples=25)
+@given(st.binary(max_size=20), st.text(max_size=10))
 def test_pieces_add_up_to_the_text_of_all_tokens(ids, prompt):
     text = TextSoFar(decode, list(prompt.encode()), ())
     assert "".join(handed_out(text, ids)) == text.text == decode(ids)

@@ -106,7 +106,7 @@ def test_probabilities_are_those_of_the_models_logits(models):
 
 @pytest.mark.parametrize(
     ("prompt", "said"),
-    [([], "it has no tokens"), ([4] * 128, "it has 128 tokens, and the longest text"), ([10**6], "is no token of a")],
+    [([], "it has no tokens"), ([4] * 128, "it has 128 tokens, and the longest text"), ([-1], "-1 is no token of a")],
 )
 def test_prompts_that_the_model_cannot_read_are_refused(models, prompt, said):
     with pytest.raises(Mistake, match=f"prompt: {said}"):
