@@ -83,7 +83,7 @@ def suite(name: str) -> list[str]:
 
 
 def record(results: Results, *, limit: int | None = None) -> None:
-    """Keeps the results of lm-eval's tasks in the folder of a run; a folder in Hugging Face's format is left as it is."""
+    """Keeps the results of lm-eval's tasks in the folder of a run; an exported folder is left as it is."""
     if results.step is None or not results.tasks:
         return
     from torch.utils.tensorboard import SummaryWriter

@@ -96,11 +96,12 @@ def _paired(model: TextModel, context: str, continuation: str) -> Asked:
 
     Blanks at the end of a context go to the continuation, for pieces begin with them (as lm-eval does it).
     """
-    if model.shape == "encdec":
-        return _begun(model, Asked(*(model.encode(text).astype(np.int64) for text in (context, continuation))))
     stripped = context.rstrip()
+    continuation = context[len(stripped) :] + continuation
     query = model.encode(stripped).astype(np.int64)
-    whole = model.encode(stripped + context[len(stripped) :] + continuation).astype(np.int64)
+    if model.shape == "encdec":
+        return Asked(query, model.encode(continuation).astype(np.int64))
+    whole = model.encode(stripped + continuation).astype(np.int64)
     return _begun(model, Asked(query, whole[len(query) :]))
 
 

@@ -1,6 +1,7 @@
 """Multiple choice as examples of an objective: which of some texts goes best after, or into, another.
 
-    Question -> Asked, a query and a choice as ids -> one example in the form the model was trained on (masked_lm: several)
+    Question -> Asked: a query and a choice as ids
+             -> one example in the form the model was trained on (masked_lm: several)
 
 The choice whose tokens the model finds likeliest is its answer; nothing is generated. Texts are taken as they are:
 where a blank belongs between query and choice, the choice begins with it.

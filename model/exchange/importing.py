@@ -47,7 +47,8 @@ def import_hf(
 ) -> ImportedConfig:
     """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; of a causal one as another `shape`.
 
-    Returns what the folder's config says. `load_imported` reads the weights. The files of a tokenizer are copied to out/tokenizer. Replaces an earlier import.
+    Returns what the folder's config says. `load_imported` reads the weights. The files of a tokenizer are copied to
+    out/tokenizer. Replaces an earlier import.
     Raises ValueError when the folder is of another architecture than those of hf_configs, has a key or a weight
     that has no place in ours or in that shape, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.

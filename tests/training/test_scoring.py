@@ -6,17 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.config import ObjectiveConfig
 from data_pipeline.questions import Question
-from data_pipeline.reading.ranking import Manner
-from data_pipeline.vocabulary import Vocabulary
 from model.config import ModelConfig
-from model.kernels.attention import AttentionPattern
-from model.network.transformer import EncoderInput, Transformer
 from tests.training.letters import BOS, OBJECTIVES, by_hand, model_of
 from training import text_model
 from training.scoring import log_likelihoods, score_questions
-from training.text_model import TextModel, execution
+from training.text_model import execution
 
 QUESTIONS = [
     Question("the sun", (" is", " was hot"), 0),
