@@ -1,10 +1,10 @@
 """Does a dataset come out the same on one Ray node, on two, and on two of which one is lost in the middle?
 
-    python -m benchmarks.data_nodes [--megabytes N] [--check]
+    python -m benchmarks.data_nodes [--megabytes N]
 
     a corpus with near copies planted in it -> built on one node of this machine's own
                                             -> on a cluster of two nodes
-                                            -> again on two, one of which is killed in a pass: once for each pass of LOST
+                                            -> on two, of which one is killed in a pass: for each pass of LOST
 
 The nodes are Ray's own, each a raylet with one CPU and processes of its own, on this machine; they share its files, as
 nodes share a file system. Killing one is SIGKILL to its raylet, at which its workers go. Exit status 1 when a byte of
@@ -91,7 +91,6 @@ def main() -> int:
     """Builds all of them and compares."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=12, help="size of the corpus")
-    parser.add_argument("--check", action="store_true", help="no more than is done anyway; for make bench")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         home = Path(name)
