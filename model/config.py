@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError, model_validator
 
 from common.mistakes import Mistake
 from common.section import Section
@@ -29,6 +29,14 @@ GATES = {"swiglu": "silu", "geglu": "gelu_tanh", "geglu_exact": "gelu"}
 def _spelled(value: Any) -> Any:
     """Configs of old say true or false."""
     return {True: "full", False: "none"}[value] if isinstance(value, bool) else value
+
+
+def _flag_or_word(value: Any) -> Any:
+    """A flag in any of its spellings, or what it is."""
+    try:
+        return TypeAdapter(bool).validate_python(value)
+    except ValidationError:
+        return value
 
 
 class RopeScaling(Section):
@@ -87,7 +95,7 @@ class ModelConfig(Section):
     x + norm(f(x)) (OLMo 2)."""
     norm_eps: float = Field(default=1e-5, gt=0, le=1)
     """Added to the mean square or the variance inside norms."""
-    qk_norm: bool | Literal["all_heads"] = False
+    qk_norm: Annotated[Literal[False, True, "all_heads"], BeforeValidator(_flag_or_word)] = False
     """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442); `all_heads` takes the
     mean square over all of them together (OLMo 2)."""
     attention_gate: bool = False

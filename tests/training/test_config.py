@@ -65,7 +65,7 @@ from training.config import RunConfig, _types_in
             "training.multi_token_weight: it weighs the loss of model.multi_token",
         ),
         ({"model": {"sliding_rope_theta": 1e4}}, "sliding_rope_theta: it is of rope in layers that slide"),
-        ({"model": {"qk_norm": "heads"}}, "qk_norm"),
+        ({"model": {"qk_norm": "heads"}}, "Input should be False, True or 'all_heads'"),
         (
             {"model": {"qk_norm": "all_heads"}, "parallel": {"tensor": 2}},
             "model.qk_norm: all_heads takes a mean over heads that parallel.tensor 2 ranks would share",

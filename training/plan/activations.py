@@ -81,7 +81,7 @@ def activations(
     ends = sum(size.ends(stack.tokens) for stack in stacks) + size.between(read)  # what cross-attention reads
     columns = vocab_size // parallel.tensor
     states, matrix, logits, turned = size.loss(tokens, columns, rows.targets)
-    ends += (1 + depths) * (states + matrix + size.head_transform(tokens)) + (size.depths(tokens) if depths else 0)
+    ends += (1 + depths) * (states + matrix) + size.head_transform(tokens) + (size.depths(tokens) if depths else 0)
     on_the_way = max(size.on_the_way(stack.tokens) for stack in stacks)
     return Activations(blocks, ends, recomputed, logits, matrix, turned, on_the_way)
 
@@ -198,8 +198,11 @@ class _Sizes:
         model = self.model
         if not model.head_transform:
             return 0
+        times = 1 + model.multi_token_depths
+        # the next depth's norm keeps the same states, where neither makes a copy of its own
+        inputs = 1 if self.tensor == 1 and self.kernels.normed == self.width else times
         before = 0 if model.plain_activation == "relu" else self.between(tokens)
-        return tokens * model.d_model * self.width // self.tensor + before + self.norm(tokens)
+        return inputs * tokens * model.d_model * self.width // self.tensor + times * (before + self.norm(tokens))
 
     def rotations(self, tokens: int) -> int:
         """Cosines and sines of every token, and those of layers that slide where they have their own."""

@@ -84,7 +84,7 @@ VARIANTS = {
     "prefix": {"shape": "prefix", "positions": "t5_bias", "qk_norm": True},
     "encoder": {"shape": "encoder", "positions": "learned", "norm": "layernorm", "bias": True, "activation": "gelu"},
     "parallel": {"positions": "alibi", "parallel_block": True, "activation": "gelu_tanh", "embedding_norm": True},
-    "post": {"norm_placement": "post", "norm": "layernorm", "bias": True, "shape": "encdec"}
+    "post": {"norm_placement": "post", "norm": "layernorm", "bias": True, "shape": "encoder"}
     | {"head_transform": True, "head_bias": True, "segment_embeddings": 2},
     "sandwich": {"norm_placement": "sandwich", "shape": "prefix", "multi_token_depths": 1}
     | {"logit_softcap": 3.0, "embedding_scale": 4.0, "tie_embeddings": True},

@@ -27,7 +27,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sandwich": {"norm_placement": "sandwich"},
     "output": {"norm_placement": "output", "qk_norm": "all_heads"},
     "windows with another rope, less one": {
-        "sliding_window": 64,
+        "sliding_window": 512,
         "layer_types": ["sliding_attention", "full_attention"],
     }
     | {"sliding_rope_theta": 100.0, "norm": "rmsnorm_1p", "qk_norm": True},
