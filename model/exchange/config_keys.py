@@ -117,7 +117,7 @@ KEYS = {
     "encoder_ffn_dim": WIDTH,
     "decoder_ffn_dim": WIDTH,
     "type_vocab_size": WIDTH,
-    "query_pre_attn_scalar": _number(1e-6, 2**24),
+    "query_pre_attn_scalar": WIDTH,
     "layer_norm_eps": SMALL,
     "init_std": STD,
     "logit_scale": _number(1e-12, 1e6),
