@@ -78,7 +78,7 @@ HEADER = ("presets", "class", "logits differ by", "50 greedy tokens", "saved, lo
 def tiny(name: str) -> ModelConfig:
     """The blocks of a preset in a size that computes at once, with fewer key heads where it has fewer."""
     preset = models.load(name).model
-    optional: dict[str, Any] = {"num_encoder_layers": 1, "head_dim": 8, "max_positions": LENGTH}
+    optional: dict[str, Any] = {"num_encoder_layers": 1, "head_dim": 16, "max_positions": LENGTH}
     optional["num_kv_heads"] = 4 if preset.kv_heads == preset.num_heads else min(preset.kv_heads, 2)
     optional["logit_scale"] = 32**-0.5
     neutral = {"logit_scale": 1.0}
@@ -161,7 +161,7 @@ def kinds() -> list[tuple[str, ModelConfig]]:
     found: dict[str, tuple[list[str], ModelConfig]] = {}
     for name in models.names():
         config = tiny(name)
-        found.setdefault(config.model_dump_json(exclude={"rope_theta"}), ([], config))[0].append(name)
+        found.setdefault(config.model_dump_json(exclude={"rope_theta", "norm_eps"}), ([], config))[0].append(name)
     return [(_together(names), config) for names, config in found.values()]
 
 
