@@ -117,7 +117,7 @@ KEYS = {
     "encoder_ffn_dim": WIDTH,
     "decoder_ffn_dim": WIDTH,
     "type_vocab_size": WIDTH,
-    "query_pre_attn_scalar": _number(1e-6, 2**24),
+    "query_pre_attn_scalar": WIDTH,
     "layer_norm_eps": SMALL,
     "init_std": STD,
     "logit_scale": _number(1e-12, 1e6),
@@ -157,7 +157,7 @@ ROPE_KEYS = {
 NESTED_ROPE_KEYS = ROPE_KEYS | dict.fromkeys(OF_KINDS, OBJECT)
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
 NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
-NULLABLE |= {"n_inner", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
+NULLABLE |= {"n_inner", "n_embed", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
 NULLABLE |= {"final_logit_softcapping", "attn_logit_softcapping", *OF_KINDS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")

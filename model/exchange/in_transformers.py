@@ -45,13 +45,14 @@ def _run(
     by_name = {name: stored.get(id(weight), name) for name, weight in model.named_parameters()}
     read_on_demand(model, layers_and_owners(model), lambda name: files.read(by_name[name]))
     with torch.no_grad():
-        logits = _their_logits(model, folder.config.family, documents)
+        logits = run_model(model, folder.config.family, documents)
         if not num_new or found.fills_masks:
             return logits, []
         return logits, generate_theirs(model, found, documents.inputs, num_new, start_id)
 
 
-def _their_logits(model: Any, family: Family, documents: Documents) -> list[torch.Tensor]:
+def run_model(model: Any, family: Family, documents: Documents) -> list[torch.Tensor]:
+    """Logits of each document as `parity.run_ours` gives them."""
     if family.shape == "encdec":
         ids, mask = _padded(documents.inputs, left=False)
         decoder_ids, decoder_mask = _padded(documents.outputs, left=False)

@@ -24,7 +24,8 @@ from model.exchange.json_objects import parse_object, quoted, read_object
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16", torch.float64: "F64"}
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+_BY_NAME = {name: dtype for dtype, name in DTYPES.items()} | {"BOOL": torch.bool, "U8": torch.uint8, "I64": torch.int64}
+"""Those of weights, and those of masks and counters that old files hold beside them."""
 MOST_HEADER = 100 * 2**20
 """Bytes of the largest header that the safetensors library reads."""
 MOST_DIMS = 8

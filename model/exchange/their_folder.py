@@ -47,7 +47,7 @@ class HfFolder(NamedTuple):
         if not file.is_file():
             raise Mistake(f"{path}: no config.json in it; give a folder of a model in Hugging Face's format")
         config = TheirConfig.of(read_object(file), str(file))
-        return cls(path, config, _with_base(TensorReader(path), config.family.base))
+        return cls(path, config, _by_new_names(TensorReader(path), config.family.base))
 
     @property
     def start_id(self) -> int:
@@ -119,8 +119,8 @@ def load_model(folder: HfFolder, view: Path, dtype: torch.dtype | str) -> Any:
         output_loading_info=True,
     )
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if facts[fault]:
-            names = sorted(map(str, facts[fault]))
+        names = sorted(name for name in map(str, facts[fault]) if not folder.config.family.leaves(name))
+        if names:
             raise RuntimeError(f"{folder.path}: {fault.replace('_', ' ')} in {found.name}: {names}")
     return model.eval()
 
@@ -158,13 +158,21 @@ HEADS = ("lm_head", "embed_out", "cls", "final_logits_bias")
 """How names of weights begin that are not the bare model's."""
 
 
-def _with_base(files: TensorReader, base: str) -> TensorReader:
-    """The same files by names that begin with `base`, where those of a bare model do not."""
-    if base and not any(name.startswith(base) for name in files.places):
-        files.places = {
-            name if name.split(".")[0] in HEADS else base + name: place for name, place in files.places.items()
-        }
+OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
+"""Of names that the first BERTs have, and what transformers reads them as."""
+
+
+def _by_new_names(files: TensorReader, base: str) -> TensorReader:
+    """The same files by the names that weights have today; `base` begins those that a bare model's file has without."""
+    is_bare = not any(name.startswith(base) for name in files.places)
+    files.places = {_new_name(name, base if is_bare else ""): place for name, place in files.places.items()}
     return files
+
+
+def _new_name(name: str, base: str) -> str:
+    for old, new in OLD_ENDINGS:
+        name = name.removesuffix(old) + new if name.endswith(old) else name
+    return name if name.split(".")[0] in HEADS else base + name
 
 
 def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
@@ -184,11 +192,13 @@ def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
         if files.read(name).any():
             raise Mistake(f"{files.folder}: the weight {name} has no place here unless all of it is 0")
     known |= {_ends(imported)[1], *family.aliases, *zeros}
-    others = (name for name in files.places if name not in known)
-    unknown = [name for name in others if not (name.endswith(family.computed) or name.startswith(family.unread))]
+    unknown = [name for name in files.places if name not in known and not family.leaves(name)]
     if unknown:
         raise Mistake(f"{files.folder}: the weight {quoted(min(unknown))} has no place here ({len(unknown)} have none)")
     for part in (part for parts in table.values() for part in parts):
-        if (shape := files.places[part.name].shape) != part.shape:
+        _, _, shape, dtype = files.places[part.name]
+        if shape != part.shape:
             raise Mistake(f"{part.name}: the weight is {list(shape)}, the config makes it {list(part.shape)}")
+        if not dtype.is_floating_point:
+            raise Mistake(f"{part.name}: the weight is stored as {dtype}; only floating-point numbers are read")
     return table

@@ -65,6 +65,10 @@ class Family(ABC):
         """Whether it computes the same with this id of padding."""
         return True
 
+    def leaves(self, name: str) -> bool:
+        """Whether a weight of a file is left alone: others' heads, and what follows from the config."""
+        return name.endswith(self.computed) or (bool(self.unread) and name.startswith(self.unread))
+
     def longest(self, theirs: Any) -> int | None:
         """Tokens of the longest text it was made for, None where its config does not say."""
         return getattr(theirs, "max_position_embeddings", None)

@@ -34,6 +34,10 @@ def _parameters(config: ModelConfig) -> dict[str, Any]:
 
 def rope_of(parameters: dict[str, Any], partial: bool = False) -> dict[str, Any]:
     """Our keys from rope_parameters; `partial` is whether the class may rotate a part of each head."""
+    if "rope_theta" not in parameters:
+        raise Mistake(
+            "config.json: rope_parameters gives no rope_theta, which is needed; kinds of layers have none here"
+        )
     share = parameters.get("partial_rotary_factor", 1.0)
     if share != 1.0 and not partial:
         raise Mistake("config.json: partial_rotary_factor other than 1 has no place here for this class")

@@ -15,6 +15,7 @@ from launcher.serving.running import open_socket, serving
 from model.config import ModelConfig
 from model.exchange.importing import import_hf
 from tests.model.exchange.exports import BASE, VOCAB, export, randomised
+from tests.model.exchange.families import config_of
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def in_auto_map(key):
     def plant(folder, code):
         (folder / "evil.py").write_text(code)
         facts = json.loads((folder / "config.json").read_text())
-        change(folder / "config.json", auto_map=facts["auto_map"] | {key: "evil.X"})
+        change(folder / "config.json", auto_map=facts.get("auto_map", {}) | {key: "evil.X"})
 
     return plant
 
@@ -143,6 +144,22 @@ def test_nothing_of_a_folder_runs_where_it_is_served_and_a_chat_gets_a_sentence(
         with pytest.raises(openai.BadRequestError, match=r"its chat template does not work \(SecurityError"):
             client.chat.completions.create(messages=[{"role": "user", "content": "x"}], **how)
     assert [answer] == generate(exported[shape], ["import os"], max_new_tokens=4, temperature=0)
+    assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
+
+
+def test_a_class_of_transformers_own_runs_nothing_of_its_folder_either(tmp_path, tokenizer_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = randomised(config_of("GPT2LMHeadModel"))
+    folder, how = (
+        export(model, tmp_path / "theirs", tokenizer_model),
+        {"max_new_tokens": 4, "temperature": 0.0, "seed": 0},
+    )
+    before = generate(folder, ["import os"], **how)
+    for name, plant in PLANTED.items():
+        if name != "shipped file":
+            plant(folder, f"open({str(tmp_path / 'PWNED')!r}, 'w')\n")
+    assert generate(folder, ["import os"], **how) == before
+    import_hf(folder, tmp_path / "ours")
     assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
 
 

@@ -7,11 +7,11 @@ import torch
 import transformers
 import yaml
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange import their_folder
+from model.exchange.families import BY_TYPE
 from model.exchange.importing import import_hf, imported_config, load_imported
 from model.exchange.in_transformers import cache_for
 from model.exchange.parity import run_ours
@@ -28,6 +28,11 @@ LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 5e5}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 SMOLLM3 = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 SMOLLM3 |= {"no_rope_layers": [1, 1], "attention_bias": True, "mlp_bias": True, "pad_token_id": 3}
+BART = {"d_model": 48, "encoder_layers": 1, "decoder_layers": 2, "scale_embedding": True}
+BART |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
+BART |= {
+    f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in {"ffn_dim": 40, "attention_heads": 6}.items()
+}
 THEIRS = {
     "llama": ("Llama", SIZE),
     "llama tied": ("Llama", SIZE | {"tie_word_embeddings": True, "head_dim": 14, "rms_norm_eps": 1e-6}),
@@ -48,8 +53,30 @@ THEIRS = {
     "t5 deeper decoder": ("T5", T5_SIZE | {"num_layers": 1, "num_decoder_layers": 3, "tie_word_embeddings": False}),
     "t5 deeper encoder": ("T5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "tie_word_embeddings": False}),
     "t5 of the first kind": ("T5", T5_SIZE | {"num_layers": 2}),
+    "mt5": ("MT5", T5_SIZE | {"num_layers": 1, "tie_word_embeddings": False}),
+    "gpt2 without a head": ("GPT2", SIZE | {"activation_function": "gelu_new"}),
+    "opt": ("OPT", SIZE | {"ffn_dim": 40}),
+    "bloom": ("Bloom", SIZE),
+    "gpt_neox": ("GPTNeoX", SIZE | {"hidden_act": "gelu_new"}),
+    "gpt_neox, parts in turn": ("GPTNeoX", SIZE | {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "phi": ("Phi", SIZE),
+    "phi3": ("Phi3", SIZE | {"partial_rotary_factor": 0.5, "pad_token_id": 3}),
+    "cohere": ("Cohere", SIZE | {"num_key_value_heads": 1}),
+    "arcee": ("Arcee", SIZE | {"hidden_act": "relu"}),
+    "olmo2": ("Olmo2", SIZE | {"rms_norm_eps": 1e-6}),
+    "gemma": ("Gemma", SIZE | {"head_dim": 10}),
+    "gemma3, every third sees all": (
+        "Gemma3Text",
+        SIZE
+        | {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 6, "sliding_window_pattern": 3}
+        | {"num_hidden_layers": 3, "final_logit_softcapping": 3.0},
+    ),
+    "bert": ("Bert", SIZE),
+    "roberta": ("Roberta", SIZE | {"layer_norm_eps": 1e-5}),
+    "bart": ("Bart", SIZE | BART),
 }
-ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration"}
+ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration", "MT5": "ForConditionalGeneration"}
+ENDINGS |= {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "Roberta": "ForMaskedLM", "Bart": "ForConditionalGeneration"}
 
 
 pytestmark = pytest.mark.usefixtures("shipped_code")
@@ -60,12 +87,14 @@ def save_theirs(case, folder, dtype=torch.float32):
     name, keys = THEIRS[case]
     torch.manual_seed(0)
     config = getattr(transformers, f"{name}Config")(**{"num_layers": 2} | keys if name == "T5" else keys)
-    model = getattr(transformers, name + ENDINGS.get(name, "ForCausalLM"))(config)
+    model = getattr(transformers, name.removesuffix("Text") + ENDINGS.get(name, "ForCausalLM"))(config)
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.data.uniform_(0.5, 1.5)
     model.to(dtype).save_pretrained(folder)
-    if keys.get("tie_word_embeddings") is False and name == "T5":
+    if case == "gpt2 without a head":
+        model.transformer.save_pretrained(folder)
+    if keys.get("tie_word_embeddings") is False and name in ("T5", "MT5"):
         weights = load_file(folder / "model.safetensors")
         weights["lm_head.weight"] = torch.randn_like(weights["shared.weight"])
         save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
@@ -75,9 +104,8 @@ def save_theirs(case, folder, dtype=torch.float32):
 
 
 def load_theirs(folder, auto=None):
-    auto = auto or {"eurobert": AutoModelForMaskedLM, "t5": AutoModelForSeq2SeqLM}.get(
-        json.loads((folder / "config.json").read_text())["model_type"], AutoModelForCausalLM
-    )
+    kind = json.loads((folder / "config.json").read_text())["model_type"]
+    auto = auto or getattr(transformers, BY_TYPE[kind].architecture.auto)
     return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=True, dtype=torch.float32).eval()
 
 
@@ -176,7 +204,10 @@ def test_the_model_section_of_a_run_is_written_beside_the_weights(tmp_path):
 
 
 REFUSED = {
-    "type": ({"model_type": "gpt2"}, r"config\.json: model_type gpt2 is none that is read here; allowed are llama"),
+    "type": (
+        {"model_type": "mamba"},
+        r"config\.json: model_type mamba is none that is read here; allowed are qwen3, mistral, llama",
+    ),
     "activation": ({"hidden_act": "relu"}, r"hidden_act relu has no place here; allowed are silu"),
     "some biases": ({"attention_bias": True}, r"attention_bias true with mlp_bias false has no place"),
     "rope": (

@@ -1,0 +1,70 @@
+"""A small model of ours for every class that it can be written as."""
+
+from typing import Any
+
+from model.config import ModelConfig
+
+VOCAB = 600
+SIZE: dict[str, Any] = {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_ff": 48, "init_std": 0.15}
+GROUPED = SIZE | {"num_kv_heads": 2}
+TIED = {"tie_embeddings": True}
+CLASSIC = SIZE | {"norm": "layernorm", "bias": True, "activation": "gelu_tanh"}
+LEARNED = {"positions": "learned", "max_positions": 128}
+POST = CLASSIC | LEARNED | {"norm_placement": "post", "embedding_norm": True, "activation": "gelu"}
+MASKED = {"shape": "encoder", "head_transform": True, "head_bias": True}
+GEMMA = GROUPED | TIED | {"norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": 32**0.5, "head_dim": 12}
+T5 = SIZE | {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16}
+BART = POST | {"shape": "encdec", "position_offset": 2, "num_encoder_layers": 1}
+CASES: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": GROUPED,
+    "LlamaForCausalLM, tied": GROUPED | TIED | {"activation": "geglu_exact", "head_dim": 12, "bias": True},
+    "Qwen3ForCausalLM": GROUPED | {"qk_norm": True},
+    "MistralForCausalLM": GROUPED | {"sliding_window": 8},
+    "SmolLM3ForCausalLM": GROUPED | {"no_rope_layer_interval": 2},
+    "SeedOssForCausalLM": GROUPED | {"qkv_bias": True},
+    "ArceeForCausalLM": GROUPED | {"activation": "gelu_tanh", "bias": True},
+    "ArceeForCausalLM, tied": GROUPED | TIED | {"activation": "relu", "head_dim": 12},
+    "Phi3ForCausalLM": GROUPED | {"rope_fraction": 0.5},
+    "Phi3ForCausalLM, tied": GROUPED | TIED | {"rope_fraction": 0.75, "head_dim": 16, "sliding_window": 8},
+    "Olmo2ForCausalLM": GROUPED | {"norm_placement": "output", "qk_norm": "all_heads"},
+    "Olmo2ForCausalLM, tied": GROUPED | TIED | {"norm_placement": "output", "qk_norm": "all_heads", "head_dim": 12},
+    "GemmaForCausalLM": GEMMA,
+    "GemmaForCausalLM, untied": GEMMA | {"tie_embeddings": False, "num_kv_heads": 1},
+    "Gemma3ForCausalLM": GEMMA
+    | {"norm_placement": "sandwich", "qk_norm": True, "sliding_window": 8, "sliding_rope_theta": 500.0}
+    | {"layer_types": ["sliding_attention", "full_attention"], "rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "Gemma3ForCausalLM, capped": GEMMA | {"norm_placement": "sandwich", "qk_norm": True, "logit_softcap": 5.0},
+    "GPT2LMHeadModel": CLASSIC | LEARNED,
+    "GPT2LMHeadModel, tied": CLASSIC | LEARNED | TIED,
+    "OPTForCausalLM": CLASSIC | LEARNED | {"activation": "relu", "position_offset": 2},
+    "OPTForCausalLM, tied": CLASSIC | LEARNED | TIED | {"activation": "relu", "position_offset": 2},
+    "BloomForCausalLM": CLASSIC | {"positions": "alibi", "embedding_norm": True, "d_ff": 128},
+    "BloomForCausalLM, six heads": CLASSIC
+    | TIED
+    | {"positions": "alibi", "embedding_norm": True, "d_model": 24, "num_heads": 6, "d_ff": 96},
+    "GPTNeoXForCausalLM": CLASSIC | {"parallel_block": True, "parallel_norms": 2, "rope_fraction": 0.25},
+    "GPTNeoXForCausalLM, in turn": CLASSIC | TIED | {"activation": "gelu"},
+    "PhiForCausalLM": CLASSIC | {"parallel_block": True, "head_bias": True, "rope_fraction": 0.5, "num_kv_heads": 2},
+    "PhiForCausalLM, tied": CLASSIC | TIED | {"parallel_block": True, "head_bias": True, "head_dim": 12},
+    "CohereForCausalLM": GROUPED | {"norm": "layernorm", "parallel_block": True, "head_dim": 12},
+    "CohereForCausalLM, one key head": GROUPED
+    | TIED
+    | {"norm": "layernorm", "parallel_block": True, "num_kv_heads": 1, "logit_scale": 32**-0.5},
+    "PrefixLlamaForCausalLM": GROUPED | {"shape": "prefix"},
+    "EuroBertForMaskedLM": GROUPED | TIED | {"shape": "encoder"},
+    "BertForMaskedLM": POST | MASKED | TIED | {"segment_embeddings": 2},
+    "BertForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 2, "norm_eps": 1e-12},
+    "RobertaForMaskedLM": POST | MASKED | TIED | {"segment_embeddings": 1, "position_offset": 4},
+    "RobertaForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 1, "position_offset": 4},
+    "T5ForConditionalGeneration": T5,
+    "T5ForConditionalGeneration, tied": T5 | TIED | {"activation": "relu"},
+    "BartForConditionalGeneration": BART | TIED,
+    "BartForConditionalGeneration, untied": BART | {"embedding_scale": 32**0.5, "num_layers": 1},
+    "EncDecRopeForConditionalGeneration": GROUPED | {"shape": "encdec", "num_encoder_layers": 1},
+}
+"""By the class, and how it differs from others of the class."""
+
+
+def config_of(case: str) -> ModelConfig:
+    """The config of a case."""
+    return ModelConfig(**CASES[case])
