@@ -208,6 +208,9 @@ def convert(
             help="Without: the sentencepiece model as it is, where it has no exact form in Hugging Face's format.",
         ),
     ] = True,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Licence for the model card, as the Hub writes it: apache-2.0.")
+    ] = None,
 ) -> None:
     """Writes the newest checkpoint as a servable Hugging Face folder, checked before it is published.
 
@@ -219,7 +222,12 @@ def convert(
         raise Mistake(f"--to {cut(to)}: not a format that can be written; allowed: hf")
     with StageProgress("converting") as progress:
         made = stages.convert(
-            run, out, progress, special_tokens_in_text=special_tokens_in_text, with_tokenizer=with_tokenizer
+            run,
+            out,
+            progress,
+            special_tokens_in_text=special_tokens_in_text,
+            with_tokenizer=with_tokenizer,
+            license_name=license_name,
         )
     for line in views.passed_over(made.checkpoint):
         say(f"  {line}")
