@@ -215,6 +215,9 @@ def convert(
             "gguf none.",
         ),
     ] = True,
+    license_name: Annotated[
+        str | None, typer.Option("--license", help="Licence for the model card, as the Hub writes it: apache-2.0.")
+    ] = None,
 ) -> None:
     """Writes the newest checkpoint as a servable Hugging Face folder or GGUF file, checked before it is published.
 
@@ -231,7 +234,12 @@ def convert(
         raise Mistake(f"--dtype {cut(dtype)}: a folder of Hugging Face's is written as f32; leave it out")
     with StageProgress("converting") as progress:
         made = stages.convert(
-            run, out, progress, special_tokens_in_text=special_tokens_in_text, with_tokenizer=with_tokenizer
+            run,
+            out,
+            progress,
+            special_tokens_in_text=special_tokens_in_text,
+            with_tokenizer=with_tokenizer,
+            license_name=license_name,
         )
     for line in views.passed_over(made.checkpoint):
         say(f"  {line}")

@@ -14,7 +14,14 @@ from data_pipeline.tokenizing.hugging_face import NAME
 from data_pipeline.tokenizing.sentence_pieces import SentencePieceTokenizer
 from launcher.console import StageProgress
 from launcher.run_folder import existing
-from launcher.stages import NewestCheckpoint, export_spec, held_out_texts, newest_checkpoint, tokenizer_of
+from launcher.stages import (
+    NewestCheckpoint,
+    checkpoint_of,
+    export_spec,
+    held_out_texts,
+    newest_checkpoint,
+    tokenizer_of,
+)
 from model.exchange.gguf.check import Texts
 from model.exchange.gguf.convert import GgufSpec, export_gguf, gguf_exported_from, require_gguf
 from model.exchange.gguf.metadata import how_to_serve
@@ -61,7 +68,7 @@ def convert_to_gguf(
         if gguf_exported_from(out) == source:
             return ConvertedToGguf(out, newest, "", True, tuple(notes))
         texts = held_out_texts(config, tokenizer) if with_tokenizer else []
-        export = export_spec(config, newest.folder, tokenizer, texts, source, None)
+        export = export_spec(checkpoint_of(run_dir, config, newest.folder), tokenizer, texts, source, None)
         spec = GgufSpec(
             export,
             vocabulary_of(tokenizer) if with_tokenizer else Vocabulary("none"),

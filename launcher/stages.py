@@ -15,11 +15,12 @@ from training.config import RunConfig
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer
+    from launcher.model_card import Checkpoint
     from model.exchange.convert import ExportSpec
     from model.exchange.parity import HandedOn
 
 NUM_SAMPLE_TEXTS, SAMPLE_TOKENS = 50, 512
-EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True}
+EXPORTED_AS = {"special_tokens_in_text": None, "with_tokenizer": True, "license": None}
 """How a run is exported unless something else is asked for."""
 CONTINUES = ("next_token", "prefix_lm")
 """Objectives whose inputs are the beginning of a text and no more; those of others have special tokens in them."""
@@ -161,32 +162,39 @@ def convert(
     *,
     special_tokens_in_text: bool | None = None,
     with_tokenizer: bool = True,
+    license_name: str | None = None,
 ) -> Converted:
     """Writes the newest sound checkpoint of a run as a Hugging Face folder that has been checked against our own model.
 
     special_tokens_in_text: whether names such as </s> in a text are to mean the special tokens in plain calls of the
     folder's tokenizer; None means that they do where the objective hides tokens. Without a tokenizer the sentencepiece
-    model lies in the folder as it is.
+    model lies in the folder as it is. The licence stands in the folder's model card.
     Raises ValueError when the run has no checkpoint, or when the tokenizer is not the one it was trained with.
     """
     from common.files import checksum
+    from launcher import model_card
     from model.exchange.convert import export_hf, exported_from, plain_name
+    from model.exchange.hf_configs import architecture
     from training.state.folder import reading
     from training.state.loading import stream_weights
     from training.state.sums import CHECKSUMS
 
     _, config = existing(run_dir)
     asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+    asked |= {"license": license_name}
     chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
     with reading(run_dir):
         newest = newest_checkpoint(run_dir)
         tokenizer = tokenizer_of(config, newest.folder)
         plain = None if with_tokenizer else plain_name(tokenizer.model_path)
-        source, data = checksum(newest.folder / CHECKSUMS) + chosen, Path(config.data.path)
+        made_of = checkpoint_of(run_dir, config, newest.folder)
+        evaluated = "".join(f" {line['task']}={line['time']}" for line in model_card.evaluations_of(made_of))
+        source, data = checksum(newest.folder / CHECKSUMS) + chosen + evaluated, Path(config.data.path)
         if exported_from(out) == source:
             return Converted(out, newest, 0, data, True, plain)
         texts = held_out_texts(config, tokenizer) if with_tokenizer else []
-        spec = export_spec(config, newest.folder, tokenizer, texts, source, special_tokens_in_text)
+        spec = export_spec(made_of, tokenizer, texts, source, special_tokens_in_text)
+        spec = spec._replace(card=model_card.render(made_of, architecture(spec.config), license_name))
         if not with_tokenizer:
             spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
@@ -222,25 +230,28 @@ def tokenizer_of(config: RunConfig, folder: Path) -> "Tokenizer":
     return tokenizer
 
 
-def export_spec(
-    config: RunConfig,
-    folder: Path,
-    tokenizer: "Tokenizer",
-    texts: list[str],
-    source: str,
-    reads_specials: bool | None,
-) -> "ExportSpec":
-    """What a checkpoint in `folder` is exported as, with texts to compare token ids on."""
+def checkpoint_of(run_dir: Path, config: RunConfig, folder: Path) -> "Checkpoint":
+    """What a checkpoint in `folder` is made of, by its own account."""
+    from launcher.model_card import Checkpoint
     from model.config import ModelConfig
-    from model.exchange.convert import ExportSpec, TokenizerSpec
     from training.state.identity import read_saved
 
-    identity = read_saved(folder).identity
+    saved = read_saved(folder)  # the run's config may have changed since
+    return Checkpoint(run_dir, config, saved, ModelConfig(**{**config.model.model_dump(), **saved.identity.model}))
+
+
+def export_spec(
+    made_of: "Checkpoint", tokenizer: "Tokenizer", texts: list[str], source: str, reads_specials: bool | None
+) -> "ExportSpec":
+    """What it is exported as, with texts to compare token ids on."""
+    from model.exchange.convert import ExportSpec, TokenizerSpec
+
+    identity = made_of.saved.identity
     order = identity.order
     asked = [part["name"] for part in order["objective"].get("parts") or [order["objective"]]]
     hides = any(name not in CONTINUES for name in asked)
     return ExportSpec(
-        ModelConfig(**{**config.model.model_dump(), **identity.model}),  # the run's config may have changed since
+        made_of.model,
         identity.model["vocab_size"],
         max_positions=max(order["sequence_length"], order.get("target_length") or 0),
         bos_id=tokenizer.bos_id,
