@@ -1,16 +1,23 @@
-# make quickstart | test | checks | bench     (each installs into .venv first, once)
+# make quickstart | test | test-serving | checks | bench     (each installs into .venv first, once)
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: quickstart test checks bench install clean
+.PHONY: quickstart test test-serving checks bench install clean
 
 quickstart: install
 	@$(BIN)/shardline quickstart
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
+
+# In llama.cpp and vLLM, each in an environment of its own: LLAMA_CPP_PYTHON=... VLLM_PYTHON=...
+test-serving: export LLAMA_CPP_PYTHON := $(LLAMA_CPP_PYTHON)
+test-serving: export VLLM_PYTHON := $(VLLM_PYTHON)
+test-serving: install
+	@$(BIN)/python -m tests.serving.engines
+	$(BIN)/python -m pytest -m serving tests/serving
 
 checks: install
 	$(BIN)/ruff format --check .

@@ -31,7 +31,7 @@ def write(model, out, tokenizer_model, **changes):
     """Exports all of a model's weights, or what `changes` says; what it was checked by."""
     state = changes.pop("state") if "state" in changes else model.state_dict()
     tokenizer = SentencePieceTokenizer(tokenizer_model, TokenizerConfig(path=str(tokenizer_model)))
-    ids = {"bos_id": START, "eos_id": 2, "pad_id": 3}
+    ids = changes.pop("ids", {"bos_id": START, "eos_id": 2, "pad_id": 3})
     plain = ExportSpec(
         model.config, model.vocab_size, max_positions=128, tokenizer=TokenizerSpec(tokenizer_model), source="x", **ids
     )
