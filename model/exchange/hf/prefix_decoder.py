@@ -1,9 +1,10 @@
 """A decoder with a bidirectional prefix, of blocks that Llama's are not.
 
-Norms are RMSNorm or LayerNorm, feed-forward layers gated or plain, attention and feed-forward one after the other or
-side by side; positions are rotary (of a part of each head, stretched), learned, ALiBi's or none. The tokens of the
-prompt see each other, those after it see all before them. `generate` takes the whole prompt as the prefix, or as much
-of it as `prefix_lengths` says; a plain call must say, or it would give another model's numbers without a warning.
+Norms are RMSNorm or LayerNorm, before each half of a block or after the sum; feed-forward layers gated or plain,
+attention and feed-forward one after the other or side by side; positions are rotary (of a part of each head,
+stretched), learned, ALiBi's or none; the head may have a map and a norm before it, a bias and a scale. The tokens of
+the prompt see each other, those after it see all before them. `generate` takes the whole prompt as the prefix, or as
+much of it as `prefix_lengths` says; a plain call must say, or it would give another model's numbers without a warning.
 """
 
 import math
@@ -37,17 +38,22 @@ class PrefixDecoderConfig(PreTrainedConfig):
     hidden_act: str = "silu"
     gated: bool = True
     norm_type: str = "rmsnorm"
+    norm_placement: str = "pre"
     layer_norm_epsilon: float = 1e-5
     embedding_norm: bool = False
     parallel_block: bool = False
     position_type: str = "rope"
     max_position_embeddings: int = 2048
+    type_vocab_size: int = 0
     rope_parameters: dict | None = None
     attention_bias: bool = False
     qkv_bias: bool = False
     mlp_bias: bool = False
     norm_bias: bool = False
     qk_norm: bool = False
+    head_transform: bool = False
+    head_bias: bool = False
+    logit_scale: float = 1.0
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
     use_cache: bool = True
@@ -122,7 +128,7 @@ class PrefixDecoderMLP(nn.Module):
 
 
 class PrefixDecoderLayer(nn.Module):
-    """A block; one whose halves stand side by side has one norm for both."""
+    """A block; one whose halves stand side by side has one norm for both, which is before them."""
 
     def __init__(self, config, layer_idx):
         super().__init__()
@@ -130,9 +136,13 @@ class PrefixDecoderLayer(nn.Module):
         self.self_attn = PrefixDecoderAttention(config, layer_idx)
         self.post_attention_layernorm = None if config.parallel_block else make_norm(config)
         self.mlp = PrefixDecoderMLP(config)
+        self.norm_placement = config.norm_placement
 
     def forward(self, x, mask, rope, cache):
         """[B, T, M] -> [B, T, M]."""
+        if self.norm_placement == "post":
+            x = self.input_layernorm(x + self.self_attn(x, mask, rope, cache))
+            return self.post_attention_layernorm(x + self.mlp(x))
         normed = self.input_layernorm(x)
         x = x + self.self_attn(normed, mask, rope, cache)
         return x + self.mlp(normed if self.post_attention_layernorm is None else self.post_attention_layernorm(x))
@@ -158,9 +168,11 @@ class PrefixDecoderModel(PrefixDecoderPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         is_learned = config.position_type == "learned"
         self.embed_positions = nn.Embedding(config.max_position_embeddings, config.hidden_size) if is_learned else None
+        has_segments = config.type_vocab_size > 0
+        self.embed_segments = nn.Embedding(config.type_vocab_size, config.hidden_size) if has_segments else None
         self.embed_norm = make_norm(config) if config.embedding_norm else None
         self.layers = nn.ModuleList(PrefixDecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = make_norm(config)
+        self.norm = make_norm(config) if config.norm_placement == "pre" else nn.Identity()
         self.rotary_emb = GPTNeoXRotaryEmbedding(config) if config.position_type == "rope" else None
         self.post_init()
 
@@ -186,6 +198,8 @@ class PrefixDecoderModel(PrefixDecoderPreTrainedModel):
         positions = (seen.long().cumsum(1) - 1).clamp(min=0)[:, past : past + x.shape[1]]
         if self.embed_positions is not None:
             x = x + self.embed_positions(positions)
+        if self.embed_segments is not None:
+            x = x + self.embed_segments.weight[0]
         if self.embed_norm is not None:
             x = self.embed_norm(x)
         mask = self._mask(x, seen, past, past_key_values, prefix_lengths)
@@ -230,6 +244,19 @@ class PrefixDecoderModel(PrefixDecoderPreTrainedModel):
         return torch.where((seen.cumsum(1) <= lengths[:, None]) & (seen > 0), 0, -1)
 
 
+class PrefixDecoderHeadTransform(nn.Module):
+    """What states go through before the head."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size, bias=config.mlp_bias)
+        self.act_fn, self.norm = ACT2FN[config.hidden_act], make_norm(config)
+
+    def forward(self, x):
+        """[B, T, M] -> [B, T, M]."""
+        return self.norm(self.act_fn(self.dense(x)))
+
+
 class PrefixDecoderForCausalLM(PrefixDecoderPreTrainedModel, GenerationMixin):
     """The stack with its head."""
 
@@ -238,14 +265,15 @@ class PrefixDecoderForCausalLM(PrefixDecoderPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = PrefixDecoderModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.head_transform = PrefixDecoderHeadTransform(config) if config.head_transform else nn.Identity()
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=config.head_bias)
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, prefix_lengths=None, labels=None, **kwargs):
         """Ids [B, T] -> logits [B, T, V]; see PrefixDecoderModel for `prefix_lengths`. Labels [B, T] as of Llama."""
         kwargs.pop("return_dict", None)
         outputs = self.model(input_ids, attention_mask, prefix_lengths=prefix_lengths, **kwargs)
-        logits = self.lm_head(outputs.last_hidden_state)
+        logits = self.lm_head(self.head_transform(outputs.last_hidden_state)) * self.config.logit_scale
         loss = None
         if labels is not None:
             loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())

@@ -51,6 +51,13 @@ CASES: dict[str, dict[str, Any]] = {
     | TIED
     | {"norm": "layernorm", "parallel_block": True, "num_kv_heads": 1, "logit_scale": 32**-0.5},
     "PrefixLlamaForCausalLM": GROUPED | {"shape": "prefix"},
+    "PrefixDecoderForCausalLM": CLASSIC | TIED | {"shape": "prefix", "activation": "geglu", "rope_fraction": 0.5},
+    "PrefixDecoderForCausalLM, post-norm": POST | TIED | MASKED | {"shape": "prefix", "segment_embeddings": 2},
+    "PrefixDecoderForCausalLM, parallel": GROUPED
+    | {"shape": "prefix", "norm": "layernorm", "parallel_block": True, "num_kv_heads": 1, "logit_scale": 32**-0.5},
+    "PrefixDecoderForCausalLM, ALiBi": CLASSIC | {"shape": "prefix", "positions": "alibi", "embedding_norm": True},
+    "PrefixDecoderForCausalLM, RMSNorm": GROUPED
+    | {"shape": "prefix", "activation": "relu", "qk_norm": True, "qkv_bias": True, "head_dim": 10},
     "EuroBertForMaskedLM": GROUPED | TIED | {"shape": "encoder"},
     "BertForMaskedLM": POST | MASKED | TIED | {"segment_embeddings": 2},
     "BertForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 2, "norm_eps": 1e-12},

@@ -96,8 +96,8 @@ REFUSED = {
         r"model\.bias: true has no place in Hugging Face's CohereForCausalLM, .*; it has false",
     ),
     "a prefix of another block": (
-        CLASSIC | {"shape": "prefix"},
-        r"model\.norm: layernorm has no place in Hugging Face's PrefixLlamaForCausalLM, .*; it has rmsnorm",
+        CLASSIC | {"shape": "prefix", "norm_placement": "output"},
+        r"model\.norm_placement: output has no place in Hugging Face's PrefixDecoderForCausalLM, .*; it has pre or post",
     ),
 }
 

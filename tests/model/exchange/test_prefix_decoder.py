@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache
 
 from model.config import ModelConfig
+from model.exchange.families.prefix_decoder import PrefixDecoder
 from model.exchange.hf.prefix_decoder import PrefixDecoderConfig, PrefixDecoderForCausalLM
 from model.exchange.parity import run_ours
 from tests.model.exchange.exports import BASE, EXACTLY, VOCAB, greedy, padded, randomised, tokens
@@ -14,83 +15,26 @@ BLOCKS = {
     "glm-130b": WITH_BIASES | {"activation": "geglu", "tie_embeddings": True},
     "chatglm-6b": WITH_BIASES | {"activation": "gelu_tanh", "rope_fraction": 0.5},
     "unilm-large": WITH_BIASES
-    | {"activation": "gelu", "embedding_norm": True}
-    | {"positions": "learned", "max_positions": 128, "norm_eps": 1e-4},
-    "u-palm-540b": {"norm": "layernorm", "parallel_block": True, "num_kv_heads": 1, "tie_embeddings": True},
+    | {"activation": "gelu", "embedding_norm": True, "norm_placement": "post", "segment_embeddings": 2}
+    | {"positions": "learned", "max_positions": 128, "norm_eps": 1e-4, "head_transform": True, "head_bias": True},
+    "u-palm-540b": {"norm": "layernorm", "parallel_block": True, "num_kv_heads": 1, "tie_embeddings": True}
+    | {"logit_scale": 0.2},
     "as bloom": WITH_BIASES | {"activation": "gelu_tanh", "embedding_norm": True, "positions": "alibi"},
     "others": {"activation": "relu", "qk_norm": True, "qkv_bias": True, "rope_theta": 500.0}
     | {"rope_scaling": {"kind": "linear", "factor": 2.0}, "head_dim": 10},
     "no positions": {"positions": "none"},
 }
-ACTIVATIONS = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh"}
 
 
 def config_of(ours: ModelConfig) -> PrefixDecoderConfig:
     """The same model in the modeling file's words."""
-    rope = {"rope_type": "default", "rope_theta": ours.rope_theta, "partial_rotary_factor": ours.rope_fraction}
-    if ours.rope_scaling is not None:
-        rope |= {"rope_type": "linear", "factor": ours.rope_scaling.factor}
-    return PrefixDecoderConfig(
-        vocab_size=VOCAB,
-        hidden_size=ours.d_model,
-        intermediate_size=ours.d_ff,
-        num_hidden_layers=ours.num_layers,
-        num_attention_heads=ours.num_heads,
-        num_key_value_heads=ours.kv_heads,
-        head_dim=ours.head_size,
-        hidden_act=ACTIVATIONS.get(ours.activation, ours.activation),
-        gated=ours.is_gated,
-        norm_type=ours.norm,
-        layer_norm_epsilon=ours.norm_eps,
-        embedding_norm=ours.embedding_norm,
-        parallel_block=ours.parallel_block,
-        position_type=ours.positions,
-        max_position_embeddings=ours.max_positions or 128,
-        rope_parameters=rope if ours.positions == "rope" else None,
-        attention_bias=ours.bias,
-        qkv_bias=ours.has_qkv_bias,
-        mlp_bias=ours.bias,
-        norm_bias=ours.bias,
-        qk_norm=ours.qk_norm,
-        tie_word_embeddings=ours.tie_embeddings,
-        pad_token_id=3,
-    )
-
-
-NAMES = (
-    ("blocks.", "layers."),
-    ("attention_norm.", "input_layernorm."),
-    ("feed_forward_norm.", "post_attention_layernorm."),
-    ("attention.output.", "self_attn.o_proj."),
-    ("attention.", "self_attn."),
-    ("feed_forward.", "mlp."),
-    ("mlp.up.", "mlp.up_proj."),
-    ("mlp.down.", "mlp.down_proj."),
-    ("position_embedding.", "embed_positions."),
-    ("embedding_norm.", "embed_norm."),
-    ("embedding.", "embed_tokens."),
-)
+    return PrefixDecoderConfig(**PrefixDecoder().keys(ours, 128), vocab_size=VOCAB, pad_token_id=3)
 
 
 def weights_of(model) -> dict[str, torch.Tensor]:
     """Our weights by the modeling file's names."""
-    config, found = model.config, {}
-    heads = [count * config.head_size for count in (config.num_heads, config.kv_heads, config.kv_heads)]
-    for name, weight in model.state_dict().items():
-        if name == "head.weight":
-            found["lm_head.weight"] = weight
-            continue
-        for ours, theirs in NAMES:
-            name = name.replace(ours, theirs)
-        parts = {
-            "qkv": (("q_proj", "k_proj", "v_proj"), heads),
-            "gate_up": (("gate_proj", "up_proj"), [config.d_ff] * 2),
-        }
-        stacked = next((each for each in parts if f".{each}." in name), None)
-        names, rows = parts[stacked] if stacked else ((name,), [len(weight)])
-        for part, piece in zip(names, weight.split(rows), strict=True):
-            found[f"model.{name.replace(stacked, part) if stacked else name}"] = piece
-    return found
+    table, weights = PrefixDecoder().table(model.config, VOCAB), model.state_dict()
+    return {part.name: part.there(weights[name]) for name, parts in table.items() for part in parts}
 
 
 @pytest.fixture(params=BLOCKS)
