@@ -132,15 +132,8 @@ def _compare(model: Transformer, theirs: HfFolder, peer: Any) -> tuple[float, bo
         if family.architecture.fills_masks:
             return difference, None
         (generated,) = generate_theirs(peer, family.architecture, [text], NUM_GREEDY, BOS)
-    return difference, torch.equal(generated, _greedy(model, text, start))
-
-
-def _greedy(model: Transformer, text: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """Our likeliest tokens, each from a pass over everything."""
-    outputs = start
-    for _ in range(NUM_GREEDY):
-        outputs = torch.cat((outputs, run_ours(model, text, outputs)[-1:].argmax(-1)))
-    return outputs[len(start) :]
+    ours = run_ours(model, text, torch.cat((start, generated)))[-NUM_GREEDY - 1 : -1].argmax(-1)
+    return difference, torch.equal(generated, ours)
 
 
 def _comes_back(model: Transformer, folder: Path, work: Path) -> bool:

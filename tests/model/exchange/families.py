@@ -12,7 +12,11 @@ CLASSIC = SIZE | {"norm": "layernorm", "bias": True, "activation": "gelu_tanh"}
 LEARNED = {"positions": "learned", "max_positions": 128}
 POST = CLASSIC | LEARNED | {"norm_placement": "post", "embedding_norm": True, "activation": "gelu"}
 MASKED = {"shape": "encoder", "head_transform": True, "head_bias": True}
-GEMMA = GROUPED | TIED | {"norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": 32**0.5, "head_dim": 12}
+GEMMA = (
+    GROUPED
+    | TIED
+    | {"init_std": 0.05, "norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": 32**0.5, "head_dim": 12}
+)
 T5 = SIZE | {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16}
 BART = POST | {"shape": "encdec", "position_offset": 2, "num_encoder_layers": 1}
 CASES: dict[str, dict[str, Any]] = {
