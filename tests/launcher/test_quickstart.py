@@ -7,6 +7,12 @@ import sys
 
 import pytest
 
+from data_pipeline.manifest import Manifest
+from data_pipeline.reading.grid import objective_for
+from data_pipeline.vocabulary import Vocabulary
+from launcher import quickstart as stages
+from launcher.config import load_config
+
 SMALL = {
     "tokenizer.vocab_size": 800,
     "tokenizer.training_megabytes": 0.5,
@@ -102,3 +108,22 @@ def test_more_steps_go_on_from_the_last_checkpoint(finished):
     assert "training.steps was 12, is 14" in result.stdout
     events = [json.loads(line) for line in (folder / "runs/quickstart/events.jsonl").read_text().splitlines()]
     assert any(event["event"] == "resume" and event["step"] == 12 for event in events)
+
+
+@pytest.mark.parametrize("shape", stages.SHAPES)
+def test_each_shape_has_an_objective_that_means_something_and_the_data_of_the_others(shape, tokenizer):
+    configs = [load_config(stages.CONFIG_FILE, stages.SHAPES[each]) for each in ("causal", shape)]
+    assert configs[1].model.shape == shape and configs[0].data == configs[1].data
+    assert (configs[0].run_dir == configs[1].run_dir) == (shape == "causal")
+    record = Manifest(**tokenizer.record(), config_fingerprint="", splits={})
+    assert objective_for(configs[1].objective, shape, Vocabulary.of(record))
+
+
+@pytest.mark.parametrize("shape", stages.SHAPES)
+def test_each_shape_writes_and_ends_with_an_answer_over_http(shape, folders, capsys):
+    samples = []
+    assert stages._generate(folders(shape), shape, samples) == "3 samples by transformers" and all(samples)
+    assert stages._serve(folders(shape), shape).startswith("answered by ")
+    said = capsys.readouterr().out
+    path = "fill-mask" if shape == "encoder" else "completions"
+    assert f"/v1/{path} " in said and "POST http://127.0.0.1:" in said and said.splitlines()[-1].startswith("  |")
