@@ -27,7 +27,7 @@ from training.state.identity import Saved
 
 MOST_ROWS = 10
 """Rows of a table of losses."""
-EVALUATED = Form({"step": int, "task": str, "samples": int, "num_fewshot": int, "metrics": dict})
+EVALUATED = Form({"step": int, "time": NUMBER, "task": str, "samples": int, "num_fewshot": int, "metrics": dict})
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
 """How the Hub writes identifiers of licences: apache-2.0, mit, other."""
 PIPELINES = {"AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask"}

@@ -83,7 +83,14 @@ def test_each_class_is_loaded_in_its_own_way(made, found, pipeline, line):
 
 def test_the_last_evaluation_of_the_step_stands_in_it(made):
     lines = [
-        {"step": step, "task": "t", "samples": 4, "num_fewshot": 0, "metrics": {"acc": value, "acc_stderr": 0.25}}
+        {
+            "step": step,
+            "time": 1.0,
+            "task": "t",
+            "samples": 4,
+            "num_fewshot": 0,
+            "metrics": {"acc": value, "acc_stderr": 0.25},
+        }
         for step, value in ((10, 0.1), (10, 0.5), (20, 0.9))
     ]
     (made.run_dir / "evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -93,7 +100,7 @@ def test_the_last_evaluation_of_the_step_stands_in_it(made):
 
 
 def test_text_of_a_user_is_text(made):
-    line = {"step": 10, "task": HOSTILE, "samples": 4, "num_fewshot": 0, "metrics": {HOSTILE: 0.5}}
+    line = {"step": 10, "time": 1.0, "task": HOSTILE, "samples": 4, "num_fewshot": 0, "metrics": {HOSTILE: 0.5}}
     (made.run_dir / "evaluations.jsonl").write_text(json.dumps(line) + "\n")
     objective = {"name": HOSTILE}
     identity = made.saved.identity
