@@ -95,7 +95,7 @@ def _randomised(config: ModelConfig, vocab_size: int) -> Transformer:
 
 
 def environment(folder: Path, version: str) -> Path:
-    """Python of a virtual environment with that version of transformers, which sees the packages here behind its own."""
+    """Python of a virtual environment with that version of transformers, which sees the packages here after its own."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
