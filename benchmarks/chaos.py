@@ -35,7 +35,16 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.chaos_plan import INTERVAL, VOCAB_SIZE, Strike, Trial, Way, config_of, trial
-from benchmarks.chaos_strikes import Start, can_mount, damage, fill_disk, saved_step, small_disk, training_lines
+from benchmarks.chaos_strikes import (
+    Start,
+    can_mount,
+    damage,
+    fill_disk,
+    saved_step,
+    small_disk,
+    sound_before,
+    training_lines,
+)
 from benchmarks.synthetic import save_shard
 from common.json_lines import read_lines
 from data_pipeline.manifest import Manifest
@@ -229,15 +238,21 @@ class Course:
         home = self.run / "checkpoints"
         if not home.is_dir():
             return False
-        newer = [path for path in complete_checkpoints(self.run) if step_of(path) > saved_step(self.run)]
-        return bool(newer) or any(path.name.startswith(".tmp-") for path in home.iterdir())
+        saved = saved_step(self.run)
+        newer = [path for path in complete_checkpoints(self.run) if step_of(path) > saved]
+        return bool(newer) or any(path.name.startswith(".tmp-") for path in home.iterdir()) or self._gave_up(saved)
+
+    def _gave_up(self, saved: int) -> bool:
+        """Whether a rank says that a save failed as the run broke off: nothing else is left of that."""
+        said = [log.read_text(errors="replace") for log in (self.run / "logs").glob("rank-*.log")]
+        names = [f"step-{step:08d}" for step in range(saved + 1, self.reached + 1)]
+        return any(f"{name} was being written when the run broke off" in text for text in said for name in names)
 
     def _damage(self, strike: Strike) -> None:
         before = saved_step(self.run)
         assert strike.damage
         if damage(self.run, *strike.damage):
-            older = [step_of(path) for path in complete_checkpoints(self.run) if step_of(path) < before]
-            self.extra = before - max(older, default=0)
+            self.extra = before - max(sound_before(self.run, before), default=0)
             self.outcome.damaged.append(" ".join(strike.damage[1::-1]))
 
 

@@ -160,6 +160,12 @@ def saved_step(run: Path) -> int:
     return int(named.removeprefix("step-")) if named else max(steps, default=0)
 
 
+def sound_before(run: Path, step: int) -> list[int]:
+    """Steps of the checkpoints before `step` that no start has found damaged."""
+    older = [path for path in complete_checkpoints(run) if step_of(path) < step]
+    return [step_of(path) for path in older if not (path / DAMAGED).exists()]
+
+
 def fill_disk(folder: Path) -> Path:
     """Takes all room of the disk that `folder` lies on, and returns the file that does."""
     ballast = folder / "ballast"
@@ -177,9 +183,8 @@ def fill_disk(folder: Path) -> Path:
 def damage(run: Path, how: str, name: str, where: float) -> bool:
     """Spoils a file of the newest checkpoint; False, and nothing done, where no sound one is older."""
     newest = saved_step(run)
-    older = [path for path in complete_checkpoints(run) if step_of(path) < newest and not (path / DAMAGED).exists()]
     path = run / "checkpoints" / step_name(newest) / name
-    if not older or not path.exists():
+    if not sound_before(run, newest) or not path.exists():
         return False
     data = bytearray(path.read_bytes())
     at = int(where * (len(data) - 1))

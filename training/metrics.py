@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.files import sync_file, write_whole
+from common.files import naming, sync_file, write_whole
 from common.json_lines import append_line, examine
 from training.evaluation import EvaluationResult
 from training.lines import KEPT
@@ -104,17 +104,17 @@ class MetricsWriter:
 
         self.path = run_dir / "metrics.jsonl"
         self.gaps = forget_after(self.path, step, log_interval)
-        self.board = SummaryWriter(run_dir / "tensorboard", purge_step=step + 1 if step else None)
+        self.folder = run_dir / "tensorboard"
+        with naming(self.folder):
+            self.board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
 
     def training(self, line: dict[str, Any]) -> None:
         """Writes figures of training; `line` holds `step`."""
         append_line(self.path, line)
-        for name, tag in TAGS.items():
-            if line.get(name) is not None:
-                self.board.add_scalar(tag, line[name], line["step"])
+        figures = {tag: line[name] for name, tag in TAGS.items() if line.get(name) is not None}
         for source, drawn in line.get("sources", {}).items():
-            for name, value in drawn.items():
-                self.board.add_scalar(f"data/{name}/{source}", value, line["step"])
+            figures |= {f"data/{name}/{source}": value for name, value in drawn.items()}
+        self._show(figures, line["step"])
 
     def evaluation(
         self,
@@ -130,19 +130,27 @@ class MetricsWriter:
         append_line(self.path, {"step": step, "evaluation": facts | told})
         by_tag = {f"eval/{name}": of for name, of in told.get("objectives", {}).items()}
         by_tag |= {f"eval/source/{name}": of for name, of in told.get("sources", {}).items()}
-        for prefix, figures in {"eval": facts, **by_tag}.items():
-            for name in ("loss", "perplexity", "unigram_entropy"):
-                self.board.add_scalar(f"{prefix}/{name}", figures[name], step)
+        told_of = {"eval": facts, **by_tag}.items()
+        shown = ("loss", "perplexity", "unigram_entropy")
+        self._show({f"{prefix}/{name}": figures[name] for prefix, figures in told_of for name in shown}, step)
 
     def flush(self) -> None:
         """Puts lines on the disk and hands TensorBoard's to the operating system."""
         if self.path.exists():
             sync_file(self.path)
-        self.board.flush()
+        with naming(self.folder):
+            self.board.flush()
 
     def close(self) -> None:
         """Ends TensorBoard's file."""
-        self.board.close()
+        with naming(self.folder):
+            self.board.close()
+
+    def _show(self, figures: Mapping[str, float], step: int) -> None:
+        """Gives TensorBoard's own thread figures by their tags; what that could not write it says at a later call."""
+        with naming(self.folder):
+            for tag, value in figures.items():
+                self.board.add_scalar(tag, value, step)
 
 
 def forget_after(path: Path, step: int, log_interval: int = 1) -> list[str]:

@@ -1,5 +1,6 @@
 """Figures of steps and the files they go to."""
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.mistakes import sentence
 from tests.training.stand_ins import result_of
 from training.evaluation import EvaluationResult
 from training.metrics import TAGS, Meter, MetricsWriter, forget_after
@@ -130,3 +132,18 @@ def test_lines_are_on_the_disk_once_they_are_flushed(tmp_path, monkeypatch):
     writer.flush()
     writer.close()
     assert str(tmp_path / "metrics.jsonl") in synced
+
+
+def test_a_full_disk_under_tensorboard_s_file_is_told_with_its_folder(tmp_path, monkeypatch):
+    writer = MetricsWriter(tmp_path, 0)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    for name, call in (("add_scalar", lambda: writer.training({"step": 1, "loss": 2.0})), ("flush", writer.flush)):
+        with monkeypatch.context() as patched:
+            patched.setattr(writer.board, name, full)
+            with pytest.raises(OSError, match="No space left on device") as caught:
+                call()
+        assert sentence(caught.value) == f"{tmp_path / 'tensorboard'}: No space left on device"
+    writer.close()
