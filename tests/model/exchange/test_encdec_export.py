@@ -129,6 +129,9 @@ REFUSED = {
     "parallel": ({"parallel_block": True}, r"model\.parallel_block: true has no place"),
     "gate": ({"attention_gate": True}, r"model\.attention_gate: true has no place in Hugging Face's LlamaForCausalLM"),
     "embedding norm": ({"embedding_norm": True}, r"model\.embedding_norm: true has no place"),
+    "norms elsewhere": ({"norm_placement": "output"}, r"model\.norm_placement: output has no place .*; it has pre"),
+    "norm over heads": ({"qk_norm": "all_heads"}, r"model\.qk_norm: all_heads has no place .*; it has false or true"),
+    "cap": (T5 | {"logit_softcap": 30.0}, r"model\.logit_softcap: 30\.0 has no place .*; it has null"),
     "rotated part": ({"rope_fraction": 0.5}, r"model\.rope_fraction: 0\.5 has no place"),
     "no qkv bias": ({"shape": "prefix", "bias": True, "qkv_bias": False}, r"model\.qkv_bias: false has no place"),
     "qwen3 bias": (
