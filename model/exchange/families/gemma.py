@@ -73,7 +73,7 @@ class Gemma3(Gemma):
             "rope_parameters": {FULL: full, SLIDING: sliding},
             "rope_local_base_freq": sliding["rope_theta"],
             "query_pre_attn_scalar": config.head_size,
-            "sliding_window": config.sliding_window,
+            "sliding_window": config.sliding_window or max_positions,  # it asks for one where no layer slides too
             "layer_types": kinds_of_layers(config),
             "final_logit_softcapping": config.logit_softcap,
             "attn_logit_softcapping": None,

@@ -116,6 +116,10 @@ class MT5(T5):
     architecture = Architecture("MT5ForConditionalGeneration", "mt5", SEQ2SEQ)
     is_written = False
 
+    def scales_head(self, theirs: Any) -> bool:
+        """Its class never does, whatever the config says."""
+        return False
+
 
 def _stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: bool) -> WeightTable:
     bias = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"
