@@ -9,6 +9,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastapi import FastAPI, Request
@@ -93,7 +94,7 @@ class Server:
 class Event(NamedTuple):
     """More of a row."""
 
-    index: int
+    row: int
     text: str
     ended: str | None
     error: Exception | None
@@ -151,7 +152,7 @@ async def _lines(
             yield _sent(form.chunk(index, start, None))
     try:
         async for event in events:
-            yield _sent(form.chunk(event.index, event.text, event.ended))
+            yield _sent(form.chunk(event.row, event.text, event.ended))
     except RuntimeError as error:  # the status is sent already
         yield _sent(answers.error(str(error), kind="server_error"))
         return
@@ -265,21 +266,15 @@ def _start(server: Server, body: CompletionRequest, index: int, num_samples: int
 
 async def _scored(worker: Worker, rows: Sequence[Row]) -> list[list[Any]]:
     """How likely the tokens of prompts are."""
-    return [
-        await asyncio.wrap_future(
-            worker.call(lambda row=row: score(worker.loaded, row.prompt, row.sampling.logprobs or 0))
-        )
-        for row in rows
-    ]
+    asked = [partial(score, worker.loaded, row.prompt, row.sampling.logprobs or 0) for row in rows]
+    return [await asyncio.wrap_future(worker.call(work)) for work in asked]
 
 
 async def _in_batches(worker: Worker, texts: Sequence[list[int]], work: Callable[[Any], Any]) -> list[Any]:
     """What `work` makes of texts, so many at once as the model reads."""
     size = worker.most_rows
-    return [
-        await asyncio.wrap_future(worker.call(lambda start=start: work(texts[start : start + size])))
-        for start in range(0, len(texts), size)
-    ]
+    asked = [partial(work, texts[start : start + size]) for start in range(0, len(texts), size)]
+    return [await asyncio.wrap_future(worker.call(part)) for part in asked]
 
 
 class _Bounded:
