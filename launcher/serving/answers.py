@@ -111,8 +111,8 @@ def _piece(loaded: Loaded, index: int) -> str:
         return str(loaded.tokenizer.decode([index]))
 
 
-def embeddings(name: str, vectors: torch.Tensor, num_tokens: int, as_base64: bool) -> Answer:
-    """Vectors float32 [B, M]."""
+def embeddings(name: str, vectors: Sequence[torch.Tensor], num_tokens: int, as_base64: bool) -> Answer:
+    """Vectors float32 [M] each."""
     values = [
         base64.b64encode(vector.numpy().astype("<f4").tobytes()).decode() if as_base64 else vector.tolist()
         for vector in vectors

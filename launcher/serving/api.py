@@ -1,15 +1,15 @@
 """OpenAI's interface around a model: FastAPI's routes, and nothing that another module could do.
 
-    request -> checked (requests.py) -> rows or a call -> worker.py -> answer or stream (answers.py)
+    request -> checked (requests.py) -> rows or a call -> worker.py -> answer (answers.py) or stream (streams.py)
 
 A bad request gets OpenAI's error object and status 400; one that has to wait too long gets 503.
 """
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -31,11 +31,11 @@ from launcher.serving.requests import (
     EmbeddingRequest,
     FillMaskRequest,
     Prompts,
-    WritingRequest,
     as_list,
 )
 from launcher.serving.requests import Request as AnyRequest
 from launcher.serving.sampling import Sampling
+from launcher.serving.streams import at_once, streamed
 from launcher.serving.worker import Busy, Worker
 from launcher.serving.writing import Row, score
 
@@ -51,7 +51,7 @@ class OtherModel(Exception):
 
 
 class Server:
-    """What the routes share."""
+    """A model's answers, a method for each route."""
 
     def __init__(self, worker: Worker, name: str, chat: bool):
         self.worker, self.name, self.chat = worker, name, chat
@@ -62,7 +62,68 @@ class Server:
         """The model."""
         return self.worker.loaded
 
-    def check(self, request: AnyRequest, *kinds: str) -> None:
+    async def health(self) -> Answer:
+        """GET /health."""
+        return {"status": "ok", "model": self.name, "shape": self.loaded.kind}
+
+    async def models(self) -> Answer:
+        """GET /v1/models."""
+        return {"object": "list", "data": [answers.model(self.name, self.created)]}
+
+    async def model(self, name: str) -> Answer:
+        """GET /v1/models/NAME."""
+        self._check(AnyRequest(model=name), self.loaded.kind)
+        return answers.model(self.name, self.created)
+
+    async def complete(self, body: CompletionRequest, request: Request) -> Answer | StreamingResponse:
+        """POST /v1/completions."""
+        self._check(body, "decoder", "encdec")
+        _check_completion(body, self.loaded)
+        prompts = self._encoded(body.prompt, "prompt")
+        samplings = body.samplings(DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs)
+        rows, form = self._rows(prompts, samplings), Form(self.name)
+        starts = self._starts(body, len(samplings)) if body.echo else [""] * len(rows)
+        if body.stream:
+            return streamed(self.worker, rows, form, body, starts)
+        await at_once(request, self.worker, rows)
+        told = await self._logprobs(body, rows)
+        choices = [
+            form.choice(index, starts[index] + row.text.text, row.ended, told[index]) for index, row in enumerate(rows)
+        ]
+        return form.whole(choices, answers.usage(rows, len(samplings)))
+
+    async def chat_on(self, body: ChatRequest, request: Request) -> Answer | StreamingResponse:
+        """POST /v1/chat/completions."""
+        self._check(body, "decoder", "encdec")
+        if not self.chat:
+            raise Mistake("messages: the server was started without --chat, which has the folder's chat template run")
+        said = [message.plain() for message in body.messages]
+        (prompt,) = await run_in_threadpool(rendered, self.loaded.path, self.loaded.tokenizer, [said])
+        asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
+        samplings = body.samplings(DEFAULT_CHAT_TOKENS if asked is None else asked)
+        rows, form = self._rows([self.loaded.encode(prompt, as_it_is=True)], samplings), ChatForm(self.name)
+        if body.stream:
+            return streamed(self.worker, rows, form, body)
+        await at_once(request, self.worker, rows)
+        choices = [form.choice(index, row.text.text, row.ended) for index, row in enumerate(rows)]
+        return form.whole(choices, answers.usage(rows, len(samplings)))
+
+    async def embed(self, body: EmbeddingRequest) -> Answer:
+        """POST /v1/embeddings."""
+        self._check(body, "encoder")
+        texts = self._encoded(body.input, "input")
+        vectors = await self._in_batches(texts, partial(embed, self.loaded))
+        return answers.embeddings(self.name, vectors, sum(map(len, texts)), body.encoding_format == "base64")
+
+    async def fill_mask(self, body: FillMaskRequest) -> Answer:
+        """POST /v1/fill-mask."""
+        self._check(body, "encoder")
+        texts = [gaps_of(self.loaded, str(text), "input") for text in as_list(body.input, "input")]
+        likeliest, count = Sampling(temperature=0), body.top_k or DEFAULT_CANDIDATES
+        work = partial(fill, self.loaded, sampling=likeliest, num_candidates=count)
+        return answers.filled(self.name, await self._in_batches(texts, work))
+
+    def _check(self, request: AnyRequest, *kinds: str) -> None:
         """Mistake when what is asked is not done here, or not by a model of this kind."""
         if request.model not in (None, self.name):
             raise OtherModel(f"model: {shown(request.model)} is not served here; {self.name!r} is")
@@ -75,11 +136,11 @@ class Server:
             raise Mistake(f"model: {self.name} is {what}; ask {paths}")
         request.refuse_what_is_not_done()
 
-    def rows(self, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> list[Row]:
+    def _rows(self, prompts: Sequence[list[int]], samplings: Sequence[Sampling]) -> list[Row]:
         """A row for each text that is to be written."""
         return [Row.of(self.loaded, ids, sampling) for ids in prompts for sampling in samplings]
 
-    def encoded(self, prompts: Prompts, key: str) -> list[list[int]]:
+    def _encoded(self, prompts: Prompts, key: str) -> list[list[int]]:
         """Tokens of prompts."""
         return [
             self.loaded.encode(each) if isinstance(each, str) else self._checked(each) for each in as_list(prompts, key)
@@ -89,79 +150,32 @@ class Server:
         self.loaded.check(ids)
         return ids
 
+    def _starts(self, body: CompletionRequest, num_samples: int) -> list[str]:
+        """The prompt of each row as it was given."""
+        prompts = [
+            each if isinstance(each, str) else self.loaded.decode(each) for each in as_list(body.prompt, "prompt")
+        ]
+        return [prompt for prompt in prompts for _ in range(num_samples)]
 
-class Event(NamedTuple):
-    """More of a row."""
+    async def _logprobs(self, body: CompletionRequest, rows: Sequence[Row]) -> list[Answer | None]:
+        """How likely the tokens of rows are, where that is asked; with `echo`, those of their prompts too."""
+        if body.logprobs is None:
+            return [None] * len(rows)
+        if not body.echo:
+            return [answers.logprobs(self.loaded, row.taken, None) for row in rows]
+        asked = [partial(score, self.loaded, row.prompt, body.logprobs) for row in rows]
+        scored = [await asyncio.wrap_future(self.worker.call(work)) for work in asked]
+        return [
+            answers.logprobs(self.loaded, [*before, *row.taken], row.prompt[0])
+            for before, row in zip(scored, rows, strict=True)
+        ]
 
-    index: int
-    text: str
-    ended: str | None
-    error: Exception | None
-
-
-def follow(worker: Worker, rows: Sequence[Row]) -> AsyncIterator[Event]:
-    """Queues rows now, or raises Busy; gives how they get on. Who stops listening cancels them."""
-    loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-    places = {row: index for index, row in enumerate(rows)}
-
-    def tell(row: Row) -> None:
-        piece = row.text.take(row.is_done)
-        if piece or row.is_done:
-            loop.call_soon_threadsafe(events.put_nowait, Event(places[row], piece, row.ended, row.error))
-
-    for row in rows:
-        row.tell = tell
-    worker.write(rows)
-    return _told(rows, events)
-
-
-async def _told(rows: Sequence[Row], events: asyncio.Queue[Event]) -> AsyncIterator[Event]:
-    going_on = len(rows)
-    try:
-        while going_on:
-            event = await events.get()
-            if event.error is not None:
-                raise RuntimeError("the model broke; the server's own words say how") from event.error
-            going_on -= event.ended is not None
-            yield event
-    finally:
-        for row in rows:
-            row.cancelled = row.ended is None
-
-
-async def at_once(request: Request, worker: Worker, rows: Sequence[Row]) -> None:
-    """Has rows written to their ends, or to where nobody listens any more."""
-    async for _ in follow(worker, rows):
-        if await request.is_disconnected():
-            return
-
-
-def streamed(
-    worker: Worker, rows: Sequence[Row], form: Form, body: WritingRequest, starts: Sequence[str] = ()
-) -> StreamingResponse:
-    """Rows as server-sent events; `starts` come before their own texts."""
-    return StreamingResponse(_lines(follow(worker, rows), rows, form, body, starts), media_type="text/event-stream")
-
-
-async def _lines(
-    events: AsyncIterator[Event], rows: Sequence[Row], form: Form, body: WritingRequest, starts: Sequence[str]
-) -> AsyncIterator[str]:
-    for index, start in enumerate(starts):
-        if start:
-            yield _sent(form.chunk(index, start, None))
-    try:
-        async for event in events:
-            yield _sent(form.chunk(event.index, event.text, event.ended))
-    except RuntimeError as error:  # the status is sent already
-        yield _sent(answers.error(str(error), kind="server_error"))
-        return
-    if body.stream_options is not None and body.stream_options.include_usage:
-        yield _sent(form.last_chunk(answers.usage(rows, body.n or 1)))
-    yield "data: [DONE]\n\n"
-
-
-def _sent(value: Answer) -> str:
-    return f"data: {json.dumps(value)}\n\n"
+    async def _in_batches(self, texts: Sequence[list[int]], work: Callable[[Any], Any]) -> list[Any]:
+        """What `work` makes of texts, so many at once as the model reads."""
+        size = self.worker.most_rows
+        asked = [partial(work, texts[start : start + size]) for start in range(0, len(texts), size)]
+        parts = [await asyncio.wrap_future(self.worker.call(part)) for part in asked]
+        return [each for part in parts for each in part]
 
 
 def app_of(server: Server) -> FastAPI:
@@ -170,77 +184,13 @@ def app_of(server: Server) -> FastAPI:
     app.add_middleware(_Bounded)
     for kind, answer in ERRORS.items():
         app.add_exception_handler(kind, answer)
-    worker, loaded = server.worker, server.loaded
-
-    @app.get("/health")
-    async def health() -> Answer:
-        return {"status": "ok", "model": server.name, "shape": loaded.kind}
-
-    @app.get("/v1/models")
-    async def models() -> Answer:
-        return {"object": "list", "data": [answers.model(server.name, server.created)]}
-
-    @app.get("/v1/models/{name:path}")
-    async def model(name: str) -> Answer:
-        server.check(AnyRequest(model=name), loaded.kind)
-        return answers.model(server.name, server.created)
-
-    @app.post("/v1/completions", response_model=None)
-    async def completions(body: CompletionRequest, request: Request) -> Answer | StreamingResponse:
-        server.check(body, "decoder", "encdec")
-        _check_completion(body, loaded)
-        prompts = server.encoded(body.prompt, "prompt")
-        samplings = body.samplings(DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens, body.logprobs)
-        rows, form = server.rows(prompts, samplings), Form(server.name)
-        starts = [_start(server, body, index, len(samplings)) for index in range(len(rows))] if body.echo else []
-        if body.stream:
-            return streamed(worker, rows, form, body, starts)
-        await at_once(request, worker, rows)
-        scored = await _scored(worker, rows) if body.echo and body.logprobs is not None else None
-        choices = []
-        for index, row in enumerate(rows):
-            found = None
-            if body.logprobs is not None:
-                first, before = (None, []) if scored is None else (row.prompt[0], scored[index])
-                found = answers.logprobs(loaded, [*before, *row.taken], first)
-            text = (starts[index] if starts else "") + row.text.text
-            choices.append(form.choice(index, text, row.ended, found))
-        return form.whole(choices, answers.usage(rows, len(samplings)))
-
-    @app.post("/v1/chat/completions", response_model=None)
-    async def chat(body: ChatRequest, request: Request) -> Answer | StreamingResponse:
-        server.check(body, "decoder", "encdec")
-        if not server.chat:
-            raise Mistake(
-                "messages: the server was started without --chat, which lets it run the folder's chat template"
-            )
-        said = [message.plain() for message in body.messages]
-        (prompt,) = await run_in_threadpool(rendered, loaded.path, loaded.tokenizer, [said])
-        asked = body.max_completion_tokens if body.max_tokens is None else body.max_tokens
-        samplings = body.samplings(DEFAULT_CHAT_TOKENS if asked is None else asked)
-        rows, form = server.rows([loaded.encode(prompt, as_it_is=True)], samplings), ChatForm(server.name)
-        if body.stream:
-            return streamed(worker, rows, form, body)
-        await at_once(request, worker, rows)
-        choices = [form.choice(index, row.text.text, row.ended) for index, row in enumerate(rows)]
-        return form.whole(choices, answers.usage(rows, len(samplings)))
-
-    @app.post("/v1/embeddings", response_model=None)
-    async def embeddings(body: EmbeddingRequest) -> Answer:
-        server.check(body, "encoder")
-        texts = server.encoded(body.input, "input")
-        parts = await _in_batches(worker, texts, lambda part: embed(loaded, part))
-        vectors = [vector for part in parts for vector in part]
-        return answers.embeddings(server.name, vectors, sum(map(len, texts)), body.encoding_format == "base64")
-
-    @app.post("/v1/fill-mask", response_model=None)
-    async def fill_mask(body: FillMaskRequest) -> Answer:
-        server.check(body, "encoder")
-        texts = [gaps_of(loaded, str(text), "input") for text in as_list(body.input, "input")]
-        likeliest, count = Sampling(temperature=0), body.top_k or DEFAULT_CANDIDATES
-        parts = await _in_batches(worker, texts, lambda part: fill(loaded, part, likeliest, count))
-        return answers.filled(server.name, [filled for part in parts for filled in part])
-
+    app.get("/health")(server.health)
+    app.get("/v1/models")(server.models)
+    app.get("/v1/models/{name:path}")(server.model)
+    app.post("/v1/completions", response_model=None)(server.complete)
+    app.post("/v1/chat/completions", response_model=None)(server.chat_on)
+    app.post("/v1/embeddings", response_model=None)(server.embed)
+    app.post("/v1/fill-mask", response_model=None)(server.fill_mask)
     return app
 
 
@@ -255,31 +205,6 @@ def _check_completion(body: CompletionRequest, loaded: Loaded) -> None:
             "echo: with logprobs it asks how likely the prompt is, which only a causal model knows: this one has read "
             "all of it before the first token; leave out echo"
         )
-
-
-def _start(server: Server, body: CompletionRequest, index: int, num_samples: int) -> str:
-    """A row's prompt as it was given."""
-    prompt = as_list(body.prompt, "prompt")[index // num_samples]
-    return prompt if isinstance(prompt, str) else server.loaded.decode(prompt)
-
-
-async def _scored(worker: Worker, rows: Sequence[Row]) -> list[list[Any]]:
-    """How likely the tokens of prompts are."""
-    return [
-        await asyncio.wrap_future(
-            worker.call(lambda row=row: score(worker.loaded, row.prompt, row.sampling.logprobs or 0))
-        )
-        for row in rows
-    ]
-
-
-async def _in_batches(worker: Worker, texts: Sequence[list[int]], work: Callable[[Any], Any]) -> list[Any]:
-    """What `work` makes of texts, so many at once as the model reads."""
-    size = worker.most_rows
-    return [
-        await asyncio.wrap_future(worker.call(lambda start=start: work(texts[start : start + size])))
-        for start in range(0, len(texts), size)
-    ]
 
 
 class _Bounded:

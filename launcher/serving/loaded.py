@@ -108,7 +108,7 @@ def load(folder: Path) -> Loaded:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from model.exchange.in_transformers import quiet_transformers
 
-    device, dtype = ("cuda", "auto") if torch.cuda.is_available() else ("cpu", torch.float32)
+    on_gpu = torch.cuda.is_available()
     with quiet_transformers():
         theirs = HfFolder.read(folder)
         imported, _ = correspondence(theirs)
@@ -116,10 +116,12 @@ def load(folder: Path) -> Loaded:
         with theirs.clean_view() as view:
             tokenizer = load_tokenizer(theirs, view)
             try:
-                model = load_model(theirs, view, dtype)
+                model = load_model(theirs, view, "auto" if on_gpu else torch.float32)
             except Exception as error:  # transformers raises what it pleases of files that it does not take
                 raise Mistake(f"{folder}: transformers cannot load it ({quoted(str(error))})") from error
-    return Loaded(folder, theirs.config.architecture, tokenizer, model.to(device), threading.Lock())
+    return Loaded(
+        folder, theirs.config.architecture, tokenizer, model.to("cuda" if on_gpu else "cpu"), threading.Lock()
+    )
 
 
 def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool) -> dict[str, torch.Tensor]:
