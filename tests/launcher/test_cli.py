@@ -119,7 +119,13 @@ def test_generating_for_no_prompt_and_serving_what_is_no_model_are_refused(shard
 
 
 def test_an_unknown_target_format_is_refused(shardline, tmp_path):
-    assert_one_sentence(shardline("convert", tmp_path, "--to", "onnx", "--out", "x"), "onnx", "hf")
+    assert_one_sentence(shardline("convert", tmp_path, "--to", "onnx", "--out", "x"), "onnx", "hf, gguf")
+
+
+def test_keys_of_one_target_format_are_refused_with_the_other(shardline, tmp_path):
+    assert_one_sentence(shardline("convert", tmp_path, "--dtype", "f16", "--out", "x"), "--dtype f16", "leave it out")
+    result = shardline("convert", tmp_path, "--to", "gguf", "--special-tokens-in-text", "--out", "x")
+    assert_one_sentence(result, "parse_special", "leave it out with gguf")
 
 
 def test_importing_what_is_no_model_is_refused(shardline, tmp_path):

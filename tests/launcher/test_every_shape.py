@@ -5,14 +5,18 @@ import shutil
 
 import pytest
 
+from common.mistakes import Mistake
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
-from data_pipeline.tokenizer import train_tokenizer
+from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from launcher import views
 from launcher.console import StageProgress
 from launcher.evaluate import evaluate
 from launcher.generate import generate
+from launcher.gguf import convert_to_gguf
 from launcher.run_folder import existing
 from launcher.stages import convert
+from model.exchange.gguf.file import GgufFile
 from model.exchange.importing import import_hf
 from tests.training.runs import save_config, steps_of, tiny_config, torchrun
 
@@ -73,6 +77,26 @@ def test_a_run_is_converted_speaks_is_examined_and_taken_up_again(
     evaluated = json.loads((runs[shape] / "metrics.jsonl").read_text().splitlines()[-1])["evaluation"]["loss"]
     first, fresh = (steps_of(where)[0]["loss"] for where in (folder, runs[shape]))
     assert abs(first - evaluated) < abs(first - fresh), "it begins where the other run ended, not anew"
+
+
+@pytest.mark.parametrize("shape", ["causal", "prefix", "encoder"])
+def test_a_run_is_converted_to_a_file_for_llama_cpp(runs, shape, tmp_path):
+    out = tmp_path / "model.gguf"
+    made = convert_to_gguf(runs[shape], out, "f16", StageProgress("converting"))
+    assert (made.reused, bool(made.notes)) == (False, shape != "causal")
+    assert views.gguf_conversion(made).startswith(f"step-0000000{STEPS} in {out}: checked by ")
+    _, config = existing(runs[shape])
+    keys, tokenizer = GgufFile(out).keys, Tokenizer.load(config.tokenizer.path)
+    names = keys["tokenizer.ggml.tokens"]
+    assert [names[tokenizer.special_id(name)] for name in tokenizer.names] == tokenizer.names
+    assert (keys["shardline.shape"], len(names)) == (shape, tokenizer.vocab_size)
+    assert convert_to_gguf(runs[shape], out, "f16", StageProgress("converting")).reused
+
+
+def test_a_run_without_a_place_in_gguf_writes_nothing(runs, tmp_path):
+    with pytest.raises(Mistake, match=r"model\.positions: rope has no place in GGUF's architecture t5"):
+        convert_to_gguf(runs["encdec"], tmp_path / "model.gguf", "f32", StageProgress("converting"))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("backend", ["flash", "varlen"])
