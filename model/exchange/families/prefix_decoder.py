@@ -31,7 +31,8 @@ class PrefixDecoder(Family):
 
     architecture = Architecture("PrefixDecoderForCausalLM", "prefix_decoder", shipped="prefix_decoder.py")
     shape = "prefix"
-    places = among({key: only(key, False, True) for key in FLAGS}, FREE) | {
+    places = {
+        **among({key: only(key, False, True) for key in FLAGS}, FREE),
         "activation": only("activation", *GATES, *PLAIN),
         "norm": only("norm", "rmsnorm", "layernorm"),
         "norm_placement": only("norm_placement", "pre", "post"),
