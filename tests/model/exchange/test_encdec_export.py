@@ -125,11 +125,14 @@ def test_an_encoders_tokenizer_knows_the_mask_and_ends_as_in_training(tmp_path, 
 REFUSED = {
     "norm": ({"norm": "layernorm"}, r"model\.norm: layernorm has no place in Hugging Face's LlamaForCausalLM"),
     "positions": ({"positions": "alibi"}, r"model\.positions: alibi has no place .* it has rope"),
-    "activation": ({"activation": "relu"}, r"model\.activation: relu has no place .* it has swiglu or geglu"),
+    "activation": (
+        {"shape": "prefix", "activation": "relu"},
+        r"model\.activation: relu has no place .* it has swiglu or geglu",
+    ),
     "parallel": ({"parallel_block": True}, r"model\.parallel_block: true has no place"),
     "gate": ({"attention_gate": True}, r"model\.attention_gate: true has no place in Hugging Face's LlamaForCausalLM"),
     "embedding norm": ({"embedding_norm": True}, r"model\.embedding_norm: true has no place"),
-    "rotated part": ({"rope_fraction": 0.5}, r"model\.rope_fraction: 0\.5 has no place"),
+    "rotated part": ({"shape": "prefix", "rope_fraction": 0.5}, r"model\.rope_fraction: 0\.5 has no place"),
     "no qkv bias": ({"shape": "prefix", "bias": True, "qkv_bias": False}, r"model\.qkv_bias: false has no place"),
     "qwen3 bias": (
         {"bias": True, "qk_norm": True},
