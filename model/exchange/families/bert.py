@@ -4,14 +4,14 @@ RoBERTa counts positions from the id of its padding on, over rows that are never
 are left out where a model that has them is written as one.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from model.config import ModelConfig
 from model.exchange.architectures import MASKED, Architecture
 from model.exchange.families import classic
 from model.exchange.families.family import PLAIN, Family, activation_names, named
 from model.exchange.families.layout import Part, WeightTable, ends, linear, norm
-from model.exchange.families.places import ANY, Place, only
+from model.exchange.families.places import ANY, Place, Places, only
 
 NAMES = classic.Names(
     "attention.output.LayerNorm",
@@ -28,7 +28,7 @@ class Bert(Family):
 
     architecture = Architecture("BertForMaskedLM", "bert", MASKED)
     shape = "encoder"
-    places = {
+    places: ClassVar[Places] = {
         **classic.PLACES,
         "norm_placement": only("norm_placement", "post"),
         "positions": only("positions", "learned"),
@@ -56,7 +56,7 @@ class Bert(Family):
         }
     )
     base = "bert."
-    unread = ("bert.pooler.", "cls.seq_relationship.")
+    unread: ClassVar[tuple[str, ...]] = ("bert.pooler.", "cls.seq_relationship.")
     computed = ("embeddings.position_ids",)
     transform, norm_of_transform = "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"
     bias, head = "cls.predictions.bias", "cls.predictions.decoder"

@@ -20,7 +20,17 @@ from model.exchange.families import rope
 from model.exchange.families.family import GATES, PLAIN, Family, activation_names, named
 from model.exchange.families.layers import kinds_of_layers, rope_interval, window_and_kinds
 from model.exchange.families.layout import WeightTable, ends, linear, norm
-from model.exchange.families.places import ALL_OR_NONE_SLIDE, ALL_SLIDE, ANY, AS_BIAS, DIVISOR, among, as_yaml, only
+from model.exchange.families.places import (
+    ALL_OR_NONE_SLIDE,
+    ALL_SLIDE,
+    ANY,
+    AS_BIAS,
+    DIVISOR,
+    Places,
+    among,
+    as_yaml,
+    only,
+)
 
 PLACES = among({"activation": only("activation", *GATES)}, ("num_kv_heads", "head_dim", "rope_theta", "rope_scaling"))
 HEEDS = rope.KEYS | {
@@ -44,7 +54,7 @@ class Llama(Family):
     """The first of them, and what the others share."""
 
     architecture = Architecture("LlamaForCausalLM", "llama")
-    places = {**PLACES, "num_heads": DIVISOR, "bias": ANY, "qkv_bias": AS_BIAS}
+    places: ClassVar[Places] = {**PLACES, "num_heads": DIVISOR, "bias": ANY, "qkv_bias": AS_BIAS}
     heeds = HEEDS
     activations: ClassVar[dict[str, str]] = GATES
 
@@ -203,9 +213,13 @@ class Phi3(Llama):
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        own = {"original_max_position_embeddings": max_positions, "partial_rotary_factor": config.rope_fraction}
-        own |= {"sliding_window": config.sliding_window, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-        return super().keys(config, max_positions) | own
+        return super().keys(config, max_positions) | {
+            "original_max_position_embeddings": max_positions,
+            "partial_rotary_factor": config.rope_fraction,
+            "sliding_window": config.sliding_window,
+            "resid_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+        }
 
     def _layers(self, theirs: Any) -> dict[str, Any]:
         return {"sliding_window": theirs.sliding_window}
