@@ -67,7 +67,7 @@ def make(config: ModelConfig, folder: Path, tokenizer: Tokenizer) -> Made:
     """Exports a random model of a config and asks our own network."""
     model = _randomised(config, tokenizer.vocab_size)
     spec = TokenizerSpec(tokenizer.model_path)
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    ids: dict[str, Any] = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     export_hf(model.state_dict(), ExportSpec(config, tokenizer.vocab_size, 128, tokenizer=spec, **ids), folder)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(4, tokenizer.vocab_size, (ROWS, LENGTH), generator=generator)
