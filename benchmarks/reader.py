@@ -18,9 +18,9 @@ import transformers
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Logits [B, L, V] as lists, and ids of each text by the folder's tokenizer."""
     folder, auto = request["folder"], getattr(transformers, request["auto"])
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=request["trusted"])
     model = auto.from_pretrained(folder, trust_remote_code=request["trusted"]).float().eval()
     inputs = {name: torch.tensor(value) for name, value in request["inputs"].items()}
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     with torch.no_grad():
         logits = model(**inputs).logits
         answers = {"logits": logits.tolist(), "ids": [tokenizer.encode(text) for text in request["texts"]]}

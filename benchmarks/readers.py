@@ -67,7 +67,7 @@ def make(config: ModelConfig, folder: Path, tokenizer: Tokenizer) -> Made:
     """Exports a random model of a config and asks our own network."""
     model = _randomised(config, tokenizer.vocab_size)
     spec = TokenizerSpec(tokenizer.model_path)
-    ids = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
+    ids: dict[str, Any] = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     export_hf(model.state_dict(), ExportSpec(config, tokenizer.vocab_size, 128, tokenizer=spec, **ids), folder)
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randint(4, tokenizer.vocab_size, (ROWS, LENGTH), generator=generator)
@@ -95,7 +95,7 @@ def _randomised(config: ModelConfig, vocab_size: int) -> Transformer:
 
 
 def environment(folder: Path, version: str) -> Path:
-    """Python of a virtual environment with that version of transformers, which sees the packages here after its own."""
+    """Python of a virtual environment with that version of transformers; behind its own it sees the packages here."""
     python = folder / "bin" / "python"
     if not (folder / "ready").exists():
         venv.create(folder, with_pip=True, clear=True)
@@ -111,7 +111,8 @@ def read(python: Path, requests: dict[str, Any], work: Path) -> dict[str, Any]:
     """What transformers of an environment answers."""
     asked, answers = work / "requests.json", work / "answers.json"
     asked.write_text(json.dumps(requests))
-    subprocess.run([python, Path(__file__).with_name("reader.py"), asked, answers], check=True, cwd=work)
+    # -P, or modules of this folder would stand for packages of the same name
+    subprocess.run([python, "-P", Path(__file__).with_name("reader.py"), asked, answers], check=True, cwd=work)
     return json.loads(answers.read_text())
 
 

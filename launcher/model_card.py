@@ -156,7 +156,7 @@ def _dropped_rows(manifest: Manifest) -> list[Row]:
 
 def _source_rows(manifest: Manifest, lines: Sequence[Record]) -> list[tuple[str, str, str, str]]:
     """Name, documents kept and dropped, and tokens that were drawn, where a mix counts them."""
-    drawn = next((line["sources"] for line in reversed(lines) if "sources" in line), {})
+    drawn: Record = next((line["sources"] for line in reversed(lines) if "sources" in line), {})
     return [
         (
             source.name,

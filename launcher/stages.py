@@ -180,7 +180,7 @@ def convert(
     from training.state.sums import CHECKSUMS
 
     _, config = existing(run_dir)
-    asked = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
+    asked: dict[str, object] = {"special_tokens_in_text": special_tokens_in_text, "with_tokenizer": with_tokenizer}
     asked |= {"license": license_name}
     chosen = "".join(f" {key}={value}" for key, value in asked.items() if value != EXPORTED_AS[key])
     with reading(run_dir):

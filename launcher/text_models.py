@@ -149,7 +149,8 @@ def _manner(path: Path, tokenizer: Any, config: "ModelConfig", eos_id: int) -> "
     vocabulary = Vocabulary(len(known), bos_id, eos_id, special, **blanks)
     if (objective := _objective(path)) is not None:
         return Manner.of(objective, config.shape, vocabulary)
-    manner = Manner.of(ObjectiveConfig(name=FOREIGN_OBJECTIVES[config.shape]), config.shape, vocabulary)
+    usual = ObjectiveConfig.model_validate({"name": FOREIGN_OBJECTIVES[config.shape]})
+    manner = Manner.of(usual, config.shape, vocabulary)
     opening, closing = _around(tokenizer)
     reads_whole = config.shape in ("encoder", "encdec")
     return dataclasses.replace(manner, opening=opening, closing=closing if reads_whole else ())

@@ -218,6 +218,14 @@ def _write_converted(folder: Path, spec: ExportSpec) -> None:
     except Exception as error:  # its converter raises what it pleases
         raise OtherIds(f"transformers cannot read it ({quoted(str(error))})") from error
     tokenizer.save_pretrained(folder)
+    _name_as_of_old(folder / "tokenizer_config.json")
+
+
+def _name_as_of_old(file: Path) -> None:
+    """Gives the list of further special tokens the name that transformers 4 reads too; with the new one it fails."""
+    facts = read_object(file)
+    if isinstance(tokens := facts.pop("extra_special_tokens", None), list):
+        _write_json(file, facts | {"additional_special_tokens": tokens})
 
 
 def _write_weights(writer: TensorWriter, state: State, spec: ExportSpec) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """lm-eval over models of ours: its own `hf` model gives the same numbers where it knows how to ask."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 import transformers
 
-from launcher import harness, text_models
+from launcher import evaluate, harness, text_models
 from launcher.evaluate import suite
+from launcher.harness import TaskResult
 from model.config import ModelConfig
 from model.exchange.parity import run_ours
 from tests.model.exchange.exports import BASE, START, export, randomised
@@ -82,6 +84,13 @@ def test_sampling_is_refused_by_its_key(folders):
     assert harness.generated(model, [("import", {"do_sample": False, "temperature": 0.7, "max_gen_toks": 1})])
 
 
+def test_an_old_transformers_finds_the_further_special_tokens_by_the_name_it_knows(folders):
+    facts = json.loads((folders["causal"][0] / "tokenizer_config.json").read_text())
+    assert "extra_special_tokens" not in facts, "version 4 takes no list by this name"
+    assert "<mask>" in facts["additional_special_tokens"]
+    assert "<mask>" in transformers.AutoTokenizer.from_pretrained(folders["causal"][0]).extra_special_tokens
+
+
 def test_neither_run_nor_folder_is_a_mistake(tmp_path):
     with pytest.raises(ValueError, match="neither a run nor an exported folder"):
         text_models.load(tmp_path)
@@ -105,6 +114,21 @@ def test_there_is_no_other_suite():
     ]
     with pytest.raises(ValueError, match="--suite: large is none; there is small"):
         suite("large")
+
+
+def test_results_of_a_run_are_kept_in_its_folder_and_those_of_an_export_are_not(tmp_path, capsys):
+    tasks = {"a [red]task": TaskResult(4, 0, {"acc": 0.5, "acc_stderr": 0.25})}
+    of_run = evaluate.Results(tmp_path, "step-10", 10, {}, tasks)
+    evaluate.show(of_run)
+    assert "a [red]task" in (printed := capsys.readouterr().out)
+    assert "0.5000" in printed
+    evaluate.record(dataclasses.replace(of_run, step=None))
+    assert not list(tmp_path.iterdir())
+    evaluate.record(of_run, limit=4)
+    line = json.loads((tmp_path / "evaluations.jsonl").read_text())
+    assert (line["step"], line["task"], line["metrics"]["acc"], line["limit"]) == (10, "a [red]task", 0.5, 4)
+    assert list((tmp_path / "tensorboard").iterdir())
+    assert evaluate.as_values(of_run)["a [red]task"]["metrics"]["acc"] == 0.5
 
 
 # ---- against lm-eval itself
