@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from common.files import write_whole
 from common.json_lines import NUMBER, Form, read_lines
 from common.mistakes import Mistake, cut
@@ -23,6 +21,7 @@ from data_pipeline.reading.survey import Detect, Survey, survey
 from data_pipeline.tokenizer import Tokenizer
 from launcher.console import number
 from launcher.inspection import mix_of
+from launcher.pages import template
 from training.config import RunConfig
 
 NAME = "report.html"
@@ -41,7 +40,7 @@ def write_data_report(folder: Path, tokenizer: Path | None, config: RunConfig | 
     check_files(folder, manifest, sizes=True)
     loaded = _tokenizer_of(folder, manifest, tokenizer or (config.tokenizer if config else None))
     found = survey(folder, manifest, loaded.decode if loaded else None, _detector())
-    page = _template().render(
+    page = template("data_report.html.j2").render(
         name=folder.name or str(folder),
         subtitle=_subtitle(manifest),
         tiles=_tiles(manifest, found),
@@ -57,11 +56,6 @@ def write_data_report(folder: Path, tokenizer: Path | None, config: RunConfig | 
     path = out or folder / NAME
     write_whole(path, page.encode())
     return path
-
-
-def _template() -> jinja2.Template:
-    text = Path(__file__).with_name("data_report.html.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(text)
 
 
 def _tokenizer_of(folder: Path, manifest: Manifest, where: Path | TokenizerConfig | None) -> Tokenizer | None:

@@ -11,13 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import yaml
 
 from common.json_lines import NUMBER, Form, Record, examine
 from common.mistakes import Mistake, shown
 from data_pipeline.manifest import FILE_NAME, Manifest, dropped_of
 from launcher.evaluate import EVALUATIONS
+from launcher.pages import template
 from launcher.run_folder import metrics_of
 from model.config import ModelConfig
 from model.exchange.architectures import Architecture
@@ -62,7 +62,7 @@ def render(made: Checkpoint, found: Architecture, license_name: str | None = Non
         )
     lines = [line for line in metrics_of(made.run_dir) if line["step"] <= made.saved.state.step]
     manifest = _manifest(made.config)
-    return _template().render(
+    return template("README.md.j2", finalize=_escaped).render(
         front=Plain(_front_matter(made, found, license_name)),
         name=made.config.name,
         step=f"{made.saved.state.step:,}",
@@ -89,14 +89,6 @@ def evaluations_of(made: Checkpoint) -> list[Record]:
     step = made.saved.state.step
     lines = [line for line in examine(made.run_dir / EVALUATIONS, EVALUATED).records if line["step"] == step]
     return list({line["task"]: line for line in lines}.values())
-
-
-def _template() -> jinja2.Template:
-    text = Path(__file__).with_name("README.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, finalize=_escaped
-    )
-    return environment.from_string(text)
 
 
 def _escaped(value: Any) -> str:

@@ -11,14 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from common.files import write_whole
 from common.json_lines import NUMBER, Form, Record
 from data_pipeline.manifest import Manifest
 from launcher.config import to_yaml
 from launcher.console import duration, number
 from launcher.goodput import Goodput
+from launcher.pages import template
 from launcher.run_folder import RunFolder, metrics_of
 from model.flops import num_parameters
 from training.config import RunConfig
@@ -49,7 +48,7 @@ def write_report(config: RunConfig, sample: str = "") -> Path:
     evaluations = [{"step": line["step"], **line["evaluation"]} for line in lines if "evaluation" in line]
     manifest = Manifest.load(Path(config.data.path))
     spent = RunFolder.read(run_dir).goodput(time.time())
-    page = _template().render(
+    page = template("report.html.j2").render(
         name=config.name,
         subtitle=_subtitle(config, manifest),
         tiles=_tiles(steps, evaluations),
@@ -68,11 +67,6 @@ def write_report(config: RunConfig, sample: str = "") -> Path:
     path = run_dir / "report.html"
     write_whole(path, page.encode())
     return path
-
-
-def _template() -> jinja2.Template:
-    text = Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True).from_string(text)
 
 
 def _subtitle(config: RunConfig, manifest: Manifest) -> str:

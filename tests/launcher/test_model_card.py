@@ -8,9 +8,11 @@ import yaml
 
 from data_pipeline.manifest import Manifest
 from launcher.model_card import MOST_ROWS, Checkpoint, evaluations_of, render
-from model.exchange.architectures import EUROBERT, LLAMA, PREFIX, T5
+from model.exchange.families import BY_TYPE
 from tests.training.runs import tiny_config, write_dataset
 from training.state.identity import RunIdentity, RunState, Saved
+
+LLAMA, PREFIX, EUROBERT, T5 = (BY_TYPE[name].architecture for name in ("llama", "prefix_llama", "eurobert", "t5"))
 
 HOSTILE = "a|b <script>x</script> [c](d) `e`\n---\nlicense: mit"
 
