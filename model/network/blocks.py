@@ -8,7 +8,6 @@
 What a token may see is in the pattern alone; a block knows nothing of shapes.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -196,37 +195,33 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor, around: Surroundings, memory: torch.Tensor | None = None) -> torch.Tensor:
         """[T, M] -> [T, M]; memory [S, M] is what cross-attention reads."""
-
-        def attend(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-            return self._attended(self.attention, x, residual, around)
-
-        def attend_to_memory(x: torch.Tensor, residual: torch.Tensor | None) -> torch.Tensor:
-            assert self.cross_attention is not None
-            return self._attended(self.cross_attention, x, memory, residual, around)
-
+        read = self._read(x, self.attention_norm)
+        given = self._attended(self.attention, read, self._residual(x), around)
         if self.is_parallel:
-            assert self.attention_norm is not None
-            normed = self.attention_norm(x)
-            beside = normed if self.feed_forward_norm is None else self.feed_forward_norm(x)
-            return self.feed_forward(beside, attend(normed, x))
-        x = self._added(attend, self.attention_norm, self.attention_output_norm, x)
+            return self.feed_forward(read if self.feed_forward_norm is None else self.feed_forward_norm(x), given)
+        x = self._added(x, given, self.attention_norm, self.attention_output_norm)
         if self.cross_attention is not None:
-            x = self._added(attend_to_memory, self.cross_attention_norm, self.cross_attention_output_norm, x)
-        return self._added(self.feed_forward, self.feed_forward_norm, self.feed_forward_output_norm, x)
+            read = self._read(x, self.cross_attention_norm)
+            given = self._attended(self.cross_attention, read, memory, self._residual(x), around)
+            x = self._added(x, given, self.cross_attention_norm, self.cross_attention_output_norm)
+        given = self.feed_forward(self._read(x, self.feed_forward_norm), self._residual(x))
+        return self._added(x, given, self.feed_forward_norm, self.feed_forward_output_norm)
+
+    def _read(self, x: torch.Tensor, norm: nn.Module | None) -> torch.Tensor:
+        """What a part reads of the residual stream."""
+        return x if norm is None or self.is_post else norm(x)
+
+    def _residual(self, x: torch.Tensor) -> torch.Tensor | None:
+        """What a part adds to its output by itself: the residual stream, unless that output has a norm first."""
+        return x if self.attention_output_norm is None else None
 
     def _added(
-        self,
-        part: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
-        norm: nn.Module | None,
-        output_norm: nn.Module | None,
-        x: torch.Tensor,
+        self, x: torch.Tensor, given: torch.Tensor, norm: nn.Module | None, output_norm: nn.Module | None
     ) -> torch.Tensor:
-        """X with what a part makes of it, and norms where this block has them; a part adds the residual by itself."""
-        if self.is_post:
-            assert norm is not None
-            return norm(part(x, x))
-        read = x if norm is None else norm(x)
-        return part(read, x) if output_norm is None else x + output_norm(part(read, None))
+        """The residual stream behind a part that read x and has given this."""
+        if output_norm is not None:
+            return x + output_norm(given)
+        return norm(given) if self.is_post and norm is not None else given
 
     def _attended(self, attention: nn.Module, *inputs: Any) -> torch.Tensor:
         """What attention gives; of what it computes on the way nothing is kept where the config says so."""
