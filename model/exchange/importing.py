@@ -1,7 +1,7 @@
 """Somebody's Hugging Face folder as weights of ours, so that a run can go on from them.
 
     folder -> model config and names of weights (their_folder.py)
-    -> their weights, one at a time, by our names (hf_names.py)
+    -> their weights, one at a time, by our names and laid out as ours (families/)
     -> compared with theirs in transformers (parity.py) -> DIR/{model.yaml, *.safetensors, tokenizer/}
 
 What ours has no place for is refused by its name. Memory is that of one layer, whatever the size of the model.
@@ -39,7 +39,7 @@ def import_hf(
     """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; returns what its config says.
 
     `load_imported` reads them. The files of a tokenizer are copied to out/tokenizer. Replaces an earlier import.
-    Raises ValueError when the folder is of another architecture than those of hf_configs, has a key or a weight
+    Raises ValueError when the folder is of a class that is none of families, has a key or a weight
     that has no place in ours, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.
     """
