@@ -1,7 +1,7 @@
 """Somebody's Hugging Face folder as weights of ours, so that a run can go on from them.
 
     folder -> model config and names of weights (their_folder.py)
-    -> their weights, one at a time, by our names (hf_names.py)
+    -> their weights, one at a time, by our names and laid out as ours (families/)
     -> where asked for, in the places of another shape (adapting.py)
     -> compared with theirs in transformers (parity.py) -> DIR/{model.yaml, *.safetensors, tokenizer/}
 
@@ -49,7 +49,7 @@ def import_hf(
 
     Returns what the folder's config says. `load_imported` reads the weights. The files of a tokenizer are copied to
     out/tokenizer. Replaces an earlier import.
-    Raises ValueError when the folder is of another architecture than those of hf_configs, has a key or a weight
+    Raises ValueError when the folder is of another class than those of families/, has a key or a weight
     that has no place in ours or in that shape, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.
     """
