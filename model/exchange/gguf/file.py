@@ -109,7 +109,7 @@ class GgufFile:
         """What `GgufWriter.write` gave for the tensor."""
         place, digest = self.places[name], xxhash.xxh3_128()
         for start in range(0, place.num_bytes, _BYTES_AT_ONCE):
-            digest.update(self._bytes(place.offset + start, min(_BYTES_AT_ONCE, place.num_bytes - start)))
+            digest.update(self._bytes(place.offset + start, min(_BYTES_AT_ONCE, place.num_bytes - start)).data)
         return digest.hexdigest()
 
     def read(self, name: str) -> torch.Tensor:
