@@ -142,7 +142,7 @@ def _fitted(model: TextModel, asked: Asked) -> Asked:
         text = cut(repr(model.decode(asked.choice.tolist())))
         raise Mistake(
             f"a continuation of {len(asked.choice)} tokens, {text}, does not fit in the {model.length} tokens that the "
-            "model reads at once; leave it out of the task"
+            "model reads at once; leave it out of the task, or have more read at once with --length"
         )
     return asked._replace(query=asked.query[max(0, len(asked.query) - room) :])
 
