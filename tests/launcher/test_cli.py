@@ -130,8 +130,8 @@ def test_keys_of_one_target_format_are_refused_with_the_other(shardline, tmp_pat
 
 def test_importing_what_is_no_model_is_refused(shardline, tmp_path):
     assert_one_sentence(shardline("import", tmp_path, "--out", tmp_path / "out"), "config.json", "Hugging Face")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    assert_one_sentence(shardline("import", tmp_path, "--out", tmp_path / "out"), "gpt2", "llama")
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    assert_one_sentence(shardline("import", tmp_path, "--out", tmp_path / "out"), "mamba", "llama")
 
 
 def test_inspecting_a_folder_without_a_manifest_is_refused(shardline, tmp_path):
