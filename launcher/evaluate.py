@@ -118,7 +118,7 @@ def show(results: Results) -> None:
     if results.tasks:
         table = Table(box=None, header_style="dim")
         for column in ("task", "documents", "shots", "metric", "value", "+-"):
-            table.add_column(column, justify="left" if column in ("task", "metric") else "right")
+            table.add_column(column, justify="left" if column in ("task", "metric") else "right", overflow="fold")
         for task, result in results.tasks.items():
             for row in _rows(result):
                 table.add_row(escape(task), f"{result.samples:,}", str(result.num_fewshot), *map(escape, row))
@@ -131,7 +131,7 @@ def _rows(result: "TaskResult") -> list[tuple[str, str, str]]:
     """Metric, value and standard error of each figure."""
     errors = {name.replace("_stderr", ""): value for name, value in result.metrics.items() if "_stderr" in name}
     return [
-        (name, f"{value:.4f}", f"{errors[name]:.4f}" if name in errors else "")
+        (name, f"{value:.4g}", f"{errors[name]:.2g}" if name in errors else "")
         for name, value in result.metrics.items()
         if "_stderr" not in name
     ]

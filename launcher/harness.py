@@ -5,9 +5,11 @@
 The one place that imports it. A task's YAML may name Python code, which runs: it is a program of who gives it.
 """
 
+import contextlib
 import difflib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -49,9 +51,10 @@ def run(
         if isinstance(task, str):
             _check_name(task, manager.all_tasks)
     asked = _adapter(lm_eval, model)
-    found = lm_eval.evaluator.simple_evaluate(
-        model=asked, tasks=chosen, num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # it prints as it goes, and standard output may be for JSON
+        found = lm_eval.evaluator.simple_evaluate(
+            model=asked, tasks=chosen, num_fewshot=num_fewshot, limit=limit, task_manager=manager, log_samples=False
+        )
     if asked.num_cut:
         say(
             f"  {asked.num_cut:,} of {asked.num_asked:,} contexts had more tokens than the {model.length} that the "

@@ -121,7 +121,7 @@ def test_results_of_a_run_are_kept_in_its_folder_and_those_of_an_export_are_not(
     of_run = evaluate.Results(tmp_path, "step-10", 10, {}, tasks)
     evaluate.show(of_run)
     assert "a [red]task" in (printed := capsys.readouterr().out)
-    assert "0.5000" in printed
+    assert "0.25" in printed
     evaluate.record(dataclasses.replace(of_run, step=None))
     assert not list(tmp_path.iterdir())
     evaluate.record(of_run, limit=4)
