@@ -51,8 +51,8 @@ def test_a_modeling_file_in_the_folder_is_not_run(folders, tmp_path):
 def test_folders_of_other_classes_are_refused(tmp_path):
     with pytest.raises(Mistake, match=r"no config\.json in it"):
         run(tmp_path, "x")
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
-    with pytest.raises(Mistake, match="model_type gpt2 is none that is read here; allowed are llama, "):
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    with pytest.raises(Mistake, match="model_type mamba is none that is read here; allowed are "):
         run(tmp_path, "x")
 
 

@@ -116,7 +116,7 @@ def test_evaluation_makes_no_gradients(monkeypatch):
     from model.network import loss
 
     original = loss._chunk
-    monkeypatch.setattr(loss, "_chunk", lambda *args: chunks.append(args[-2]) or original(*args))
+    monkeypatch.setattr(loss, "_chunk", lambda *args: chunks.append(args[-1]) or original(*args))
     with torch.no_grad():
         assert not chunked_cross_entropy(hidden, weight, labels).loss_sum.requires_grad
     chunked_cross_entropy(hidden.detach(), weight.detach(), labels)
