@@ -44,6 +44,15 @@ def sentence(error: BaseException) -> str:
     return cut(str(error), SENTENCE)
 
 
+def refuse_halves(text: str, where: str) -> None:
+    """Mistake, which begins with `where`, when a text holds half a character (a lone surrogate): bytes of no UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X}"
+        raise Mistake(f"{where}: it holds half a character ({half}), which is no text in UTF-8; leave it out") from None
+
+
 def cut(text: str, length: int = SHOWN_CHARACTERS) -> str:
     """A text for an error: on one line, without its middle where it is longer than `length`."""
     line = text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.files import read_file
 from common.json_lines import parse_json
-from common.mistakes import Mistake
+from common.mistakes import Mistake, refuse_halves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,8 @@ def _question(line: bytes, where: str) -> Question:
     texts = choices if isinstance(choices, list) else []
     if not isinstance(query, str) or len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):
         raise Mistake(f"{where}: not a question with a query and two or more choices; a line is {_PATTERN}")
+    for text in (query, *texts):
+        refuse_halves(text, where)
     if not isinstance(gold, int) or isinstance(gold, bool) or not 0 <= gold < len(texts):
         raise Mistake(f"{where}: gold is {gold!r}; it is the number of the right choice, 0 to {len(texts) - 1}")
     return Question(query, tuple(texts), gold)

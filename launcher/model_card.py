@@ -51,9 +51,12 @@ class Checkpoint(NamedTuple):
     """The model as it was trained."""
 
 
-def render(made: Checkpoint, found: Architecture, license_name: str | None = None) -> str:
+def render(
+    made: Checkpoint, found: Architecture, license_name: str | None = None, plain_tokenizer: str | None = None
+) -> str:
     """The card of a checkpoint that is exported as a class. ValueError where the licence is not written as the Hub's.
 
+    plain_tokenizer: the file that holds the tokenizer where it has no form of Hugging Face's.
     It says the same as long as the run's files say the same of this step.
     """
     if license_name is not None and not LICENSE.fullmatch(license_name):
@@ -76,7 +79,8 @@ def render(made: Checkpoint, found: Architecture, license_name: str | None = Non
         losses=_losses([line for line in lines if line.get("loss") is not None]),
         held_out=_held_out([line for line in lines if "evaluation" in line]),
         evaluations=[row for record in evaluations_of(made) for row in _evaluation_rows(record)],
-        loading=Plain(_loading(found)),
+        loading=Plain(_loading(found, plain_tokenizer is None)),
+        plain_tokenizer=plain_tokenizer,
         prompt="class <mask>:" if found.auto == "AutoModelForMaskedLM" else "import ",
         serves=found.auto == "AutoModelForCausalLM" and not found.shipped,
         is_shipped=found.shipped is not None,
@@ -225,11 +229,13 @@ def _evaluation_rows(record: Record) -> Iterable[tuple[str, ...]]:
         yield record["task"], shots, samples, metric, f"{value:.4f}{spread}"
 
 
-def _loading(found: Architecture) -> str:
+def _loading(found: Architecture, with_tokenizer: bool) -> str:
     """Lines of Python that load the folder."""
     trust = ", trust_remote_code=True" if found.shipped else ""
+    model = f'model = {found.auto}.from_pretrained("DIR"{trust})'
+    if not with_tokenizer:
+        return f"from transformers import {found.auto}\n\n{model}"
     return (
         f"from transformers import {found.auto}, AutoTokenizer\n\n"
-        'tokenizer = AutoTokenizer.from_pretrained("DIR")\n'
-        f'model = {found.auto}.from_pretrained("DIR"{trust})'
+        f'tokenizer = AutoTokenizer.from_pretrained("DIR")\n{model}'
     )

@@ -54,6 +54,8 @@ def convert(
     from launcher import stages, views
 
     if to == "gguf":
+        if license_name is not None:
+            raise Mistake("--license: it is for the model card of a folder, and a GGUF file has none; leave it out")
         _convert_to_gguf(run, out, dtype or "f32", special_tokens_in_text, with_tokenizer)
         return
     if to != "hf":

@@ -45,10 +45,13 @@ def serve(
     if python := vllm.chosen("transformers" if chat else engine, folder, vllm_python):
         sys.exit(vllm.run(folder, python, host, port, name))
     require_extra()
+    from launcher.serving.chat import template_of
     from launcher.serving.loaded import load
     from launcher.serving.running import open_socket, serving
     from model.exchange.in_transformers import quiet_transformers
 
+    if chat:
+        template_of(folder)
     with open_socket(host, port) as opened:
         loaded = load(folder)
         running = serving(loaded, opened, name, chat=chat, batch_size=batch_size)

@@ -194,7 +194,7 @@ def convert(
             return Converted(out, newest, 0, data, True, plain)
         texts = held_out_texts(config, tokenizer) if with_tokenizer else []
         spec = export_spec(made_of, tokenizer, texts, source, special_tokens_in_text)
-        spec = spec._replace(card=model_card.render(made_of, architecture(spec.config), license_name))
+        spec = spec._replace(card=model_card.render(made_of, architecture(spec.config), license_name, plain))
         if not with_tokenizer:
             spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")

@@ -1,6 +1,7 @@
 """What is answered, in OpenAI's forms."""
 
 import base64
+import itertools
 import time
 import uuid
 from collections.abc import Sequence
@@ -83,13 +84,16 @@ class ChatForm(Form):
 
 
 def logprobs(loaded: Loaded, tokens: Sequence[Taken], first: int | None) -> Answer:
-    """How likely tokens were; `first`: a token before them that nothing is known of."""
+    """How likely tokens were; `first`: a token before them that nothing is known of, and no letter of the text if it
+    is a special one.
+    """
     pieces = {index: _piece(loaded, index) for index in _all_ids(tokens, first)}
     names = [pieces[index] for index in ([] if first is None else [first])] + [pieces[each.token] for each in tokens]
     unknown: list[Any] = [] if first is None else [None]
-    offsets = [0]
-    for name in names[:-1]:
-        offsets.append(offsets[-1] + len(name))
+    widths = list(map(len, names))
+    if first is not None:
+        widths[0] = len(loaded.decode([first]))
+    offsets = [0, *itertools.accumulate(widths)]
     tops = [
         {pieces[index]: value for index, value in reversed([*each.top, (each.token, each.logprob)])} for each in tokens
     ]

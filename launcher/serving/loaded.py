@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from common.mistakes import Mistake
+from common.mistakes import Mistake, refuse_halves
 from model.exchange.architectures import Architecture
 from model.exchange.as_trained import refuse_other_readings
 from model.exchange.json_objects import quoted
@@ -61,8 +61,9 @@ class Loaded(NamedTuple):
     def encode(self, text: str, *, as_it_is: bool = False) -> list[int]:
         """Tokens of a prompt, opened as in training. `as_it_is`: a rendered chat, which has its special tokens in it.
 
-        Mistake when there are none, or more than the model reads.
+        Mistake when there are none, or more than the model reads, or it is no text in UTF-8.
         """
+        refuse_halves(text, "prompt")
         how: dict[str, Any] = {}
         if as_it_is or self.kind == "encoder":
             how = {"split_special_tokens": False, "add_special_tokens": not as_it_is}

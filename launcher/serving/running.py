@@ -4,6 +4,7 @@ socket (taken before anything slow) -> load -> worker and uvicorn -> requests ->
 """
 
 import contextlib
+import logging
 import socket
 import threading
 import time
@@ -70,8 +71,20 @@ def serving(
             _wait_until(server, thread)
             yield address_of(opened)
     finally:
-        server.end()
-        thread.join()
+        with _without_a_word():  # requests that are cut off are no faults
+            server.end()
+            thread.join()
+
+
+@contextlib.contextmanager
+def _without_a_word() -> Iterator[None]:
+    """Keeps uvicorn's faults off the terminal meanwhile."""
+    log = logging.getLogger("uvicorn.error")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _wait_until(server: uvicorn.Server, thread: threading.Thread) -> None:

@@ -124,6 +124,8 @@ def test_an_unknown_target_format_is_refused(shardline, tmp_path):
 
 def test_keys_of_one_target_format_are_refused_with_the_other(shardline, tmp_path):
     assert_one_sentence(shardline("convert", tmp_path, "--dtype", "f16", "--out", "x"), "--dtype f16", "leave it out")
+    result = shardline("convert", tmp_path, "--to", "gguf", "--license", "mit", "--out", "x")
+    assert_one_sentence(result, "--license", "leave it out")
     result = shardline("convert", tmp_path, "--to", "gguf", "--special-tokens-in-text", "--out", "x")
     assert_one_sentence(result, "parse_special", "leave it out with gguf")
 
@@ -132,6 +134,11 @@ def test_importing_what_is_no_model_is_refused(shardline, tmp_path):
     assert_one_sentence(shardline("import", tmp_path, "--out", tmp_path / "out"), "config.json", "Hugging Face")
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
     assert_one_sentence(shardline("import", tmp_path, "--out", tmp_path / "out"), "mamba", "llama")
+
+
+def test_chats_are_not_served_without_a_template(shardline, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert_one_sentence(shardline("serve", tmp_path, "--port", "0", "--chat"), str(tmp_path), "chat template")
 
 
 def test_inspecting_a_folder_without_a_manifest_is_refused(shardline, tmp_path):

@@ -120,3 +120,9 @@ def test_languages_stand_in_it_where_the_data_was_filtered_for_them(made):
     tree["data"]["filters"] = [{"name": "language", "keep": ["de", "en"]}]
     config = type(made.config).model_validate(tree)
     assert front_matter(render(made._replace(config=config), LLAMA))[0]["language"] == ["de", "en"]
+
+
+def test_a_tokenizer_that_transformers_cannot_read_is_named_and_not_loaded(made):
+    card = render(made, LLAMA, plain_tokenizer="sentencepiece.model")
+    assert "sentencepiece.model" in card and "AutoModelForCausalLM" in card
+    assert "AutoTokenizer" not in card and "shardline generate" not in card

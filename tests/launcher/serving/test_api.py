@@ -1,6 +1,7 @@
 """A real server over HTTP, asked by OpenAI's own client, for a model of each shape."""
 
 import contextlib
+import http.client
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -107,6 +109,8 @@ def test_stop_strings_echo_and_probabilities(clients, servers):
     found = told.choices[0].logprobs
     assert told.choices[0].text.startswith("import os") and len(found.tokens) == len(ids) + 1
     assert found.token_logprobs[0] is None
+    assert found.text_offset[:2] == [0, 0], "what opens a prompt is no letter of its text"
+    assert found.text_offset[-1] < len(told.choices[0].text)
     for place, index in enumerate(ids[1:]):
         assert found.token_logprobs[place + 1] == pytest.approx(expected[place, index].item(), abs=1e-4)
     assert found.token_logprobs[-1] == pytest.approx(max(found.top_logprobs[-1].values()), abs=1e-6)
@@ -147,6 +151,7 @@ BAD = {
     "a wrong type": ("causal", "/v1/completions", {"prompt": "x", "n": "2"}, 400, "n: '2' was found; input"),
     "out of bounds": ("causal", "/v1/completions", {"prompt": "x", "top_p": 2}, 400, "top_p: 2.0 was found"),
     "too long": ("causal", "/v1/completions", {"prompt": "x " * 400}, 400, "prompt: it has"),
+    "half a character": ("causal", "/v1/completions", {"prompt": "\ud800"}, 400, "prompt: it holds half a character"),
     "no token": ("causal", "/v1/completions", {"prompt": [10**9]}, 400, "prompt: 1000000000 is no token"),
     "not done": ("causal", "/v1/completions", {"prompt": "x", "suffix": "y"}, 400, "suffix: 'y' was found"),
     "echo of a prefix": ("prefix", "/v1/completions", {"prompt": "x", "echo": True, "logprobs": 1}, 400, "echo: with"),
@@ -209,6 +214,11 @@ def test_a_port_that_is_taken_is_refused_in_a_sentence():
         open_socket("no.such.host.invalid", 0)
 
 
+def ask_and_be_cut_off(address, body):
+    with contextlib.suppress(OSError, ValueError, http.client.HTTPException):
+        post(address, "/v1/completions", body)
+
+
 def test_the_command_says_where_it_serves_and_ends_at_once_on_a_signal(folders):
     command = [sys.executable, "-m", "launcher.cli", "serve", str(folders("causal")), "--port", "0", "--name", "tiny"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -218,6 +228,11 @@ def test_the_command_says_where_it_serves_and_ends_at_once_on_a_signal(folders):
         assert tried.strip() == to_try(address, "decoder", "import ")
         status, answer = post(address, "/v1/completions", {"model": "tiny", "prompt": "x", "max_tokens": 2})
         assert status == 200 and answer["usage"]["completion_tokens"] == 2
-        child.send_signal(signal.SIGTERM)
-        out, err = child.communicate(timeout=60)
+        asked = {"model": "tiny", "prompt": "x", "max_tokens": 100, "n": 8}
+        with ThreadPoolExecutor(1) as pool:
+            cut_off = pool.submit(ask_and_be_cut_off, address, asked)
+            time.sleep(0.3)
+            child.send_signal(signal.SIGTERM)
+            out, err = child.communicate(timeout=60)
+            cut_off.result()
         assert (child.returncode, out, err) == (0, "", "")
