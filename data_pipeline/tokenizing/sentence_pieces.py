@@ -33,7 +33,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._model = sentencepiece.SentencePieceProcessor()
         try:
             self._model.Load(str(model_path))
-        except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last where its own words are no UTF-8
+            self._model.id_to_piece(list(range(self._model.get_piece_size())))
+        except (RuntimeError, OSError, UnicodeDecodeError) as error:  # the last of pieces that are no UTF-8
             raise Mistake(
                 f"{model_path}: not a sentencepiece model ({cut(str(error)) or type(error).__name__}); "
                 "delete it and run 'shardline tokenizer train CONFIG'"
