@@ -14,7 +14,6 @@ import torch
 
 from common.mistakes import Mistake, refuse_halves
 from model.exchange.architectures import Architecture
-from model.exchange.as_trained import refuse_other_readings
 from model.exchange.json_objects import quoted
 from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
 
@@ -112,8 +111,7 @@ def load(folder: Path) -> Loaded:
     on_gpu = torch.cuda.is_available()
     with quiet_transformers():
         theirs = HfFolder.read(folder)
-        imported, _ = correspondence(theirs)
-        refuse_other_readings(theirs, imported)
+        correspondence(theirs)
         with theirs.clean_view() as view:
             tokenizer = load_tokenizer(theirs, view)
             try:

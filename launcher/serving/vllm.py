@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from common.mistakes import Mistake
-from model.exchange.architectures import Architecture
-from model.exchange.as_trained import refuse_other_readings
+from model.exchange.architectures import CAUSAL, Architecture
 from model.exchange.their_folder import HfFolder, correspondence
+from model.exchange.vllm import TAUGHT
 
 PLUGIN = "shardline"
 """Name of our plugin among vLLM's, which teaches it prefix models."""
@@ -47,7 +47,7 @@ def obstacle(architecture: Architecture, found: Found, python: str) -> str | Non
     """Why vLLM does not serve a class; None when it does."""
     if not found.there:
         return f"{python} has no vLLM; install it into an environment of its own and name that by --vllm-python"
-    if architecture.auto != "AutoModelForCausalLM":
+    if architecture.auto != CAUSAL or (architecture.shipped and architecture.model_type not in TAUGHT):
         return f"vLLM serves no {architecture.name} in the shape it was trained in"
     if architecture.shipped and PLUGIN not in found.plugins:
         return (
@@ -60,8 +60,7 @@ def obstacle(architecture: Architecture, found: Found, python: str) -> str | Non
 def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
     """Serves a folder by vLLM until a signal comes; returns its exit code, 0 when it was told to end."""
     theirs = HfFolder.read(folder)
-    imported, _ = correspondence(theirs)
-    refuse_other_readings(theirs, imported)
+    correspondence(theirs)
     with theirs.clean_view() as view:
         config = view / "config.json"
         keys = json.loads(config.read_text(encoding="utf-8"))

@@ -23,6 +23,7 @@ from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.architectures import SHIPPED
+from model.exchange.as_trained import MARKER, marked
 from model.exchange.families import family_of
 from model.exchange.families.family import Family
 from model.exchange.families.layout import Shape, WeightTable
@@ -35,8 +36,6 @@ from model.exchange.tensor_files import TensorWriter
 
 __all__ = ["ExportSpec", "TokenizerSpec", "export_hf", "exported_from", "hf_config"]
 
-MARKER = "shardline.json"
-"""File that says a folder was exported by us, and from which model config."""
 CARD = "README.md"
 """The model card, where Hugging Face's Hub looks for it."""
 FILE_BYTES = 4 * 2**30
@@ -160,18 +159,13 @@ def _write_configs(folder: Path, spec: ExportSpec) -> None:
 
 def exported_from(folder: Path) -> str | None:
     """The `source` that a folder was exported from; None when it is no export of ours."""
-    source = _marked(folder).get("source")
+    source = marked(folder).get("source")
     return source if isinstance(source, str) else None
 
 
 def objective_of(folder: Path) -> Any:
     """The `objective` of an export of ours, as it stands there; None where it does not say."""
-    return _marked(folder).get("objective")
-
-
-def _marked(folder: Path) -> dict[str, Any]:
-    marker = folder / MARKER
-    return read_object(marker) if marker.is_file() else {}
+    return marked(folder).get("objective")
 
 
 def _write_tokenizer(folder: Path, spec: ExportSpec) -> None:

@@ -21,7 +21,6 @@ from common.files import folder_aside, refuse_foreign
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.adapting import Adaptation, Shape, adapt
-from model.exchange.as_trained import refuse_other_readings
 from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
 from model.exchange.in_transformers import quiet_transformers
@@ -57,7 +56,6 @@ def import_hf(
     with quiet_transformers():
         theirs = HfFolder.read(folder)
         imported, table = correspondence(theirs)
-        refuse_other_readings(theirs, imported)
         adaptation = None if shape is None else adapt(imported.config, imported.vocab_size, shape)
         shapes = {name: our_shape(parts) for name, parts in table.items()}
         if adaptation is not None:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 
 from common.mistakes import Mistake
+from model.exchange.as_trained import refuse_other_readings
 from model.exchange.config_keys import IDS_OF_TOKENS, heeded
 from model.exchange.families.layout import Scaled, WeightTable
 from model.exchange.json_objects import quoted, read_object
@@ -72,8 +73,14 @@ class HfFolder(NamedTuple):
 
 
 def correspondence(folder: HfFolder) -> tuple[ImportedConfig, WeightTable]:
-    """Which model of ours it is and which weights are which. ValueError when a key or a weight has no place in ours."""
-    imported = _with_head(from_hf_config(folder.config), folder.files)
+    """Which model of ours it is and which weights are which.
+
+    ValueError when a key or a weight has no place in ours, or when a folder of ours would be read as another model than
+    the one that was trained.
+    """
+    imported = from_hf_config(folder.config)
+    refuse_other_readings(folder.path, imported)
+    imported = _with_head(imported, folder.files)
     return imported, _table(imported, folder.files)
 
 

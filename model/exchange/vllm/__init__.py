@@ -4,6 +4,9 @@ It runs in vLLM's own environment, beside none of our dependencies: `pip install
 it in each of its processes; the folder's modeling file is not run.
 """
 
+TAUGHT = ("prefix_llama",)
+"""Types of shipped classes that vLLM serves with it."""
+
 
 def register() -> None:
     """Makes the type `prefix_llama` and its class known, as often as it is called."""

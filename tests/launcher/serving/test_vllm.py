@@ -9,6 +9,7 @@ import pytest
 
 from common.mistakes import Mistake
 from launcher.serving import vllm
+from model.exchange.families import BY_TYPE
 
 SCRIPT = """#!/bin/sh
 if [ "$1" = -c ]; then echo '[true, {plugins}]'; exit; fi
@@ -55,6 +56,12 @@ def test_what_it_does_not_serve_is_served_by_transformers_or_refused(folders, py
         assert vllm.chosen("auto", folders(shape), python()) is None
         with pytest.raises(Mistake, match=r"--engine vllm: vLLM serves no .* or take --engine transformers"):
             vllm.chosen("vllm", folders(shape), python())
+
+
+def test_a_class_that_our_plugin_does_not_teach_is_not_given_to_it(python):
+    other, found = BY_TYPE["prefix_decoder"].architecture, vllm.find(python('["shardline"]'))
+    assert "serves no PrefixDecoderForCausalLM" in vllm.obstacle(other, found, "python")
+    assert vllm.obstacle(BY_TYPE["prefix_llama"].architecture, found, "python") is None
 
 
 def test_a_python_without_it_is_named(folders):

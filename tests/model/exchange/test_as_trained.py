@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from common.mistakes import Mistake
+from launcher import text_models
 from launcher.serving.loaded import load
 from launcher.serving.vllm import run
 from model.config import ModelConfig
@@ -29,7 +30,12 @@ def changed(exported, tmp_path, **keys):
 
 def test_prefix_weights_labelled_as_a_causal_model_are_refused_by_all_who_read_them(exported, tmp_path):
     folder = changed(exported, tmp_path, model_type="llama", architectures=["LlamaForCausalLM"], auto_map={})
-    uses = (load, lambda where: import_hf(where, tmp_path / "ours"), lambda where: run(where, "python", "x", 1, "x"))
+    uses = (
+        load,
+        text_models.load,
+        lambda where: import_hf(where, tmp_path / "ours"),
+        lambda where: run(where, "python", "x", 1, "x"),
+    )
     for use in uses:
         with pytest.raises(
             Mistake, match=r"makes it a model of shape 'causal', but it was trained with shape 'prefix'"
