@@ -12,7 +12,7 @@ Memory is that of one layer, whatever the size of the model.
 import json
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -139,7 +139,9 @@ def export_hf(state: State, spec: ExportSpec, out: Path) -> Path:
             shutil.copyfile(SHIPPED / found.shipped, aside / found.shipped)
         writer = TensorWriter(aside, spec.shapes, spec.dtype, spec.file_bytes)
         _write_tokenizer(aside, spec)
-        digests = _write_weights(writer, state, spec)
+        digests = write_weights(writer.write, state, spec.config, spec.table)
+        for name, shape in spec.family.zeros(spec.vocab_size).items():
+            digests[name] = writer.write(name, torch.zeros(shape))
         check_export(aside, spec.family, spec.config, spec.vocab_size, spec.max_positions, spec.bos_id, digests)
     return out
 
@@ -222,18 +224,20 @@ def _name_as_of_old(file: Path) -> None:
         _write_json(file, facts | {"additional_special_tokens": tokens})
 
 
-def _write_weights(writer: TensorWriter, state: State, spec: ExportSpec) -> dict[str, str]:
-    """Writes the weights as they come; returns the digest of each weight of theirs."""
-    table = spec.table
+def write_weights(
+    write: Callable[[str, torch.Tensor], str], state: State, config: ModelConfig, table: WeightTable
+) -> dict[str, str]:
+    """Has the weights of a table written as they come; returns the digest, as `write` gives it, of each of theirs.
+
+    A tied head and further depths stay behind. ValueError when a weight is missing, unknown or misshapen.
+    """
     missing, digests = set(table), {}
     for name, tensor in state.items() if isinstance(state, Mapping) else state:
-        if (name == "head.weight" and spec.config.tie_embeddings) or name.startswith(FURTHER):
+        if (name == "head.weight" and config.tie_embeddings) or name.startswith(FURTHER):
             continue
         for part, piece in to_hf(name, tensor, table):
-            digests[part] = writer.write(part, piece)
+            digests[part] = write(part, piece)
         missing.discard(name)
-    for name, shape in spec.family.zeros(spec.vocab_size).items():
-        digests[name] = writer.write(name, torch.zeros(shape))
     if missing:
         raise Mistake(f"{min(missing)}: the weight is missing from the model's state ({len(missing)} are in all)")
     return digests

@@ -22,10 +22,12 @@ import torch
 
 from common.mistakes import Mistake, cut
 from model.config import ModelConfig
+from model.exchange.families.layout import WeightTable
 from model.exchange.gguf.architectures import gguf_architecture
 from model.exchange.gguf.file import GgufFile, is_matrix
 from model.exchange.gguf.metadata import SHAPE
-from model.exchange.gguf.tensors import TensorTable, derived_tensors, one_from_gguf, tensor_shapes, tensor_table
+from model.exchange.gguf.tensors import derived_tensors, tensor_table
+from model.exchange.hf_names import one_from_hf, part_shapes
 from model.exchange.parity import AWKWARD_TEXTS, NUM_CHECKED, NUM_OF_LARGE, SMALL_BYTES, Ours, run_ours
 
 TOLERANCES = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 5e-2}
@@ -58,7 +60,7 @@ def check_file(file: Path, config: ModelConfig, vocab_size: int, matrix_type: st
     named = (found.keys.get("general.architecture"), found.keys.get(SHAPE))
     if named != (gguf_architecture(config).name, config.shape):
         raise RuntimeError(f"{file}: it is {named}, not the {gguf_architecture(config).name} that was exported")
-    shapes = tensor_shapes(tensor_table(config, vocab_size))
+    shapes = part_shapes(tensor_table(config, vocab_size))
     shapes |= {name: tuple(tensor.shape) for name, tensor in derived_tensors(config).items()}
     expected = {name: (shape, matrix_type if is_matrix(name, shape) else "f32") for name, shape in shapes.items()}
     if {name: (place.shape, place.type) for name, place in found.places.items()} != expected:
@@ -141,10 +143,10 @@ def run_in_llama_cpp(
             return dict(arrays)
 
 
-def weights_in(file: Path, table: TensorTable) -> Callable[[str], torch.Tensor]:
+def weights_in(file: Path, table: WeightTable) -> Callable[[str], torch.Tensor]:
     """A function that gives our weights by name, float32, as they are in a file."""
     opened = GgufFile(file)
-    return lambda name: one_from_gguf(opened.read, table, name)
+    return lambda name: one_from_hf(opened.read, table, name)
 
 
 def _asked(texts: Texts) -> dict[tuple[str, bool], list[int]]:

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 from common.files import refuse_without_room, written_aside
 from common.mistakes import Mistake
-from model.exchange.convert import FURTHER, ExportSpec, State
+from model.exchange.convert import ExportSpec, State, write_weights
 from model.exchange.gguf.architectures import gguf_architecture
 from model.exchange.gguf.check import Texts, check_file, check_in_llama_cpp, has_llama_cpp
 from model.exchange.gguf.file import TYPES, GgufFile, GgufWriter, tensor_bytes
 from model.exchange.gguf.metadata import SHAPE, SOURCE, add_model, add_vocabulary
-from model.exchange.gguf.tensors import derived_tensors, tensor_shapes, tensor_table, to_gguf
+from model.exchange.gguf.tensors import derived_tensors, tensor_table
 from model.exchange.gguf.vocabulary import UNKNOWN, Vocabulary
+from model.exchange.hf_names import part_shapes
 
 INSTALL = "pip install 'shardline[gguf]'"
 
@@ -42,7 +43,7 @@ class GgufSpec(NamedTuple):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Names and shapes of all tensors."""
         derived = {name: tuple(tensor.shape) for name, tensor in derived_tensors(self.export.config).items()}
-        return derived | tensor_shapes(tensor_table(self.export.config, self.export.vocab_size))
+        return derived | part_shapes(tensor_table(self.export.config, self.export.vocab_size))
 
 
 def export_gguf(state: State, spec: GgufSpec, out: Path) -> str:
@@ -126,15 +127,5 @@ def _special_ids(export: ExportSpec, vocabulary: Vocabulary) -> Mapping[str, int
 def _write_weights(writer: GgufWriter, state: State, spec: GgufSpec) -> dict[str, str]:
     """Writes the weights as they come; returns the digest of each tensor."""
     config = spec.export.config
-    table = tensor_table(config, spec.export.vocab_size)
-    missing = set(table)
     digests = {name: writer.write(name, tensor) for name, tensor in derived_tensors(config).items()}
-    for name, tensor in state.items() if isinstance(state, Mapping) else state:
-        if (name == "head.weight" and config.tie_embeddings) or name.startswith(FURTHER):
-            continue
-        for part, piece in to_gguf(name, tensor, table):
-            digests[part] = writer.write(part, piece)
-        missing.discard(name)
-    if missing:
-        raise Mistake(f"{min(missing)}: the weight is missing from the model's state ({len(missing)} are in all)")
-    return digests
+    return digests | write_weights(writer.write, state, config, tensor_table(config, spec.export.vocab_size))
