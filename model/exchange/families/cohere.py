@@ -13,6 +13,7 @@ from model.exchange.families.family import GATES, Family, activation_names, name
 from model.exchange.families.layout import Part, WeightTable, ends, interleaved, linear, norm, stacked
 from model.exchange.families.llama import feed_forward
 from model.exchange.families.places import among, only
+from model.exchange.families.sizes import HEEDS, size_keys, sizes_of
 
 
 class Cohere(Family):
@@ -25,15 +26,7 @@ class Cohere(Family):
         "norm": only("norm", "layernorm"),
         "activation": only("activation", *GATES),
     }
-    heeds = rope.KEYS | {
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
+    heeds = HEEDS | {
         "layer_norm_eps",
         "attention_bias",
         "use_qk_norm",
@@ -43,12 +36,7 @@ class Cohere(Family):
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
         return {
-            "hidden_size": config.d_model,
-            "intermediate_size": config.d_ff,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_size,
+            **size_keys(config),
             "hidden_act": GATES[config.activation],
             "max_position_embeddings": max_positions,
             "layer_norm_eps": config.norm_eps,
@@ -65,20 +53,13 @@ class Cohere(Family):
         """See `Family`."""
         must_be(theirs, attention_bias=False, use_qk_norm=False)
         return {
-            "num_layers": theirs.num_hidden_layers,
-            "d_model": theirs.hidden_size,
-            "num_heads": theirs.num_attention_heads,
-            "num_kv_heads": theirs.num_key_value_heads,
-            "head_dim": getattr(theirs, "head_dim", None),
-            "d_ff": theirs.intermediate_size,
+            **sizes_of(theirs),
             "activation": named("hidden_act", theirs.hidden_act, activation_names(GATES)),
             "norm": "layernorm",
             "norm_eps": theirs.layer_norm_eps,
             "parallel_block": True,
             **rope.rope_of(theirs.rope_parameters),
             "logit_scale": theirs.logit_scale,
-            "tie_embeddings": theirs.tie_word_embeddings,
-            "init_std": theirs.initializer_range,
         }
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:

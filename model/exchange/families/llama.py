@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange.architectures import MASKED, Architecture
-from model.exchange.families import rope
+from model.exchange.families import rope, sizes
 from model.exchange.families.family import GATES, PLAIN, Family, activation_names, named
 from model.exchange.families.layers import kinds_of_layers, rope_interval, window_and_kinds
 from model.exchange.families.layout import WeightTable, ends, linear, norm
@@ -33,15 +33,7 @@ from model.exchange.families.places import (
 )
 
 PLACES = among({"activation": only("activation", *GATES)}, ("num_kv_heads", "head_dim", "rope_theta", "rope_scaling"))
-HEEDS = rope.KEYS | {
-    "num_hidden_layers",
-    "hidden_size",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
+HEEDS = sizes.HEEDS | {
     "rms_norm_eps",
     "attention_bias",
     "mlp_bias",
@@ -240,12 +232,7 @@ class Phi3(Llama):
 def llama_keys(config: ModelConfig, max_positions: int) -> dict[str, Any]:
     """Their sizes and biases."""
     return {
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_size,
+        **sizes.size_keys(config),
         "max_position_embeddings": max_positions,
         "rms_norm_eps": config.norm_eps,
         **rope.rope_keys(config),
@@ -265,17 +252,7 @@ def window_keys(config: ModelConfig) -> dict[str, Any]:
 
 def llama_sizes(theirs: Any) -> dict[str, Any]:
     """Our sizes."""
-    return {
-        "num_layers": theirs.num_hidden_layers,
-        "d_model": theirs.hidden_size,
-        "num_heads": theirs.num_attention_heads,
-        "num_kv_heads": theirs.num_key_value_heads,
-        "head_dim": getattr(theirs, "head_dim", None),
-        "d_ff": theirs.intermediate_size,
-        "norm_eps": theirs.rms_norm_eps,
-        "tie_embeddings": theirs.tie_word_embeddings,
-        "init_std": theirs.initializer_range,
-    }
+    return sizes.sizes_of(theirs) | {"norm_eps": theirs.rms_norm_eps}
 
 
 def same_biases(theirs: Any, key: str) -> bool:
@@ -313,17 +290,12 @@ NORMS = {
 
 
 def _block(config: ModelConfig, ours: str, theirs: str, cross: bool) -> WeightTable:
-    width, own, other = config.d_model, f"{theirs}self_attn.", f"{theirs}cross_attn."
+    width, other = config.d_model, f"{theirs}cross_attn."
     query, key, qkv_bias = config.num_heads * config.head_size, config.kv_heads * config.head_size, config.has_qkv_bias
     table: WeightTable = {}
     for mine, name in NORMS[config.norm_placement].items():
         table |= norm(f"{ours}{mine}", f"{theirs}{name}", width)
-    maps = [(f"{own}q_proj", query), (f"{own}k_proj", key), (f"{own}v_proj", key)]
-    table |= linear(f"{ours}attention.qkv", maps, width, qkv_bias)
-    table |= linear(f"{ours}attention.output", [(f"{own}o_proj", width)], query, config.bias)
-    widths = (query, key) if config.qk_norm == "all_heads" else (config.head_size,) * 2
-    for name, count in zip(("q_norm", "k_norm"), widths, strict=True) if config.qk_norm else ():
-        table |= norm(f"{ours}attention.{name}", f"{own}{name}", count)
+    table |= attention(config, f"{ours}attention.", f"{theirs}self_attn.")
     if cross:
         table |= norm(f"{ours}cross_attention_norm", f"{theirs}cross_attn_layernorm", width)
         table |= linear(f"{ours}cross_attention.q", [(f"{other}q_proj", query)], width, qkv_bias)
@@ -331,6 +303,18 @@ def _block(config: ModelConfig, ours: str, theirs: str, cross: bool) -> WeightTa
         table |= linear(f"{ours}cross_attention.kv", maps, width, qkv_bias)
         table |= linear(f"{ours}cross_attention.output", [(f"{other}o_proj", width)], query, config.bias)
     return table | feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
+
+
+def attention(config: ModelConfig, ours: str, theirs: str) -> WeightTable:
+    """Queries, keys, values and output of self-attention, and norms of the first two."""
+    width, query, key = config.d_model, config.num_heads * config.head_size, config.kv_heads * config.head_size
+    maps = [(f"{theirs}q_proj", query), (f"{theirs}k_proj", key), (f"{theirs}v_proj", key)]
+    table = linear(f"{ours}qkv", maps, width, config.has_qkv_bias)
+    table |= linear(f"{ours}output", [(f"{theirs}o_proj", width)], query, config.bias)
+    widths = (query, key) if config.qk_norm == "all_heads" else (config.head_size,) * 2
+    for name, count in zip(("q_norm", "k_norm"), widths, strict=True) if config.qk_norm else ():
+        table |= norm(f"{ours}{name}", f"{theirs}{name}", count)
+    return table
 
 
 def feed_forward(config: ModelConfig, ours: str, theirs: str) -> WeightTable:

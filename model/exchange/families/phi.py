@@ -8,6 +8,7 @@ from model.exchange.families import classic, rope
 from model.exchange.families.family import PLAIN, Family, activation_names, named
 from model.exchange.families.layout import WeightTable, ends, norm
 from model.exchange.families.places import among, only
+from model.exchange.families.sizes import HEEDS, size_keys, sizes_of
 
 NAMES = classic.Names(
     "input_layernorm",
@@ -28,15 +29,7 @@ class Phi(Family):
         "parallel_block": only("parallel_block", True),
         "head_bias": only("head_bias", True),
     }
-    heeds = rope.KEYS | {
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
+    heeds = HEEDS | {
         "layer_norm_eps",
         "qk_layernorm",
     }
@@ -46,12 +39,7 @@ class Phi(Family):
         positions = rope.rope_keys(config)
         positions["rope_parameters"]["partial_rotary_factor"] = config.rope_fraction
         return {
-            "hidden_size": config.d_model,
-            "intermediate_size": config.d_ff,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_size,
+            **size_keys(config),
             "hidden_act": classic.OLD_NAMES[config.activation],
             "max_position_embeddings": max_positions,
             "layer_norm_eps": config.norm_eps,
@@ -69,12 +57,7 @@ class Phi(Family):
         """See `Family`."""
         classic.must_be(theirs, qk_layernorm=False)
         return {
-            "num_layers": theirs.num_hidden_layers,
-            "d_model": theirs.hidden_size,
-            "num_heads": theirs.num_attention_heads,
-            "num_kv_heads": theirs.num_key_value_heads,
-            "head_dim": getattr(theirs, "head_dim", None),
-            "d_ff": theirs.intermediate_size,
+            **sizes_of(theirs),
             "activation": named("hidden_act", theirs.hidden_act, activation_names(PLAIN)),
             "norm": "layernorm",
             "norm_eps": theirs.layer_norm_eps,
@@ -82,8 +65,6 @@ class Phi(Family):
             "head_bias": True,
             "parallel_block": True,
             **rope.rope_of(theirs.rope_parameters, partial=True),
-            "tie_embeddings": theirs.tie_word_embeddings,
-            "init_std": theirs.initializer_range,
         }
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:

@@ -4,7 +4,7 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.exchange.architectures import Architecture
-from model.exchange.families import classic, llama, rope
+from model.exchange.families import classic, llama, rope, sizes
 from model.exchange.families.family import GATES, PLAIN, Family, activation_names, named
 from model.exchange.families.layout import Part, WeightTable, ends, linear, norm
 from model.exchange.families.places import ANY, among, only
@@ -47,12 +47,7 @@ class PrefixDecoder(Family):
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
         return {
-            "hidden_size": config.d_model,
-            "intermediate_size": config.d_ff,
-            "num_hidden_layers": config.num_layers,
-            "num_attention_heads": config.num_heads,
-            "num_key_value_heads": config.kv_heads,
-            "head_dim": config.head_size,
+            **sizes.size_keys(config),
             "hidden_act": (GATES | PLAIN)[config.activation],
             "gated": config.is_gated,
             "norm_type": config.norm,
@@ -80,12 +75,7 @@ class PrefixDecoder(Family):
         return {
             **(rope.rope_of(theirs.rope_parameters, partial=True) if theirs.position_type == "rope" else {}),
             "shape": self.shape,
-            "num_layers": theirs.num_hidden_layers,
-            "d_model": theirs.hidden_size,
-            "num_heads": theirs.num_attention_heads,
-            "num_kv_heads": theirs.num_key_value_heads,
-            "head_dim": theirs.head_dim,
-            "d_ff": theirs.intermediate_size,
+            **sizes.sizes_of(theirs),
             "activation": named("hidden_act", theirs.hidden_act, names),
             "norm": named("norm_type", theirs.norm_type, {"rmsnorm": "rmsnorm", "layernorm": "layernorm"}),
             "norm_eps": theirs.layer_norm_epsilon,
@@ -95,8 +85,6 @@ class PrefixDecoder(Family):
             "positions": theirs.position_type,
             "max_positions": theirs.max_position_embeddings if is_learned else None,
             "segment_embeddings": theirs.type_vocab_size or None,
-            "tie_embeddings": theirs.tie_word_embeddings,
-            "init_std": theirs.initializer_range,
             **{key: getattr(theirs, key) for key in SAME_NAME},
         }
 
@@ -123,17 +111,8 @@ class PrefixDecoder(Family):
 
 
 def _block(config: ModelConfig, ours: str, theirs: str, bias: bool) -> WeightTable:
-    width, inner, attention = config.d_model, config.d_ff, f"{theirs}self_attn."
-    query, key = config.num_heads * config.head_size, config.kv_heads * config.head_size
-    table = norm(f"{ours}attention_norm", f"{theirs}input_layernorm", width, bias)
-    maps = [(f"{attention}q_proj", query), (f"{attention}k_proj", key), (f"{attention}v_proj", key)]
-    table |= linear(f"{ours}attention.qkv", maps, width, config.has_qkv_bias)
-    table |= linear(f"{ours}attention.output", [(f"{attention}o_proj", width)], query, config.bias)
-    for name in ("q_norm", "k_norm") if config.qk_norm else ():
-        table |= norm(f"{ours}attention.{name}", f"{attention}{name}", config.head_size)
+    table = norm(f"{ours}attention_norm", f"{theirs}input_layernorm", config.d_model, bias)
+    table |= llama.attention(config, f"{ours}attention.", f"{theirs}self_attn.")
     if not config.parallel_block:
-        table |= norm(f"{ours}feed_forward_norm", f"{theirs}post_attention_layernorm", width, bias)
-    gate = [(f"{theirs}mlp.gate_proj", inner)] if config.is_gated else []
-    up = "gate_up" if config.is_gated else "up"
-    table |= linear(f"{ours}feed_forward.{up}", [*gate, (f"{theirs}mlp.up_proj", inner)], width, config.bias)
-    return table | linear(f"{ours}feed_forward.down", [(f"{theirs}mlp.down_proj", width)], inner, config.bias)
+        table |= norm(f"{ours}feed_forward_norm", f"{theirs}post_attention_layernorm", config.d_model, bias)
+    return table | llama.feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
