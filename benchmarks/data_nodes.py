@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.data_build import write_corpus
+from benchmarks.data_sources import content
 from data_pipeline.building.build import BuildProgress, build_dataset
 from data_pipeline.config import DataConfig, DeduplicateConfig, SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
@@ -80,11 +81,6 @@ def plant_copies(corpus: Path) -> None:
     with corpus.open("a", encoding="utf-8") as file:
         for number, line in enumerate(lines[::5]):
             file.write(json.dumps({"text": json.loads(line)["text"] + f"\n# copy {number}\n"}) + "\n")
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    """All files of a dataset."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def main() -> int:

@@ -84,9 +84,9 @@ def tiny(name: str) -> ModelConfig:
     return ModelConfig.model_validate(models.keys(name) | SIZE | there)
 
 
-def randomised(config: ModelConfig) -> Transformer:
+def randomised(config: ModelConfig, vocab_size: int = VOCAB) -> Transformer:
     """A model whose norms and biases are all different, so that mixing them up shows."""
-    model, generator = Transformer(config, VOCAB), torch.Generator().manual_seed(0)
+    model, generator = Transformer(config, vocab_size), torch.Generator().manual_seed(0)
     for weight in model.parameters():
         if weight.dim() == 1:
             weight.data.uniform_(0.5, 1.5, generator=generator)

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from benchmarks.exports import randomised
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from model.config import ModelConfig
 from model.exchange.convert import ExportSpec, TokenizerSpec, export_hf
 from model.exchange.hf_configs import architecture
 from model.exchange.parity import AWKWARD_TEXTS, run_ours
-from model.network.transformer import Transformer
 
 OLD = "4.57.6"
 BESIDE = ("huggingface_hub<1", "tokenizers<0.23")
@@ -67,7 +67,7 @@ class Made(NamedTuple):
 
 def make(config: ModelConfig, folder: Path, tokenizer: Tokenizer) -> Made:
     """Exports a random model of a config and asks our own network."""
-    model = _randomised(config, tokenizer.vocab_size)
+    model = randomised(config, tokenizer.vocab_size).eval()
     spec = TokenizerSpec(tokenizer.model_path)
     ids: dict[str, Any] = {"bos_id": tokenizer.bos_id, "eos_id": tokenizer.eos_id, "pad_id": tokenizer.pad_id}
     export_hf(model.state_dict(), ExportSpec(config, tokenizer.vocab_size, 128, tokenizer=spec, **ids), folder)
@@ -86,14 +86,6 @@ def make(config: ModelConfig, folder: Path, tokenizer: Tokenizer) -> Made:
     found = architecture(config)
     request = {"folder": str(folder), "auto": found.auto, "trusted": found.shipped is not None, "inputs": asked}
     return Made(request | {"texts": AWKWARD_TEXTS, "generates": config.shape != "encoder"}, logits)
-
-
-def _randomised(config: ModelConfig, vocab_size: int) -> Transformer:
-    model, generator = Transformer(config, vocab_size), torch.Generator().manual_seed(0)
-    for weight in model.eval().parameters():
-        if weight.dim() == 1:
-            weight.data.uniform_(0.5, 1.5, generator=generator)
-    return model
 
 
 def environment(folder: Path, version: str) -> Path:

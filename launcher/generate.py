@@ -5,12 +5,12 @@ encoder-decoders    prompt -> what the decoder says of it, sentinels and all
 encoders            prompt with <mask> in it -> the prompt with the likeliest piece in place of each
 """
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.json_lines import parse_json
 from common.mistakes import Mistake, shown
 
 BATCH_SIZE = 8
@@ -85,8 +85,8 @@ def prompts_of(file: str) -> list[str]:
 def _of_json(file: str, lines: Sequence[str]) -> Iterator[str]:
     for number, line in enumerate(lines, start=1):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
+            record = parse_json(line.encode())
+        except ValueError:
             record = None
         prompt = record.get("prompt") if isinstance(record, dict) else record
         if not isinstance(prompt, str):

@@ -20,7 +20,7 @@ from launcher.evaluate import EVALUATIONS
 from launcher.pages import template
 from launcher.run_folder import metrics_of
 from model.config import ModelConfig
-from model.exchange.architectures import Architecture
+from model.exchange.architectures import CAUSAL, MASKED, SEQ2SEQ, Architecture
 from model.flops import num_parameters
 from training.config import RunConfig
 from training.state.identity import Saved
@@ -30,8 +30,7 @@ MOST_ROWS = 10
 EVALUATED = Form({"step": int, "time": NUMBER, "task": str, "samples": int, "num_fewshot": int, "metrics": dict})
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
 """How the Hub writes identifiers of licences: apache-2.0, mit, other."""
-PIPELINES = {"AutoModelForCausalLM": "text-generation", "AutoModelForMaskedLM": "fill-mask"}
-PIPELINES |= {"AutoModelForSeq2SeqLM": "text2text-generation"}
+PIPELINES = {CAUSAL: "text-generation", MASKED: "fill-mask", SEQ2SEQ: "text2text-generation"}
 """The Hub's name of what a class of models is for."""
 Row = tuple[str, str]
 
@@ -81,8 +80,8 @@ def render(
         evaluations=[row for record in evaluations_of(made) for row in _evaluation_rows(record)],
         loading=Plain(_loading(found, plain_tokenizer is None)),
         plain_tokenizer=plain_tokenizer,
-        prompt="class <mask>:" if found.auto == "AutoModelForMaskedLM" else "import ",
-        serves=found.auto == "AutoModelForCausalLM" and not found.shipped,
+        prompt="class <mask>:" if found.fills_masks else "import ",
+        serves=found.auto == CAUSAL and not found.shipped,
         is_shipped=found.shipped is not None,
         is_prefix=made.model.shape == "prefix",
     )

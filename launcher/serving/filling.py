@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from common.mistakes import Mistake
-from launcher.serving.loaded import Loaded, padded
+from launcher.serving.loaded import Loaded
 from launcher.serving.sampling import Chooser, Sampling
 
 
@@ -44,7 +44,7 @@ def fill(loaded: Loaded, texts: Sequence[list[int]], sampling: Sampling, num_can
     """Fills the gaps of texts given as tokens; each gap's token is taken by the settings, special ones never."""
     tokenizer = loaded.tokenizer
     special = [index for index, piece in tokenizer.added_tokens_decoder.items() if piece.special]
-    all_scores = loaded.model(**padded(texts, loaded.pad_id, loaded.model.device, left=False)).logits
+    all_scores = loaded.model(**loaded.batch(texts, left=False)).logits
     done = []
     for ids, scores in zip(texts, all_scores, strict=True):
         scores = scores[: len(ids)].float()
@@ -70,7 +70,7 @@ def _candidates(loaded: Loaded, scores: torch.Tensor, count: int) -> list[Candid
 @torch.inference_mode()
 def embed(loaded: Loaded, texts: Sequence[list[int]]) -> torch.Tensor:
     """Vectors float32 [B, M] of texts given as tokens: the mean of the last layer's normed states."""
-    inputs = padded(texts, loaded.pad_id, loaded.model.device, left=False)
+    inputs = loaded.batch(texts, left=False)
     states = loaded.model.base_model(**inputs).last_hidden_state
     mask = inputs["attention_mask"][..., None]
     return ((states * mask).sum(1) / mask.sum(1)).float().cpu()

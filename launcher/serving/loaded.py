@@ -13,15 +13,16 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from common.mistakes import Mistake, refuse_halves
-from model.exchange.architectures import Architecture
+from model.exchange.architectures import CAUSAL, MASKED, SEQ2SEQ, Architecture
+from model.exchange.in_transformers import padded, quiet_transformers
 from model.exchange.json_objects import quoted
 from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
 
 Kind = Literal["decoder", "encdec", "encoder"]
 KINDS: dict[str, Kind] = {
-    "AutoModelForCausalLM": "decoder",
-    "AutoModelForSeq2SeqLM": "encdec",
-    "AutoModelForMaskedLM": "encoder",
+    CAUSAL: "decoder",
+    SEQ2SEQ: "encdec",
+    MASKED: "encoder",
 }
 
 
@@ -73,6 +74,11 @@ class Loaded(NamedTuple):
         self.check(ids)
         return ids
 
+    def batch(self, rows: Sequence[Sequence[int]], *, left: bool) -> dict[str, torch.Tensor]:
+        """Rows as the model takes them: input_ids and attention_mask int64 [B, L] on its device."""
+        ids, mask = padded(rows, left, self.pad_id)
+        return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
+
     def check(self, ids: Sequence[int]) -> None:
         """Mistake when these are no prompt that the model can read."""
         if not ids:
@@ -106,8 +112,6 @@ def load(folder: Path) -> Loaded:
         )
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from model.exchange.in_transformers import quiet_transformers
-
     on_gpu = torch.cuda.is_available()
     with quiet_transformers():
         theirs = HfFolder.read(folder)
@@ -121,13 +125,3 @@ def load(folder: Path) -> Loaded:
     return Loaded(
         folder, theirs.config.architecture, tokenizer, model.to("cuda" if on_gpu else "cpu"), threading.Lock()
     )
-
-
-def padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, left: bool) -> dict[str, torch.Tensor]:
-    """Rows as one batch: input_ids and attention_mask int64 [B, L]."""
-    longest = max(map(len, rows))
-    ids, mask = torch.full((len(rows), longest), pad_id), torch.zeros(len(rows), longest, dtype=torch.long)
-    for row, tokens in enumerate(rows):
-        place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, place], mask[row, place] = torch.tensor(tokens), 1
-    return {"input_ids": ids.to(device), "attention_mask": mask.to(device)}

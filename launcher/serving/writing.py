@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from launcher.serving.loaded import Loaded, padded
+from launcher.serving.loaded import Loaded
 from launcher.serving.sampling import Chooser, Sampling, Taken, taken
 from launcher.serving.text import TextSoFar
 from model.exchange.in_transformers import cache_for
@@ -85,7 +85,7 @@ def write(loaded: Loaded, rows: Sequence[Row]) -> None:
         return
     model = loaded.model
     is_encdec = loaded.kind == "encdec"
-    inputs = padded([row.prompt for row in rows], loaded.pad_id, model.device, left=not is_encdec)
+    inputs = loaded.batch([row.prompt for row in rows], left=not is_encdec)
     steps = _Steps(rows, loaded.end_ids, None if is_encdec else inputs["input_ids"].shape[1])
     model.generate(
         **inputs,

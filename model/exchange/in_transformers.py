@@ -54,13 +54,13 @@ def _run(
 def run_model(model: Any, family: Family, documents: Documents) -> list[torch.Tensor]:
     """Logits of each document as `parity.run_ours` gives them."""
     if family.shape == "encdec":
-        ids, mask = _padded(documents.inputs, left=False)
-        decoder_ids, decoder_mask = _padded(documents.outputs, left=False)
+        ids, mask = padded(documents.inputs, left=False)
+        decoder_ids, decoder_mask = padded(documents.outputs, left=False)
         keys = {"decoder_input_ids": decoder_ids, "decoder_attention_mask": decoder_mask}
         logits = model(input_ids=ids, attention_mask=mask, **keys).logits
         return [row[: len(tokens)] for row, tokens in zip(logits, documents.outputs, strict=True)]
     texts = [torch.cat(parts) for parts in zip(*documents, strict=True)]
-    ids, mask = _padded(texts, left=False)
+    ids, mask = padded(texts, left=False)
     keys = {"prefix_lengths": torch.tensor([len(x) for x in documents.inputs])} if family.shape == "prefix" else {}
     logits = model(input_ids=ids, attention_mask=mask, **keys).logits
     return [row[: len(tokens)] for row, tokens in zip(logits, texts, strict=True)]
@@ -70,7 +70,7 @@ def generate_theirs(
     model: Any, found: Architecture, inputs: Sequence[torch.Tensor], num_new: int, start_id: int
 ) -> list[torch.Tensor]:
     """num_new greedy tokens int64 [num_new] after each of `inputs` int64 [L], which go in as one padded batch."""
-    ids, mask = _padded(inputs, left=found.auto != SEQ2SEQ)  # an encoder's learned positions begin on the left
+    ids, mask = padded(inputs, left=found.auto != SEQ2SEQ)  # an encoder's learned positions begin on the left
     # Without an end token, or generate would bar it until the last token: ours may well prefer it.
     keys: dict[str, Any] = {"max_new_tokens": num_new, "min_new_tokens": num_new, "eos_token_id": None}
     if found.auto == SEQ2SEQ:
@@ -91,13 +91,15 @@ def cache_for(model: Any) -> dict[str, Any]:
     return {"past_key_values": EncoderDecoderCache(DynamicCache(), DynamicCache())}
 
 
-def _padded(rows: Sequence[torch.Tensor], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [B, L] and its mask."""
+def padded(
+    rows: Sequence[Sequence[int] | torch.Tensor], left: bool, pad_id: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows of tokens as one batch int64 [B, L], and its mask."""
     longest = max(map(len, rows))
-    ids, mask = (torch.zeros(len(rows), longest, dtype=torch.long) for _ in range(2))
+    ids, mask = torch.full((len(rows), longest), pad_id), torch.zeros(len(rows), longest, dtype=torch.long)
     for row, tokens in enumerate(rows):
         place = slice(longest - len(tokens), None) if left else slice(len(tokens))
-        ids[row, place], mask[row, place] = tokens, 1
+        ids[row, place], mask[row, place] = torch.as_tensor(tokens), 1
     return ids, mask
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from common.mistakes import Mistake
 from model.config import ModelConfig
+from model.exchange.families.places import as_yaml
 
 SIZES = {"shape", "vocab_size", "num_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "norm_eps"}
 """Keys that every architecture has a place for."""
@@ -86,14 +87,8 @@ def _refuse(config: ModelConfig, found: GgufArchitecture, key: str, allowed: tup
 
 
 def _no_place(config: ModelConfig, found: GgufArchitecture, key: str, value: Any, allowed: tuple[Any, ...]) -> Mistake:
-    choice = " or ".join(_as_yaml(one) for one in allowed)
+    choice = " or ".join(as_yaml(one) for one in allowed)
     return Mistake(
-        f"model.{key}: {_as_yaml(value)} has no place in GGUF's architecture {found.name}, which shape {config.shape} "
+        f"model.{key}: {as_yaml(value)} has no place in GGUF's architecture {found.name}, which shape {config.shape} "
         f"is written as; it has {choice}"
     )
-
-
-def _as_yaml(value: Any) -> str:
-    if value is None:
-        return "null"
-    return str(value).lower() if isinstance(value, bool) else f"{value}"
