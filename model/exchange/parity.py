@@ -189,12 +189,10 @@ def compare(
     transformers cannot run the folder, both ending in `consequence`; ValueError if the logits are no numbers.
     """
     shape = ours.config.shape
-    documents = _documents(shape, ours.vocab_size, max_positions, start_id)
+    documents = documents_for(shape, ours.vocab_size, max_positions, start_id)
     padding = getattr(folder.config.object, "pad_token_id", None)
     documents = Documents(*([_without(padding, tokens) for tokens in group] for group in documents))
-    num_new = max(0, min(NUM_CHECKED, max_positions - max(map(len, documents.inputs))))
-    if folder.files.num_bytes > SMALL_BYTES:
-        num_new = min(num_new, NUM_OF_LARGE)
+    num_new = num_generated(documents, max_positions, folder.files.num_bytes)
     try:
         logits, generated = run_theirs(folder, documents, num_new, start_id)
     except Exception as error:  # whatever their code raises says that the folder is not right
@@ -206,23 +204,36 @@ def compare(
         mine = run_ours(model, documents.inputs[index], documents.outputs[index])
         _compare(folder.path, mine, theirs, "logits", consequence)
     for index, tokens in enumerate(generated):
-        outputs = tokens if shape != "encdec" else torch.cat((torch.tensor([start_id]), tokens))
-        mine = run_ours(model, documents.inputs[index], outputs)[-1 - len(tokens) : -1]
-        chosen = mine.gather(1, tokens[:, None])[:, 0]
-        _compare(folder.path, mine.amax(1), chosen, "generated tokens", consequence)
+        likeliest, chosen = choices(model, documents.inputs[index], tokens, start_id)
+        _compare(folder.path, likeliest, chosen, "generated tokens", consequence)
 
 
-def _documents(shape: str, vocab_size: int, max_positions: int, start_id: int) -> Documents:
+def num_generated(documents: Documents, max_positions: int, num_bytes: int) -> int:
+    """Tokens to generate after each of the documents, by a model of so many bytes."""
+    num_new = max(0, min(NUM_CHECKED, max_positions - max(map(len, documents.inputs))))
+    return num_new if num_bytes <= SMALL_BYTES else min(num_new, NUM_OF_LARGE)
+
+
+def choices(
+    model: Transformer, inputs: torch.Tensor, tokens: torch.Tensor, start_id: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Our largest logit at each place of tokens int64 [M] that somebody took after inputs, and that of theirs."""
+    outputs = tokens if model.config.shape != "encdec" else torch.cat((torch.tensor([start_id]), tokens))
+    mine = run_ours(model, inputs, outputs)[-1 - len(tokens) : -1]
+    return mine.amax(1), mine.gather(1, tokens[:, None])[:, 0]
+
+
+def documents_for(shape: str, vocab_size: int, max_positions: int, start_id: int) -> Documents:
+    """Two of unequal lengths, of random tokens; start_id opens the decoder of an encoder-decoder."""
     generator = torch.Generator().manual_seed(0)
     longest = max(min(NUM_CHECKED, max_positions // 2), 1)
-    lengths = (longest, max(longest * 2 // 3, 1))
-    inputs = [torch.randint(vocab_size, (n,), generator=generator) for n in lengths]
-    if shape == "encoder":
-        return Documents(inputs, [tokens[:0] for tokens in inputs])
-    outputs = [torch.randint(vocab_size, (n // 2,), generator=generator) for n in lengths]
-    if shape == "encdec":
-        outputs = [torch.cat((torch.tensor([start_id]), tokens)) for tokens in outputs]
-    return Documents(inputs, outputs)
+    begin = torch.tensor([start_id] if shape == "encdec" else [], dtype=torch.long)
+    documents = Documents([], [])
+    for length in (longest, max(longest * 2 // 3, 1)):
+        tokens = torch.randint(vocab_size, (length + length // 2,), generator=generator)
+        documents.inputs.append(tokens[:length])
+        documents.outputs.append(tokens[:0] if shape == "encoder" else torch.cat((begin, tokens[length:])))
+    return documents
 
 
 def _without(padding: int | None, tokens: torch.Tensor) -> torch.Tensor:

@@ -7,6 +7,7 @@ from data_pipeline.config import TokenizerConfig
 from data_pipeline.tokenizing.sentence_pieces import SentencePieceTokenizer
 from launcher.gguf import texts_of
 from model.exchange.gguf.check import GEGLU_TOLERANCE, TOLERANCES, check_in_llama_cpp, run_in_llama_cpp
+from model.exchange.in_transformers import Documents
 from model.exchange.parity import run_ours
 from tests.model.exchange.exports import START, VOCAB, greedy, tokens
 from tests.model.exchange.gguf_files import CASES, gguf_model, write
@@ -31,13 +32,13 @@ def test_greedy_tokens_and_logits_are_ours(case, python, tmp_path, tokenizer_mod
     write(model, file, tokenizer_model)
     shape = model.config.shape
     prompts = tokens(*LENGTHS)
-    outputs = {"encoder": [], "encdec": [START, 7, 8]}.get(shape, [7, 8])
-    documents = [{"inputs": prompt.tolist(), "outputs": outputs} for prompt in prompts]
+    outputs = torch.tensor({"encoder": [], "encdec": [START, 7, 8]}.get(shape, [7, 8]), dtype=torch.long)
+    documents = Documents(prompts, [outputs] * len(prompts))
     num_new = 0 if shape == "encoder" else NUM_NEW
     found = run_in_llama_cpp(file, shape, documents, num_new, START, [], python)
     tolerance = GEGLU_TOLERANCE if case == "t5_geglu" else 5e-5
     for number, prompt in enumerate(prompts):
-        ours = run_ours(model, prompt, torch.tensor(outputs, dtype=torch.long))
+        ours = run_ours(model, prompt, outputs)
         theirs = torch.from_numpy(found[f"logits_{number}"])
         torch.testing.assert_close(theirs, ours, atol=tolerance * ours.abs().max().item(), rtol=0)
         if num_new and case != "t5_geglu":

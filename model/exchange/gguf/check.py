@@ -28,7 +28,8 @@ from model.exchange.gguf.file import GgufFile, is_matrix
 from model.exchange.gguf.metadata import SHAPE
 from model.exchange.gguf.tensors import derived_tensors, tensor_table
 from model.exchange.hf_names import one_from_hf, part_shapes
-from model.exchange.parity import AWKWARD_TEXTS, NUM_CHECKED, NUM_OF_LARGE, SMALL_BYTES, Ours, run_ours
+from model.exchange.in_transformers import Documents
+from model.exchange.parity import AWKWARD_TEXTS, Ours, choices, documents_for, num_generated, run_ours
 
 TOLERANCES = {"f32": 1e-4, "f16": 1e-2, "bf16": 5e-2, "q8_0": 5e-2}
 """Largest difference of logits by the type of matrices, as a share of the largest logit (or of 1, if that is smaller):
@@ -89,12 +90,8 @@ def check_in_llama_cpp(
 
     start_id opens the decoder of an encoder-decoder; python is an interpreter that has llama-cpp-python.
     """
-    documents = _documents(config.shape, vocab_size, max_positions, start_id)
-    num_new = max(0, min(NUM_CHECKED, max_positions - max(len(each["inputs"]) for each in documents)))
-    if file.stat().st_size > SMALL_BYTES:
-        num_new = min(num_new, NUM_OF_LARGE)
-    if config.shape == "encoder":
-        num_new = 0
+    documents = documents_for(config.shape, vocab_size, max_positions, start_id)
+    num_new = 0 if config.shape == "encoder" else num_generated(documents, max_positions, file.stat().st_size)
     asked = _asked(texts) if texts is not None else {}
     found = run_in_llama_cpp(file, config.shape, documents, num_new, start_id, list(asked), python)
     for number, ((text, _), ids) in enumerate(asked.items()):
@@ -104,22 +101,18 @@ def check_in_llama_cpp(
                 f"{ids[:20]}; nothing was exported. With --without-tokenizer the weights are"
             )
     model = Ours(config, vocab_size, weights_in(file, tensor_table(config, vocab_size))).make()
-    for number, each in enumerate(documents):
-        inputs, outputs = torch.tensor(each["inputs"]), torch.tensor(each["outputs"], dtype=torch.long)
+    for number, (inputs, outputs) in enumerate(zip(*documents, strict=True)):
         mine = run_ours(model, inputs, outputs)
         _compare(file, config, matrix_type, "logits", mine, torch.from_numpy(found[f"logits_{number}"]))
         if num_new:
             tokens = torch.from_numpy(found[f"generated_{number}"])
-            outputs = tokens if config.shape != "encdec" else torch.cat((torch.tensor([start_id]), tokens))
-            mine = run_ours(model, inputs, outputs)[-1 - num_new : -1]
-            chosen = mine.gather(1, tokens[:, None])[:, 0]
-            _compare(file, config, matrix_type, "generated tokens", mine.amax(1), chosen)
+            _compare(file, config, matrix_type, "generated tokens", *choices(model, inputs, tokens, start_id))
 
 
 def run_in_llama_cpp(
     file: Path,
     shape: str,
-    documents: Sequence[Mapping[str, list[int]]],
+    documents: Documents,
     num_new: int,
     start_id: int,
     texts: Sequence[tuple[str, bool]],
@@ -129,7 +122,9 @@ def run_in_llama_cpp(
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.npz"
         request: dict[str, Any] = {"file": str(file), "out": str(out), "shape": shape, "start_id": start_id}
-        request |= {"num_new": num_new, "documents": documents, "texts": texts}
+        pairs = zip(*documents, strict=True)
+        request["documents"] = [{"inputs": each.tolist(), "outputs": rest.tolist()} for each, rest in pairs]
+        request |= {"num_new": num_new, "texts": texts}
         ran = subprocess.run(
             [python, "-P", PROGRAM],
             input=json.dumps(request),
@@ -156,19 +151,6 @@ def _asked(texts: Texts) -> dict[tuple[str, bool], list[int]]:
     for name, index in texts.specials.items():
         asked[(f"{name}{between}{name}", True)] = [index, *texts.encode(between), index]
     return asked
-
-
-def _documents(shape: str, vocab_size: int, max_positions: int, start_id: int) -> list[dict[str, list[int]]]:
-    """Two of unequal lengths, of random tokens."""
-    generator = torch.Generator().manual_seed(0)
-    longest = max(min(NUM_CHECKED, max_positions // 2), 1)
-    first = [start_id] if shape == "encdec" else []
-    found = []
-    for length in (longest, max(longest * 2 // 3, 1)):
-        tokens = torch.randint(vocab_size, (length + length // 2,), generator=generator).tolist()
-        outputs = [] if shape == "encoder" else tokens[length:]
-        found.append({"inputs": tokens[:length], "outputs": first + outputs})
-    return found
 
 
 def _compare(
