@@ -111,6 +111,7 @@ def run_ours(channel: Channel, work: Work) -> None:
     from datetime import timedelta
 
     from training.distributed import connect
+    from training.hardware import keep_freed_memory
     from training.setup import build_engine
     from training.step import train_step
 
@@ -135,6 +136,7 @@ def run_ours(channel: Channel, work: Work) -> None:
     )
     world = connect(timedelta(minutes=5))
     engine = build_engine(config, work.vocab_size, world)
+    keep_freed_memory()  # as a rank does before its first step
     batches = [packed(rows) for rows in work.batches]
     serve(channel, work, lambda batch: train_step(engine, [batch], OPTIMIZER.lr, world).loss, batches)
 
