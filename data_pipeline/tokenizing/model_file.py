@@ -5,13 +5,17 @@ transformers. The few numbers needed are read from the file's protobuf encoding 
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Container
 
 _PIECE, _TRAINER, _NORMALIZER = 1, 2, 3
 _USER_DEFINED = 4
+_VARINT, _BYTES, _GROUP, _END_OF_GROUP = 0, 2, 3, 4
+_WIDTHS = {1: 8, 5: 4}
+_KINDS = range(1, 7)
 _MODEL_TYPES = {1: "unigram", 2: "BPE", 3: "word", 4: "character"}
 
-Value = int | bytes
+Fields = list[tuple[int, int | bytes]]
+"""Numbers and values of the fields of a message, in their order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +42,24 @@ class ModelFacts:
     @classmethod
     def of(cls, serialized: bytes) -> "ModelFacts":
         """Reads them from a model that sentencepiece itself has accepted."""
-        fields = list(_fields(serialized))
-        trainer = _merged(fields, _TRAINER)
-        normalizer = _merged(fields, _NORMALIZER)
-        kinds = _kinds(fields)
-        keeps = not normalizer.get(2) and not normalizer.get(4, 1) and normalizer.get(5, 1)
+        fields = _fields(serialized)
+        trainer, normalizer = _merged(fields, _TRAINER), _merged(fields, _NORMALIZER)
+        charsmap, drops_blanks = _bytes(normalizer, 2), bool(_number(normalizer, 4, 1))
         return cls(
-            model_type=_MODEL_TYPES.get(int(trainer.get(3, 1)), "unknown"),
-            byte_fallback=bool(trainer.get(35, 0)),
-            changes_text=not keeps,
-            adds_blank=bool(normalizer.get(3, 1)),
-            user_defined=kinds.count(_USER_DEFINED),
-            mark_ends_words=bool(trainer.get(24, 0)),
-            drops_blanks=bool(normalizer.get(4, 1)),
-            charsmap=_bytes(normalizer.get(2, b"")),
+            model_type=_MODEL_TYPES[_number(trainer, 3, 1, _MODEL_TYPES)],
+            byte_fallback=bool(_number(trainer, 35, 0)),
+            changes_text=bool(charsmap) or drops_blanks or not _number(normalizer, 5, 1),
+            adds_blank=bool(_number(normalizer, 3, 1)),
+            user_defined=_kinds(fields).count(_USER_DEFINED),
+            mark_ends_words=bool(_number(trainer, 24, 0)),
+            drops_blanks=drops_blanks,
+            charsmap=charsmap,
         )
 
     @staticmethod
     def kinds(serialized: bytes) -> list[int]:
         """What each piece is: 1 text, 2 unknown, 3 control, 4 user-defined, 5 unused, 6 byte, as in its protobuf."""
-        return _kinds(list(_fields(serialized)))
+        return _kinds(_fields(serialized))
 
     @property
     def peculiarity(self) -> str | None:
@@ -85,36 +87,46 @@ class ModelFacts:
         return dataclasses.replace(self, user_defined=0).peculiarity is None
 
 
-def _kinds(fields: list[tuple[int, Value]]) -> list[int]:
-    return [int(dict(_fields(value)).get(3, 1)) for number, value in fields if number == _PIECE and value]
+def _kinds(fields: Fields) -> list[int]:
+    pieces = [value for number, value in fields if number == _PIECE and isinstance(value, bytes) and value]
+    return [_number(_fields(piece), 3, 1, _KINDS) for piece in pieces]
 
 
-def _bytes(value: Value) -> bytes:
-    assert isinstance(value, bytes)
-    return value
+def _number(fields: Fields, number: int, default: int, known: Container[int] | None = None) -> int:
+    """The last value of a field that is a number, and one that is known: protobuf passes over the others."""
+    found = [value for each, value in fields if each == number and isinstance(value, int)]
+    return next((value for value in reversed(found) if known is None or value in known), default)
 
 
-def _merged(fields: list[tuple[int, Value]], number: int) -> dict[int, Value]:
-    return dict(_fields(b"".join(value for found, value in fields if found == number and isinstance(value, bytes))))
+def _bytes(fields: Fields, number: int) -> bytes:
+    found = [value for each, value in fields if each == number and isinstance(value, bytes)]
+    return found[-1] if found else b""
 
 
-def _fields(data: Value) -> Iterator[tuple[int, Value]]:
-    """Numbers and values of the fields of a message, in their order; numbers of fixed width come as bytes."""
-    assert isinstance(data, bytes)
-    at = 0
+def _merged(fields: Fields, number: int) -> Fields:
+    return _fields(b"".join(value for found, value in fields if found == number and isinstance(value, bytes)))
+
+
+def _fields(data: bytes) -> Fields:
+    """Those that are numbers or bytes; those of fixed width, and whatever stands in groups, are of no use here."""
+    found: Fields = []
+    at = depth = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == 0:
+        number, kind = tag >> 3, tag & 7
+        value: int | bytes | None = None
+        if kind == _VARINT:
             value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == 2:
+        elif kind == _BYTES:
             size, at = _varint(data, at)
+            value, at = data[at : at + size], at + size
+        elif kind in _WIDTHS:
+            at += _WIDTHS[kind]
         else:
-            size = {1: 8, 5: 4}[kind]
-        yield tag >> 3, data[at : at + size]
-        at += size
+            depth += {_GROUP: 1, _END_OF_GROUP: -1}[kind]
+        if value is not None and depth == 0:
+            found.append((number, value))
+    return found
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:

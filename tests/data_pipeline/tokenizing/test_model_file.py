@@ -42,6 +42,26 @@ def test_our_own_models_have_no_peculiarity(tokenizer):
 
 
 @pytest.mark.parametrize(
+    "behind",
+    [
+        b"\x12\x05\x1d\x01\x02\x03\x04",  # the trainer's model_type as a number of fixed width
+        b"\x12\x04\x1a\x02un",  # ... as text
+        b"\x12\x02\x18\x4d",  # ... as a type that does not exist
+        b"\xa3\x06\x12\x02\x18\x01\xa4\x06",  # a trainer inside of a group
+        b"\x1a\x05\x15\x01\x02\x03\x04",  # the map of characters as a number
+    ],
+)
+def test_fields_that_sentencepiece_passes_over_change_nothing(tokenizer, behind, tmp_path):
+    whole = tokenizer.model_path.read_bytes()
+    (tmp_path / "changed.model").write_bytes(whole + behind)
+    changed = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "changed.model"))
+    facts = ModelFacts.of(changed.serialized_model_proto())
+    assert (facts, facts.charsmap) == (ModelFacts.of(whole), b"")
+    assert ModelFacts.kinds(whole + behind) == ModelFacts.kinds(whole)
+    assert changed.encode("def f(x):\n") == tokenizer.encode("def f(x):\n").tolist()
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"model_type": "unigram"}, "its type is unigram"),
