@@ -104,6 +104,8 @@ class ImportedWeights:
     """Shape that a causal model was made into."""
     copied: dict[str, str] = dataclasses.field(default_factory=dict)
     """What was copied where for it."""
+    has_new_head: bool = False
+    """Whether theirs had no head, so that one was drawn."""
 
 
 def train_tokenizer(config: RunConfig, progress: StageProgress) -> TrainedTokenizer:
@@ -284,14 +286,15 @@ def import_weights(folder: Path, out: Path, progress: StageProgress, *, adapt_to
     """
     from data_pipeline.tokenizing.finding import files_to_take_along
     from model.exchange.adapting import shape_named
-    from model.exchange.importing import MODEL_FILE, adaptation_of, import_hf
+    from model.exchange.importing import MODEL_FILE, adaptation_of, import_hf, new_head_of
 
     shape = None if adapt_to is None else shape_named(adapt_to)
     progress.note(f"importing {folder} and comparing it with transformers")
     with naming(out):
         found = import_hf(folder, out, shape=shape, tokenizer_files=files_to_take_along(folder))
     tokenizer = examine_tokenizer(folder, out / "tokenizer", found.vocab_size)
-    return ImportedWeights(out, found.architecture.name, out / MODEL_FILE, tokenizer, shape, adaptation_of(out))
+    facts = (out / MODEL_FILE, tokenizer, shape, adaptation_of(out), bool(new_head_of(out)))
+    return ImportedWeights(out, found.architecture.name, *facts)
 
 
 def examine_tokenizer(source: Path, folder: Path, vocab_size: int) -> ImportedTokenizer:

@@ -107,8 +107,9 @@ def imported(made: ImportedWeights) -> str:
     if made.adapted_to is not None:
         copies = "".join(f"\n  {place} is {source}" for place, source in made.copied.items())
         adapted = f"\nmade into shape {made.adapted_to} from the same weights, to be trained as that{copies}"
+    drawn = "\nit had no head to predict tokens with; a new one was drawn, to be trained" if made.has_new_head else ""
     return (
-        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers{adapted}\n"
+        f"{made.architecture} in {made.out}: logits and greedy tokens equal those of transformers{drawn}{adapted}\n"
         f"to start from it: training.initial_weights: {made.out}, with the model section of {made.model_file}\n"
         f"{imported_tokenizer(made.tokenizer)}"
     )

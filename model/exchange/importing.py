@@ -25,6 +25,7 @@ from model.exchange.convert import FILE_BYTES
 from model.exchange.hf_names import from_hf, our_shape
 from model.exchange.in_transformers import quiet_transformers
 from model.exchange.json_objects import quoted
+from model.exchange.new_head import with_new_head
 from model.exchange.parity import Ours, compare
 from model.exchange.tensor_files import TensorReader, TensorWriter
 from model.exchange.their_configs import ImportedConfig
@@ -47,14 +48,13 @@ def import_hf(
     """Writes the weights of a Hugging Face folder to `out` by our names, in fp32; of a causal one as another `shape`.
 
     Returns what the folder's config says. `load_imported` reads the weights. The files of a tokenizer are copied to
-    out/tokenizer. Replaces an earlier import.
+    out/tokenizer. An encoder without a head gets a new one. Replaces an earlier import.
     Raises ValueError when the folder is of another class than those of families/, has a key or a weight
     that has no place in ours or in that shape, or when `out` is something else; RuntimeError when our model does not
     give the logits and greedy tokens that transformers gives. Nothing is left behind then.
     """
     refuse_foreign(out, MODEL_FILE, "imported into")
-    with quiet_transformers():
-        theirs = HfFolder.read(folder)
+    with quiet_transformers(), with_new_head(HfFolder.read(folder)) as (theirs, drawn):
         imported, table = correspondence(theirs)
         adaptation = None if shape is None else adapt(imported.config, imported.vocab_size, shape)
         shapes = {name: our_shape(parts) for name, parts in table.items()}
@@ -65,7 +65,7 @@ def import_hf(
             for name, weight in from_hf(theirs.files.read, table):
                 for place, rows in [(name, weight)] if adaptation is None else adaptation.places(name, weight):
                     writer.write(place, rows)
-            _write_facts(aside, folder, imported, adaptation)
+            _write_facts(aside, folder, imported, adaptation, drawn)
             _copy_tokenizer(aside, tokenizer_files)
             ours = Ours(imported.config, imported.vocab_size, TensorReader(aside).read)
             longest = imported.max_positions or NUM_POSITIONS
@@ -100,17 +100,29 @@ def imported_config(folder: Path) -> tuple[ModelConfig, int]:
 
 def adaptation_of(folder: Path) -> dict[str, str]:
     """What was copied where when a causal model was imported as another shape; empty where none was."""
-    facts = yaml.safe_load((folder / MODEL_FILE).read_bytes())
-    return facts.get("adapted", {}).get("copied", {})
+    return _facts_of(folder).get("adapted", {}).get("copied", {})
 
 
-def _write_facts(out: Path, folder: Path, imported: ImportedConfig, adaptation: Adaptation | None) -> None:
-    """model.yaml: a `model:` section for the config of a run, where it comes from, and what was copied where."""
+def new_head_of(folder: Path) -> list[str]:
+    """Their names of the weights of a head that was drawn because there was none."""
+    return _facts_of(folder).get("new_head", [])
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / MODEL_FILE).read_bytes())
+
+
+def _write_facts(
+    out: Path, folder: Path, imported: ImportedConfig, adaptation: Adaptation | None, drawn: Sequence[str]
+) -> None:
+    """model.yaml: a `model:` section for a run's config, where it comes from, what was copied where, what was drawn."""
     config = imported.config if adaptation is None else adaptation.config
     keys = config.model_dump(mode="json", exclude_defaults=True) | {"vocab_size": imported.vocab_size}
     facts: dict[str, Any] = {"imported_from": str(folder), "class": imported.architecture.name}
     if adaptation is not None:
         facts["adapted"] = {"from": imported.config.shape, "to": config.shape, "copied": adaptation.copied}
+    if drawn:
+        facts["new_head"] = list(drawn)
     facts["model"] = keys
     (out / MODEL_FILE).write_text(yaml.safe_dump(facts, sort_keys=False), encoding="utf-8")
 

@@ -80,7 +80,7 @@ def correspondence(folder: HfFolder) -> tuple[ImportedConfig, WeightTable]:
     """
     imported = from_hf_config(folder.config)
     refuse_other_readings(folder.path, imported)
-    imported = _with_head(imported, folder.files)
+    imported = with_head(imported, folder.files)
     return imported, _table(imported, folder.files)
 
 
@@ -146,7 +146,7 @@ def load_tokenizer(folder: HfFolder, view: Path) -> Any:
         raise Mistake(f"{folder.path}: it holds no tokenizer that can be read ({reason})") from None
 
 
-def _with_head(imported: ImportedConfig, files: TensorReader) -> ImportedConfig:
+def with_head(imported: ImportedConfig, files: TensorReader) -> ImportedConfig:
     """The same with a tied head just where transformers would tie it: where no other one is stored."""
     embedding, head = _ends(imported)
     has_own = head in files.places and files.digest(head) != files.digest(embedding)

@@ -48,6 +48,7 @@ class Llama(Family):
     architecture = Architecture("LlamaForCausalLM", "llama")
     places: ClassVar[Places] = {**PLACES, "num_heads": DIVISOR, "bias": ANY, "qkv_bias": AS_BIAS}
     heeds = HEEDS
+    base = "model."
     activations: ClassVar[dict[str, str]] = GATES
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:

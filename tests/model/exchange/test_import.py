@@ -12,7 +12,7 @@ from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange import their_folder
 from model.exchange.families import BY_TYPE
-from model.exchange.importing import import_hf, imported_config, load_imported
+from model.exchange.importing import import_hf, imported_config, load_imported, new_head_of
 from model.exchange.in_transformers import cache_for
 from model.exchange.parity import run_ours
 from model.network.transformer import Transformer
@@ -139,6 +139,28 @@ def test_logits_and_greedy_tokens_are_theirs(case, tmp_path):
         for count in (0, 1, 25, 49):
             outputs = torch.cat((start[: shape == "encdec"], generated[:count]))
             assert run_ours(ours, text, outputs)[-1].argmax() == generated[count]
+
+
+@pytest.mark.parametrize("case", ["bert", "roberta", "eurobert"])
+def test_an_encoder_without_a_head_gets_a_new_one(case, tmp_path):
+    folder = save_theirs(case, tmp_path / "theirs")
+    whole = load_theirs(folder)
+    whole.base_model.save_pretrained(folder)
+    theirs = load_theirs(folder, transformers.AutoModel)
+    (text,) = tokens(20)
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(text[None])[0], whole.base_model(text[None])[0])
+    import_hf(folder, tmp_path / "ours")
+    drawn = new_head_of(tmp_path / "ours")
+    assert drawn and not {name.split(".")[0] for name in drawn} - {"cls", "lm_head"}
+    ours, states = load_ours(tmp_path / "ours"), []
+    (ours.head_transform or ours.head).register_forward_pre_hook(lambda _, given: states.append(given[0]))
+    run_ours(ours, text, text[:0])
+    with torch.no_grad():
+        torch.testing.assert_close(states[0].view(20, -1), theirs(text[None])[0][0], atol=1e-5, rtol=1e-5)
+    import_hf(folder, tmp_path / "again")
+    first, second = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "again"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
