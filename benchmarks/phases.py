@@ -63,7 +63,7 @@ class Outcome:
     @property
     def named(self) -> bool:
         """Whether the sentence says which rank on which node failed in which phase."""
-        words = rf"rank {self.rank} on node {re.escape(socket.gethostname())}\b.*\bin phase {self.phase}\b"
+        words = rf"rank {self.rank} on node {re.escape(socket.gethostname())}\b.*\bphase {self.phase}\b"
         return re.search(words, self.sentence) is not None
 
     @property

@@ -78,13 +78,20 @@ class Watch:
         with self._lock:
             place, self._since = self._place, time.monotonic()
             is_news = place.phase != phase
-            self._place = Place(place.rank, place.node, phase, step, minutes, note, beats=place.beats + 1)
+            beats, behind = place.beats + 1, place.behind
+            self._place = Place(place.rank, place.node, phase, step, minutes, behind, note, beats=beats)
         if minutes and not self._over.is_set():
             # Where a hanging call keeps Python's threads from running, this one still does.
             faulthandler.dump_traceback_later(minutes * 60, exit=True, file=STDERR)
             self._start()
         if is_news:  # at once: a process that is stopped in the next moment says no more
             self._say_where()
+
+    def goes_behind(self, phase: Phase | None) -> None:
+        """Says that something goes on behind the steps from now on, or nothing any more."""
+        with self._lock:
+            self._place = dataclasses.replace(self._place, behind=phase or "")
+        self._say_where()
 
     def join(self, links: Links) -> None:
         """From now on places and sentences travel over these connections."""

@@ -34,6 +34,8 @@ class Place:
     """Which step, where there is one."""
     minutes: float = 0.0
     """Within how many minutes the run ends if it stays there."""
+    behind: str = ""
+    """Phase of what goes on behind its steps, if anything does."""
     note: str = ""
     """Where that is not the deadline of its phase: what else."""
     seconds: float = 0.0
@@ -61,8 +63,9 @@ class Place:
 
     @property
     def at(self) -> str:
-        """Its phase, and which step."""
-        return f"phase {self.phase}" + (f" {self.step}" if self.step is not None else "")
+        """Its phase, which step, and what goes on behind it."""
+        own = f"phase {self.phase}" + (f" {self.step}" if self.step is not None else "")
+        return own + (f" and, behind it, phase {self.behind}" if self.behind and self.behind != self.phase else "")
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -86,6 +86,19 @@ def test_a_sentence_names_rank_node_phase_and_line():
     assert words == "rank 3 on node n got nowhere for 10 minutes in phase step 7, at training/step.py:9"
 
 
+def test_a_sentence_names_what_goes_on_behind_the_steps_too():
+    watch = Watch(3)
+    watch.beat(Phase.STEP, 7)
+    watch.goes_behind(Phase.SAVE)
+    watch.beat(Phase.STEP, 8)
+    assert watch.place.at == "phase step 8 and, behind it, phase save"
+    watch.beat(Phase.SAVE)
+    assert watch.place.at == "phase save"
+    watch.goes_behind(None)
+    watch.beat(Phase.STEP, 9)
+    assert watch.place.at == "phase step 9"
+
+
 @pytest.mark.parametrize("minutes", [0.01, 0.5, 10, 10080])
 def test_who_is_to_blame_is_looked_for_before_the_deadline(minutes):
     assert 0 < patience(minutes) < 60 * minutes

@@ -103,6 +103,7 @@ class Saving(Part):
         snapshot, words = self.engine.snapshot(), f"phase {Phase.SAVE}, the writing of {step_name(moment.step)}"
         shared = self._is_shared(moment)
         commit = self._commit if shared else self._commit_locally
+        self.run.world.watch.goes_behind(Phase.SAVE)
         self._behind.begin(words, lambda: commit(snapshot, state, started))
         stalled, event = time.perf_counter() - started, "save" if shared else "local save"
         self._save = Save(moment.step, event, time.time() - stalled, stalled)
@@ -125,6 +126,7 @@ class Saving(Part):
         """Takes what came of a save, once it is there; `awaited` says that the steps wait for all of it."""
         self._save = None
         saved = self._behind.outcome()
+        self.run.world.watch.goes_behind(None)
         self._note(save, saved, saved.seconds if awaited else save.stalled)
         for part in self.others:
             part.after_save(saved.folder)
