@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import configs
+from common.files import naming
 from common.json_lines import append_line
 from common.mistakes import Mistake, cut
 from launcher import text_models
@@ -88,10 +89,12 @@ def record(results: Results, *, limit: int | None = None) -> None:
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(results.where / "tensorboard") as board:
+    for task, result in results.tasks.items():
+        line: dict[str, Any] = {"step": results.step, "task": task, **result._asdict(), "limit": limit}
+        append_line(results.where / EVALUATIONS, line | {"time": time.time()})
+    folder = results.where / "tensorboard"
+    with naming(folder), SummaryWriter(folder) as board:
         for task, result in results.tasks.items():
-            line: dict[str, Any] = {"step": results.step, "task": task, **result._asdict(), "limit": limit}
-            append_line(results.where / EVALUATIONS, line | {"time": time.time()})
             for metric, value in result.metrics.items():
                 board.add_scalar(f"tasks/{task}/{metric}", value, results.step)
 

@@ -9,6 +9,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from common.mistakes import Mistake
+from launcher.evaluate import as_values, evaluate
 from launcher.generate import generate
 from launcher.serving.loaded import load
 from launcher.serving.running import open_socket, serving
@@ -147,6 +148,19 @@ def test_nothing_of_a_folder_runs_where_it_is_served_and_a_chat_gets_a_sentence(
     assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
 
 
+@pytest.mark.parametrize("shape", ["prefix", "encdec"])
+def test_nothing_of_a_folder_runs_where_it_is_evaluated(shape, exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(exported[shape], tmp_path / "theirs")
+    for plant in PLANTED.values():
+        plant(folder, f"open({str(tmp_path / 'PWNED')!r}, 'w')\n")
+    questions = tmp_path / "questions.jsonl"
+    lines = [{"query": "import ", "choices": ["os", "the house"], "gold": gold} for gold in (0, 1)]
+    questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert as_values(evaluate(folder, [questions])) == as_values(evaluate(exported[shape], [questions]))
+    assert not (tmp_path / "PWNED").exists() and not list(folder.glob("**/__pycache__"))
+
+
 def test_a_class_of_transformers_own_runs_nothing_of_its_folder_either(tmp_path, tokenizer_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = randomised(config_of("GPT2LMHeadModel"))
@@ -170,6 +184,8 @@ def test_weights_that_are_pickles_are_refused(exported, tmp_path):
     for use in (
         lambda: import_hf(folder, tmp_path / "ours"),
         lambda: generate(folder, ["x"], max_new_tokens=1, temperature=0, seed=0),
+        lambda: load(folder),
+        lambda: evaluate(folder, tasks=["piqa"]),
     ):
         with pytest.raises(Mistake, match=r"no model\.safetensors in it; give a folder whose weights are safetensors"):
             use()
