@@ -1,20 +1,20 @@
 """Commands for checkpoints: upgrade."""
 
 import shlex
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from common.mistakes import Mistake
 from launcher.console import say
+from launcher.options import RunFolder
 
 checkpoint_app = typer.Typer(help="Checkpoints of a run.", no_args_is_help=True)
 
 
 @checkpoint_app.command()
 def upgrade(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
+    run: RunFolder,
     trust: Annotated[
         bool, typer.Option("--trust", help="These files are yours: run the code that lies in them.")
     ] = False,

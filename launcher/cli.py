@@ -14,6 +14,7 @@ from common.mistakes import Mistake
 from launcher import cluster_cli, model_cli
 from launcher.checkpoint_cli import checkpoint_app
 from launcher.console import Commands, StageProgress, aside, command, console, mistakes_as_sentences, number, say
+from launcher.options import AsJson, ConfigFile, Overrides
 
 app = typer.Typer(
     cls=Commands,
@@ -34,12 +35,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(checkpoint_app, name="checkpoint")
 
 MARKS = {"good": "[green]ok[/]", "optional": "[yellow]--[/]", "bad": "[red]no[/]"}
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in training.steps=100.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 def main() -> None:

@@ -13,13 +13,7 @@ from rich.table import Table
 
 from common.mistakes import Mistake, cut
 from launcher.console import aside, command, console, duration, number
-
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file of the run.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a key, as in training.steps=100.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")]
+from launcher.options import AsJson, ConfigFile, Overrides, RunFolder
 
 nodes_app = typer.Typer(help="Nodes that failed: see also status --nodes.", no_args_is_help=True)
 practice_app = typer.Typer(help="A real Slurm on this machine, to learn and to test on.", no_args_is_help=True)

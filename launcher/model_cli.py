@@ -8,8 +8,7 @@ import typer
 
 from common.mistakes import Mistake, cut
 from launcher.console import StageProgress, aside, console, say
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+from launcher.options import AsJson, RunFolder
 
 
 def add_to(app: typer.Typer) -> None:
@@ -21,7 +20,7 @@ def add_to(app: typer.Typer) -> None:
 
 
 def convert(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, as runs/quickstart.")],
+    run: RunFolder,
     out: Annotated[Path, typer.Option(help="Folder to write, or file of GGUF.")],
     to: Annotated[str, typer.Option(help="Target format: hf, a folder of Hugging Face's, or gguf, a file.")] = "hf",
     dtype: Annotated[

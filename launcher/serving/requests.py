@@ -5,7 +5,7 @@ for. Keys of OpenAI's that have no meaning here are taken where they ask for not
 """
 
 import os
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -14,6 +14,8 @@ from launcher.serving.sampling import Sampling
 
 Prompts = str | list[str] | list[int] | list[list[int]]
 """Texts or tokens, one or several."""
+Length = Annotated[int, Field(ge=0, le=2**31)]
+"""Tokens of the longest text."""
 MOST_SAMPLES = 32
 ASKS_FOR_NOTHING: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (None, 0),
@@ -84,7 +86,7 @@ class CompletionRequest(WritingRequest):
     """A body of /v1/completions."""
 
     prompt: Prompts
-    max_tokens: int | None = None
+    max_tokens: Length | None = None
     logprobs: int | None = None
     echo: bool | None = None
     best_of: int | None = None
@@ -119,8 +121,8 @@ class ChatRequest(WritingRequest):
     """A body of /v1/chat/completions."""
 
     messages: list[ChatMessage] = Field(min_length=1)
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
+    max_tokens: Length | None = None
+    max_completion_tokens: Length | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     response_format: Any = None
