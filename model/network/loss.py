@@ -15,8 +15,8 @@ from model.network.tensor_ranks import TensorRanks
 IGNORED = -100
 """Label of a position that is no target."""
 CHUNK_ELEMENTS = (2**25, 2**28)
-"""Logits alive at once, about, on CPUs and on GPUs: every chunk reads the weight and reads and writes its gradient, which
-must not cost more than the products. 128 MB of fp32 do on a CPU (a quarter of that: a fifth slower), 1 GB on a GPU."""
+"""Logits alive at once, about, on CPUs and on GPUs: every chunk reads the weight and reads and writes its gradient,
+which must not cost more than the products. 128 MB of fp32 do on a CPU (32 MB: a fifth slower), 1 GB on a GPU."""
 
 SLAB_ELEMENTS = 2**24
 """Elements of the weight's gradient that are rounded or added up at a time: enough to fill a GPU, and 32 MB of bf16."""
