@@ -4,7 +4,8 @@ The text is Python's manual, modules of the standard library, and Chinese manual
 into stretches of some 400 words none of which is like another. Copies and traps are planted in it (`near_text.py`).
 A removal is right when a copy of the removed document stays. Recall is the share of planted copies that are removed,
 of all and of those with a similarity (Jaccard of word 5-shingles) of 0.8 or more, as was asked for. Neither peer
-looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below.
+looks at the texts again, and datatrove's 14 buckets of 8 answer to about 0.72 and to some of what is below; of all
+planted copies, ours at 0.67 is held against them.
 All work in one process; CPU seconds are without imports and include reading for datatrove and us.
 
 Needs `pip install datasketch`. datatrove may live in an environment of its own, `--datatrove PYTHON` names its
@@ -35,7 +36,8 @@ from data_pipeline.building.tasks import Job, remaining_texts
 from data_pipeline.config import DataConfig, DeduplicateConfig, SourceConfig, TokenizerConfig
 
 ROOT = Path(__file__).resolve().parent.parent
-SIMILARITY = 0.8
+SIMILARITY, LOWER = 0.8, 0.67
+"""What is asked for; and where our removals are still right in 99 of 100 cases, for what is less alike than that."""
 TASK_BYTES = 4_000_000
 
 
@@ -81,16 +83,9 @@ def run_peer(name: str, python: str, paths: dict[str, Path], folder: Path) -> Fo
     seconds = 0.0
     for language, path in paths.items():
         (out := folder / f"{name}-{language}").mkdir()
-        command = [
-            python,
-            "-W",
-            "ignore",
-            str(ROOT / "benchmarks" / "near_peers.py"),
-            name,
-            str(path),
-            language,
-            str(out),
-        ]
+        # -P: beside the program lies a tokenizers.py, which is not the package
+        program = [python, "-P", "-W", "ignore", str(ROOT / "benchmarks" / "near_peers.py")]
+        command = [*program, name, str(path), language, str(out)]
         result = subprocess.run(command, capture_output=True, text=True)
         if result.returncode:
             raise SystemExit(f"{name} failed with {python}; is it installed there?\n{result.stderr}")
@@ -182,7 +177,8 @@ def compare(folder: Path, quick: bool, datatrove: str | None) -> list[Row]:
     num_bytes = sum(len(one.text.encode()) for one in planted)
     print(f"{len(planted):,} documents, {num_bytes / 1e6:.1f} MB")
 
-    found = {"ours": run_ours(both, folder / "ours", SIMILARITY), "ours at 0.7": run_ours(both, folder / "ours7", 0.7)}
+    below = f"ours at {LOWER}"
+    found = {"ours": run_ours(both, folder / "ours", SIMILARITY), below: run_ours(both, folder / "lower", LOWER)}
     found["datasketch"] = run_peer("datasketch", sys.executable, paths, folder)
     if datatrove:
         found["datatrove"] = run_peer("datatrove", datatrove, paths, folder)
@@ -190,17 +186,17 @@ def compare(folder: Path, quick: bool, datatrove: str | None) -> list[Row]:
     near = [pair for pair in pairs if pair.similarity >= SIMILARITY]
     show_kinds(pairs, planted, found)
 
-    ours, lower = found["ours"], found["ours at 0.7"]
+    ours, lower = found["ours"], found[below]
     rows = [
         Row("removals that are right", precision(pairs, ours), "goal", 0.99, 1.0),
-        Row("removals that are right, at 0.7", precision(pairs, lower), "goal", 0.99, 1.0),
+        Row(f"removals that are right, at {LOWER}", precision(pairs, lower), "goal", 0.99, 1.0),
     ]
     for name in [name for name in found if not name.startswith("ours")]:
         peer = found[name]
         rows += [
             Row("removals that are right", precision(pairs, ours), name, precision(pairs, peer)),
             Row("copies as similar as asked for that are found", recall(near, ours), name, recall(near, peer), 1.0),
-            Row("all planted copies that are found, ours at 0.7", recall(pairs, lower), name, recall(pairs, peer)),
+            Row(f"all planted copies that are found, {below}", recall(pairs, lower), name, recall(pairs, peer), 1.0),
             Row("documents per CPU-second", len(planted) / ours.seconds, name, len(planted) / peer.seconds, 3.0),
         ]
     return rows
