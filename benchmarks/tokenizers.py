@@ -150,7 +150,7 @@ def cases(folder: Path, text: Sequence[str]) -> Iterator[Case]:
     model = folder / "mistral" / "tokenizer.model.v1"
     yield _sentencepiece_case("sentencepiece, Mistral's BPE, real", model)
     for name, falls_back in (("t5", False), ("mt5", True)):
-        how: dict[str, Any] = {"vocab_size": 12_000, "bos_id": -1, "pad_id": 0, "eos_id": 1, "unk_id": 2}
+        how: dict[str, Any] = {"vocab_size": 16_000, "bos_id": -1, "pad_id": 0, "eos_id": 1, "unk_id": 2}
         how |= {"model_type": "unigram", "byte_fallback": falls_back}
         prefix = folder / f"{name}-style"
         lines = (line for document in text[:4000] for line in document.split("\n") if line)

@@ -238,7 +238,11 @@ def without_special(definition: Definition) -> Json:
     else:
         pieces = [[renamed.get(piece, piece), score] for piece, score in model["vocab"]]
         later = sorted((index, piece) for piece, index in definition.ids.items() if index >= len(pieces))
-        model["vocab"] = pieces + [[renamed.get(piece, piece), UNLIKELY] for _, piece in later]
+        # Unknown characters score by the least of all: were that another, ties behind them would fall elsewhere.
+        least = min((score for _, score in pieces), default=UNLIKELY)
+        model["vocab"] = pieces + [
+            [renamed.get(piece, piece), least if piece in special else UNLIKELY] for _, piece in later
+        ]
     if model.get("unk_token") in renamed:
         model["unk_token"] = renamed[model["unk_token"]]
     if "merges" in model:

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.config import TokenizerConfig
 from data_pipeline.tokenizer import AWKWARD_STRINGS, Tokenizer
+from data_pipeline.tokenizing.hugging_face import read_folder, without_special
 from tests.data_pipeline.tokenizing.made import bert, byte_level, save, unigram
 
 STYLES = ("gpt2", "llama3", "qwen", "smollm", "bert", "unigram")
@@ -57,6 +58,13 @@ def test_ids_of_documents_are_those_of_the_tokenizers_package(case, stdlib_docum
             assert set(document[1:-1]).isdisjoint({ours.eos_id, ours.pad_id})
         else:
             assert document == [ours.bos_id, *expected, ours.eos_id]
+
+
+def test_unknown_characters_score_as_in_the_unigram_model_itself(folders):
+    definition = read_folder(folders["unigram"] / "tokenizer.json")
+    theirs, ours = definition.tree["model"]["vocab"], without_special(definition)["model"]["vocab"]
+    assert len(ours) > len(theirs)  # of added tokens; what is unknown scores 10 below the least likely piece
+    assert min(score for _, score in ours) == min(score for _, score in theirs)
 
 
 @given(text=ANY_TEXT | NAMES_TEXT)
