@@ -150,7 +150,7 @@ BAD = {
     "an unknown key": ("causal", "/v1/completions", {"prompt": "x", "beams": 2}, 400, "beams: no such key"),
     "a wrong type": ("causal", "/v1/completions", {"prompt": "x", "n": "2"}, 400, "n: '2' was found; input"),
     "out of bounds": ("causal", "/v1/completions", {"prompt": "x", "top_p": 2}, 400, "top_p: 2.0 was found"),
-    "fewer than none": ("causal", "/v1/completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens: -1 was found"),
+    "below 0": ("causal", "/v1/completions", {"prompt": "x", "max_tokens": -1}, 400, "max_tokens: -1 was found"),
     "too long": ("causal", "/v1/completions", {"prompt": "x " * 400}, 400, "prompt: it has"),
     "half a character": ("causal", "/v1/completions", {"prompt": "\ud800"}, 400, "prompt: it holds half a character"),
     "no token": ("causal", "/v1/completions", {"prompt": [10**9]}, 400, "prompt: 1000000000 is no token"),
