@@ -55,7 +55,8 @@ class Built(NamedTuple):
     size: int
     """Bytes of text."""
     seconds: float
-    memory: int
+    memory: float
+    """Bytes."""
     num_tokens: int
 
 
@@ -78,6 +79,10 @@ def build(folder: Path, corpus: Path, tokenizer: TokenizerConfig) -> Built:
     tokens = sum(shard.num_tokens for shard in Manifest.load(out).splits["train"])
     shutil.rmtree(out)
     return Built(corpus.stat().st_size, seconds, memory, tokens)
+
+
+_encoder: sentencepiece.SentencePieceProcessor
+"""Of a worker of the pool."""
 
 
 def _start_worker(model: str) -> None:
