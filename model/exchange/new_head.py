@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from model.exchange.families.layout import Part
-from model.exchange.tensor_files import TensorReader, TensorWriter
+from model.exchange.tensor_files import Place, TensorReader, TensorWriter
 from model.exchange.their_configs import from_hf_config
 from model.exchange.their_folder import HEADS, HfFolder, with_head
 
@@ -32,8 +32,7 @@ def with_new_head(folder: HfFolder) -> Iterator[tuple[HfFolder, list[str]]]:
         return
     std = from_hf_config(folder.config).config.init_std
     generator = torch.Generator().manual_seed(SEED)
-    files = folder.files
-    kept = {name: place for name, place in files.places.items() if not folder.config.family.leaves(name)}
+    files, kept = folder.files, _kept(folder)
     shapes = {name: place.shape for name, place in kept.items()} | {part.name: part.shape for part in head}
     dtypes = {place.dtype for place in kept.values()}
     with tempfile.TemporaryDirectory(prefix="shardline-") as name:
@@ -52,9 +51,15 @@ def _head_that_is_missing(folder: HfFolder) -> list[Part]:
         return []
     table = imported.family.table(imported.config, imported.vocab_size)
     head = [part for parts in table.values() for part in parts if part.name.split(".")[0] in HEADS]
-    places = folder.files.places
-    is_bare = not any(part.name in places for part in head)
-    return head if is_bare and all(place.dtype.is_floating_point for place in places.values()) else []
+    kept = _kept(folder)
+    is_bare = not any(part.name in kept for part in head)
+    return head if is_bare and all(place.dtype.is_floating_point for place in kept.values()) else []
+
+
+def _kept(folder: HfFolder) -> dict[str, Place]:
+    """Weights that mean something to the model."""
+    family = folder.config.family
+    return {name: place for name, place in folder.files.places.items() if not family.leaves(name)}
 
 
 def _drawn(part: Part, std: float, generator: torch.Generator) -> torch.Tensor:

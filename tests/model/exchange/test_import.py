@@ -146,6 +146,9 @@ def test_an_encoder_without_a_head_gets_a_new_one(case, tmp_path):
     folder = save_theirs(case, tmp_path / "theirs")
     whole = load_theirs(folder)
     whole.base_model.save_pretrained(folder)
+    if case == "bert":  # as old files have it
+        counted = {"embeddings.position_ids": torch.arange(8)[None]}
+        save_file(load_file(folder / "model.safetensors") | counted, folder / "model.safetensors", {"format": "pt"})
     theirs = load_theirs(folder, transformers.AutoModel)
     (text,) = tokens(20)
     with torch.no_grad():
