@@ -5,7 +5,8 @@
 Everything a user waits for counts: Python, Ray, reading, exact copies looked for, tokenizing, shards. Both peers have
 both cores. The pool reads lines, parses them and encodes, and writes nothing; datatrove (an interpreter that has
 `pip install datatrove tokenizers orjson`) reads the smallest size and writes its own files, by the `tokenizer.json`
-that gives the same ids, unshuffled. Numbers of tokens must be ours. The text is that of benchmarks/data_build.py, a
+that gives the same ids, unshuffled. Numbers of tokens must be ours, but for the few texts in which datatrove's finds a
+literal `<s>` and takes it for the special one. The text is that of benchmarks/data_build.py, a
 tenth of a gigabyte of it, and again with a number before each document for every further part. Memory is what all
 processes hold at once, shared pages left out.
 """
@@ -35,6 +36,8 @@ PART, PART_OF_QUICK = 100_000_000, 10_000_000
 """Bytes of a part, about."""
 PROCESSES = 2
 POOL_GOAL, DATATROVE_GOAL, GROWTH_GOAL, MEMORY_GOAL = 2.5, 4.0, 0.9, 0.8
+SPECIAL = 1e-4
+"""Share of tokens that may be missing for that."""
 START = b'{"text": "'
 DATATROVE = """
 import sys
@@ -149,7 +152,8 @@ def compare(folder: Path, args: argparse.Namespace) -> list[Row]:
         print(f"{count} parts: {built[-1]}", file=sys.stderr)
         if count == sizes[0] and args.datatrove:
             seconds, tokens = datatrove(args.datatrove, corpus, model, folder)
-            assert tokens == built[-1].num_tokens - 2 * num_documents, f"datatrove has {tokens} tokens"
+            expected = built[-1].num_tokens - 2 * num_documents
+            assert abs(tokens - expected) < SPECIAL * expected, f"datatrove has {tokens} tokens, not {expected}"
             peers["datatrove"] = corpus.stat().st_size / seconds
         if count == sizes[1]:
             seconds, tokens = pool(corpus, model)
