@@ -31,7 +31,7 @@ from common.ports import free_port
 
 VOCAB_SIZE, D_MODEL, LENGTH = 32000, 1024, 64
 MODEL = {"d_model": D_MODEL, "num_heads": 16, "num_kv_heads": 4, "d_ff": 2816, "tie_embeddings": True}
-LAYERS, LAYERS_OF_QUICK = (8, 40), (2, 12)
+LAYERS, LAYERS_OF_QUICK = (4, 20), (2, 8)
 ROUNDS = 3
 TIME_GOAL, MEMORY_GOAL = 1 / 1.5, 0.9
 FORMATS = {"hf": "a Hugging Face folder", "gguf": "a GGUF file"}
