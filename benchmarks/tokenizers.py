@@ -211,10 +211,9 @@ def compare(case: Case, text: Sequence[str]) -> list[Row]:
     expected = [case.original(document) for document in text]
     original_time = time.process_time() - start
     ends = np.cumsum(lengths)
-    special = [name for name in ours.names if name != "<unk>"]
     same = compared = 0
     for document, ids, end, length in zip(text, expected, ends, lengths, strict=True):
-        if case.reference == "tokenizers" and any(name in document for name in special):
+        if case.reference == "tokenizers" and any(name in document for name in ours.names):
             continue  # tokenizers finds some special pieces in a text whatever it is told
         compared += 1
         same += tokens[end - length + 1 : end - 1].tolist() == list(ids)
