@@ -46,9 +46,10 @@ def with_new_head(folder: HfFolder) -> Iterator[tuple[HfFolder, list[str]]]:
 
 
 def _head_that_is_missing(folder: HfFolder) -> list[Part]:
-    imported = with_head(from_hf_config(folder.config), folder.files)
+    imported = from_hf_config(folder.config)
     if imported.config.shape != "encoder":
         return []
+    imported = with_head(imported, folder.files)  # reads the embedding, and the head where there is one
     table = imported.family.table(imported.config, imported.vocab_size)
     head = [part for parts in table.values() for part in parts if part.name.split(".")[0] in HEADS]
     kept = _kept(folder)
