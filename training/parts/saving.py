@@ -125,11 +125,15 @@ class Saving(Part):
     def _complete(self, save: Save, *, awaited: bool = False) -> None:
         """Takes what came of a save, once it is there; `awaited` says that the steps wait for all of it."""
         self._save = None
-        saved = self._behind.outcome()
-        self.run.world.watch.goes_behind(None)
+        saved = self._outcome()
         self._note(save, saved, saved.seconds if awaited else save.stalled)
         for part in self.others:
             part.after_save(saved.folder)
+
+    def _outcome(self) -> Saved:
+        saved = self._behind.outcome()
+        self.run.world.watch.goes_behind(None)
+        return saved
 
     def _note(self, save: Save, saved: Saved, stalled: float) -> None:
         inside = saved.folder.is_relative_to(self.run.folder)
@@ -155,6 +159,6 @@ class Saving(Part):
     def _break_off(self, save: Save) -> None:
         """Lets a save come to its end though the run has broken off for a reason of its own, which is to be told."""
         try:
-            self._note(save, self._behind.outcome(), save.stalled)
+            self._note(save, self._outcome(), save.stalled)
         except Exception as error:
             LOG.warning(f"{step_name(save.step)} was being written when the run broke off, and failed: {error}")
