@@ -256,12 +256,14 @@ def run_sentencepiece(corpus: Path, model: str, out: Path) -> dict[str, float]:
 _encoder: sentencepiece.SentencePieceProcessor
 
 
-def _start_worker(model: str) -> None:
+def start_worker(model: str) -> None:
+    """Loads the model that a worker of a pool encodes with."""
     global _encoder
     _encoder = sentencepiece.SentencePieceProcessor(model_file=model)
 
 
-def _encode_line(line: str) -> tuple[list[int], list[int]]:
+def encode_line(line: str) -> tuple[list[int], list[int]]:
+    """Ids of a line's document with both ends, and its length in a list, as Megatron's builder wants it."""
     ids = [_encoder.bos_id(), *_encoder.EncodeAsIds(json.loads(line)["text"]), _encoder.eos_id()]
     return ids, [len(ids)]
 
@@ -272,8 +274,8 @@ def run_megatron(corpus: Path, model: str, out: Path) -> dict[str, float]:
 
     started = _cpu_seconds()
     builder = IndexedDatasetBuilder(str(out / "megatron.bin"), dtype=np.uint16)
-    with corpus.open(encoding="utf-8") as lines, multiprocessing.Pool(1, _start_worker, (model,)) as pool:
-        for ids, lengths in pool.imap(_encode_line, lines, 32):
+    with corpus.open(encoding="utf-8") as lines, multiprocessing.Pool(1, start_worker, (model,)) as pool:
+        for ids, lengths in pool.imap(encode_line, lines, 32):
             builder.add_document(ids, lengths)
         builder.finalize(str(out / "megatron.idx"))
         pool.close()

@@ -6,13 +6,12 @@ Everything a user waits for counts: Python, Ray, reading, exact copies looked fo
 both cores. The pool reads lines, parses them and encodes, and writes nothing; datatrove (an interpreter that has
 `pip install datatrove tokenizers orjson`) reads the smallest size and writes its own files, by the `tokenizer.json`
 that gives the same ids, unshuffled. Numbers of tokens must be ours, but for the few texts in which datatrove's finds a
-literal `<s>` and takes it for the special one. The text is that of benchmarks/data_build.py, a
-tenth of a gigabyte of it, and again with a number before each document for every further part. Memory is what all
-processes hold at once, shared pages left out.
+literal `<s>` and takes it for the special one. The text is that of benchmarks/data_build.py, a tenth of a gigabyte of
+it, and again with a number before each document for every further part. Memory is what all processes hold at once,
+shared pages left out.
 """
 
 import argparse
-import json
 import multiprocessing
 import shutil
 import subprocess
@@ -22,9 +21,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import sentencepiece
-
-from benchmarks.data_build import SHARD_MEGABYTES, build_command, measure_tree, write_corpus
+from benchmarks.data_build import SHARD_MEGABYTES, build_command, encode_line, measure_tree, start_worker, write_corpus
 from benchmarks.table import Row, parser, show
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
@@ -84,23 +81,14 @@ def build(folder: Path, corpus: Path, tokenizer: TokenizerConfig) -> Built:
     return Built(corpus.stat().st_size, seconds, memory, tokens)
 
 
-_encoder: sentencepiece.SentencePieceProcessor
-"""Of a worker of the pool."""
-
-
-def _start_worker(model: str) -> None:
-    global _encoder
-    _encoder = sentencepiece.SentencePieceProcessor(model_file=model)
-
-
 def _count(line: str) -> int:
-    return len(_encoder.EncodeAsIds(json.loads(line)["text"])) + 2
+    return len(encode_line(line)[0])
 
 
 def pool(corpus: Path, model: Path) -> tuple[float, int]:
     """Seconds that a pool of bare sentencepiece takes, and tokens, with both ends of documents."""
     started = time.perf_counter()
-    start = (PROCESSES, _start_worker, (str(model),))
+    start = (PROCESSES, start_worker, (str(model),))
     with corpus.open(encoding="utf-8") as lines, multiprocessing.Pool(*start) as workers:
         tokens = sum(workers.imap_unordered(_count, lines, 64))
     return time.perf_counter() - started, tokens

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.checkpoint import dd, warm
 from benchmarks.resident import resident
 from benchmarks.table import Row, parser, show
 from common.ports import free_port
@@ -90,12 +91,8 @@ def export(form: str, checkpoint: Path, out: Path, layers: int, checked: bool) -
 
 def copy(file: Path, to: Path) -> float:
     """Seconds of copying a file that lies in the page cache to the disk."""
-    with file.open("rb") as source:
-        while source.read(2**24):
-            pass
-    start = time.perf_counter()
-    subprocess.run(["dd", f"if={file}", f"of={to}", "bs=8M", "conv=fsync"], check=True, capture_output=True)
-    took = time.perf_counter() - start
+    warm([file])
+    took = dd([file], str(to), "conv=fsync")
     to.unlink()
     return took
 
