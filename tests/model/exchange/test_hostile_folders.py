@@ -120,6 +120,14 @@ PLANTED = {
 }
 
 
+def planted_everywhere(exported, home):
+    """A copy of a folder in which every place would leave a file PWNED in `home`."""
+    folder = shutil.copytree(exported, home / "theirs")
+    for plant in PLANTED.values():
+        plant(folder, f"open({str(home / 'PWNED')!r}, 'w')\n")
+    return folder
+
+
 @pytest.mark.parametrize("shape", ["prefix", "encdec"])
 @pytest.mark.parametrize("place", PLANTED)
 def test_nothing_of_a_folder_runs_and_our_class_does_its_work(place, shape, exported, tmp_path, monkeypatch):
@@ -135,9 +143,7 @@ def test_nothing_of_a_folder_runs_and_our_class_does_its_work(place, shape, expo
 @pytest.mark.parametrize("shape", ["prefix", "encdec"])
 def test_nothing_of_a_folder_runs_where_it_is_served_and_a_chat_gets_a_sentence(shape, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = shutil.copytree(exported[shape], tmp_path / "theirs")
-    for plant in PLANTED.values():
-        plant(folder, f"open({str(tmp_path / 'PWNED')!r}, 'w')\n")
+    folder = planted_everywhere(exported[shape], tmp_path)
     with serving(load(folder), open_socket("127.0.0.1", 0), "theirs", chat=True) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         how = {"model": "theirs", "max_tokens": 4, "temperature": 0}
@@ -151,9 +157,7 @@ def test_nothing_of_a_folder_runs_where_it_is_served_and_a_chat_gets_a_sentence(
 @pytest.mark.parametrize("shape", ["prefix", "encdec"])
 def test_nothing_of_a_folder_runs_where_it_is_evaluated(shape, exported, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    folder = shutil.copytree(exported[shape], tmp_path / "theirs")
-    for plant in PLANTED.values():
-        plant(folder, f"open({str(tmp_path / 'PWNED')!r}, 'w')\n")
+    folder = planted_everywhere(exported[shape], tmp_path)
     questions = tmp_path / "questions.jsonl"
     lines = [{"query": "import ", "choices": ["os", "the house"], "gold": gold} for gold in (0, 1)]
     questions.write_text("".join(json.dumps(line) + "\n" for line in lines))
