@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,9 +19,9 @@ import torch
 import yaml
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
-from model.exchange.importing import imported_config, load_imported, new_head_of
+from model.exchange.importing import imported_config, new_head_of
 from model.exchange.parity import run_ours
-from model.network.transformer import Transformer
+from tests.model.exchange.exports import load_ours
 
 pytestmark = pytest.mark.download
 
@@ -157,14 +156,8 @@ def logits_of_theirs(published: Published, folder: Path, ids: torch.Tensor) -> t
         return model(ids[None]).logits[0]
 
 
-def ours_of(imported: Path) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Logits of imported weights."""
-    config, vocab_size = imported_config(imported)
-    model = Transformer(config, vocab_size)
-    state = dict(load_imported(imported))
-    tied = {"head.weight": state["embedding.weight"]} if "head.weight" not in state else {}
-    model.load_state_dict(state | tied)
-    return lambda ids: run_ours(model, ids, ids[:0])
+def logits_of_ours(imported: Path, ids: torch.Tensor) -> torch.Tensor:
+    return run_ours(load_ours(imported), ids, ids[:0])
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -176,7 +169,7 @@ def test_a_public_model_is_imported_trained_on_and_exported(name, stdlib_documen
     assert ("a new one was drawn" in said) == bool(new_head_of(imported)) == (name == "MiniLM")
     vocab_size = imported_config(imported)[1]
     ids = torch.randint(min(vocab_size, 500), (60,), generator=torch.Generator().manual_seed(0))
-    before = ours_of(imported)(ids)
+    before = logits_of_ours(imported, ids)
     if name != "MiniLM":
         expected = logits_of_theirs(published, theirs, ids)
         assert (before - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -207,7 +200,7 @@ def test_a_public_model_is_imported_trained_on_and_exported(name, stdlib_documen
     said = shardline("convert", run, "--to", "hf", "--out", out)
     assert "logits and greedy tokens equal ours in transformers, token ids on" in said
     shardline("import", out, "--out", tmp_path / "back")
-    after = ours_of(tmp_path / "back")(ids)
+    after = logits_of_ours(tmp_path / "back", ids)
     assert not torch.allclose(before, after)
     expected = logits_of_theirs(published, out, ids)
     assert (after - expected).abs().max() <= 1e-5 * expected.abs().max()

@@ -1,9 +1,12 @@
 """What tests of exports share: models of every shape whose norms are not all ones, folders, naive decoding."""
 
+from pathlib import Path
+
 import torch
 
 from model.config import ModelConfig
 from model.exchange.convert import ExportSpec, TokenizerSpec, export_hf
+from model.exchange.importing import imported_config, load_imported
 from model.exchange.parity import run_ours
 from model.network.transformer import Transformer
 
@@ -61,3 +64,12 @@ def padded(rows: list[torch.Tensor], left: bool) -> dict[str, torch.Tensor]:
 
 EXACTLY = {"max_new_tokens": 50, "min_new_tokens": 50, "eos_token_id": None, "do_sample": False}
 """Fifty greedy tokens, whatever they are."""
+
+
+def load_ours(out: Path) -> Transformer:
+    """The model of an imported folder."""
+    config, vocab_size = imported_config(out)
+    model = Transformer(config, vocab_size)
+    missing, unexpected = model.load_state_dict(dict(load_imported(out)), strict=False)
+    assert not unexpected and set(missing) <= ({"head.weight"} if config.tie_embeddings else set())
+    return model

@@ -17,7 +17,7 @@ from model.exchange.in_transformers import cache_for
 from model.exchange.parity import run_ours
 from model.network.transformer import Transformer
 from tests.memory import peak_memory
-from tests.model.exchange.exports import BASE, EXACTLY, VOCAB, export, greedy, padded, randomised, tokens
+from tests.model.exchange.exports import BASE, EXACTLY, VOCAB, export, greedy, load_ours, padded, randomised, tokens
 
 SIZE = {"vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 2}
 SIZE |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.15}
@@ -107,14 +107,6 @@ def load_theirs(folder, auto=None):
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     auto = auto or getattr(transformers, BY_TYPE[kind].architecture.auto)
     return auto.from_pretrained(folder, local_files_only=True, trust_remote_code=True, dtype=torch.float32).eval()
-
-
-def load_ours(out):
-    config, vocab_size = imported_config(out)
-    model = Transformer(config, vocab_size)
-    missing, unexpected = model.load_state_dict(dict(load_imported(out)), strict=False)
-    assert not unexpected and set(missing) <= ({"head.weight"} if config.tie_embeddings else set())
-    return model
 
 
 @pytest.mark.parametrize("case", THEIRS)
