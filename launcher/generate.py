@@ -31,7 +31,7 @@ def generate(
     from launcher.serving.sampling import Sampling
     from model.exchange.in_transformers import quiet_transformers
 
-    settings = Sampling.of(**sampling)
+    settings = Sampling.of(_option, **sampling)
     loaded = load(folder)
     if chat:
         from launcher.serving.chat import rendered
@@ -43,6 +43,10 @@ def generate(
         for start in range(0, len(prompts), batch_size):
             texts += speak(loaded, prompts[start : start + batch_size], settings, chat)
     return texts
+
+
+def _option(key: str) -> str:
+    return "--" + key.replace("_", "-")
 
 
 def _write(loaded: Any, prompts: Sequence[str], settings: Any, chat: bool) -> list[str]:

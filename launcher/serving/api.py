@@ -208,14 +208,15 @@ def _check_completion(body: CompletionRequest, loaded: Loaded) -> None:
 
 
 class _Bounded:
-    """Refuses bodies that are larger than any prompt, or do not say how large they are."""
+    """Refuses bodies that are larger than any prompt, or come without saying how large they are."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            length = Headers(scope=scope).get("content-length")
+            headers = Headers(scope=scope)
+            length = headers.get("content-length", None if "transfer-encoding" in headers else "0")
             if length is None or not length.isdecimal() or int(length) > MOST_BYTES:
                 found = "no length" if length is None else f"{cut(length)} bytes"
                 message = f"the body has {found}; say its Content-Length, which may be {MOST_BYTES} bytes"
@@ -252,6 +253,8 @@ async def _busy(_: Request, error: Any) -> JSONResponse:
 
 async def _http(request: Request, error: Any) -> JSONResponse:
     message = f"{request.method} {request.url.path} is not answered here ({error.detail}); /docs lists what is"
+    if error.status_code == 400:
+        message = "the body cannot be read: its JSON is nested too deeply"
     return JSONResponse(answers.error(message), error.status_code, headers=error.headers)
 
 

@@ -18,6 +18,8 @@ from launcher.serving.loaded import Loaded
 from launcher.serving.worker import MOST_ROWS, Worker
 
 SECONDS_TO_START = 60.0
+SECONDS_TO_END = 2
+"""For those that were cut off to be told so."""
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -45,15 +47,11 @@ def address_of(opened: socket.socket) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
-    """Uvicorn that leaves signals alone and ends without waiting for anyone."""
+    """Uvicorn that leaves signals alone."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-    def end(self) -> None:
-        """Ends it, from any thread."""
-        self.should_exit = self.force_exit = True
 
 
 @contextlib.contextmanager
@@ -63,7 +61,8 @@ def serving(
     """Answers requests for as long as the block lasts, in threads of its own; gives the address."""
     worker = Worker(loaded, batch_size)
     app = app_of(Server(worker, name, chat))
-    server = _Uvicorn(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    how = {"log_config": None, "access_log": False, "lifespan": "off", "timeout_graceful_shutdown": SECONDS_TO_END}
+    server = _Uvicorn(uvicorn.Config(app, **how))  # type: ignore[arg-type]
     thread = threading.Thread(target=server.run, kwargs={"sockets": [opened]}, name="http", daemon=True)
     thread.start()
     try:
@@ -72,7 +71,7 @@ def serving(
             yield address_of(opened)
     finally:
         with _without_a_word():  # requests that are cut off are no faults
-            server.end()
+            server.should_exit = True
             thread.join()
 
 

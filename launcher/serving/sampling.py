@@ -3,6 +3,7 @@
 A row has settings and a random generator of its own, so what it draws does not depend on the rows beside it.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,22 +37,17 @@ class Sampling(BaseModel):
     """How many of the likeliest tokens to note at each place beside the taken one, with probabilities; none if None."""
 
     @classmethod
-    def of(cls, **keys: Any) -> "Sampling":
-        """Settings from keys that a user gave. Mistake, naming the key, when one is out of bounds."""
+    def of(cls, spelled: Callable[[str], str] = str, **keys: Any) -> "Sampling":
+        """Settings from keys that a user gave, who spells them so. Mistake, naming one, when it is out of bounds."""
         try:
             made = cls(**keys)
         except ValidationError as error:
-            raise Mistake(first_fault(error)) from None
+            fault = error.errors()[0]
+            key, reason = spelled(str(fault["loc"][0])), f"{fault['msg'][:1].lower()}{fault['msg'][1:]}"
+            raise Mistake(f"{key}: {shown(fault['input'])} was found; {reason}") from None
         if "" in made.stop:
-            raise Mistake("stop: an empty text is in it, which every text ends with; leave it out")
+            raise Mistake(f"{spelled('stop')}: an empty text is in it, which every text ends with; leave it out")
         return made
-
-
-def first_fault(error: ValidationError) -> str:
-    """What is wrong with the first key that is."""
-    fault = error.errors()[0]
-    key, found = ".".join(map(str, fault["loc"])), shown(fault["input"])
-    return f"{key}: {found} was found; {fault['msg'][:1].lower()}{fault['msg'][1:]}"
 
 
 class Taken(NamedTuple):

@@ -14,7 +14,7 @@ from fastapi.responses import StreamingResponse
 from launcher.serving import answers
 from launcher.serving.answers import Answer, Form
 from launcher.serving.requests import WritingRequest
-from launcher.serving.worker import Worker
+from launcher.serving.worker import Ending, Worker
 from launcher.serving.writing import Row
 
 
@@ -48,6 +48,8 @@ async def _told(rows: Sequence[Row], events: asyncio.Queue[Event]) -> AsyncItera
     try:
         while going_on:
             event = await events.get()
+            if isinstance(event.error, Ending):
+                raise event.error
             if event.error is not None:
                 raise RuntimeError("the model broke; the server's own words say how") from event.error
             going_on -= event.ended is not None
@@ -80,7 +82,7 @@ async def _lines(
     try:
         async for event in events:
             yield _sent(form.chunk(event.row, event.text, event.ended))
-    except RuntimeError as error:  # the status is sent already
+    except (RuntimeError, Ending) as error:  # the status is sent already
         yield _sent(answers.error(str(error), kind="server_error"))
         return
     if body.stream_options is not None and body.stream_options.include_usage:

@@ -24,6 +24,13 @@ class Busy(Exception):
     """More waits than the queue holds; it may pass."""
 
 
+class Ending(Busy):
+    """The server was ended meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__("the server was ended before the answer was; ask again once it is back")
+
+
 class _Call(NamedTuple):
     work: Callable[[], Any]
     outcome: Future[Any]
@@ -53,14 +60,15 @@ class Worker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Ends what runs at its next token and drops what waits."""
+        """Ends what runs at its next token and drops what waits; who waits for it is told."""
         with self._changed:
             self._stopping = True
             for each in (*self._batch, *self._waiting):
-                if isinstance(each, Row):
-                    each.cancelled = True
-                else:
-                    each.outcome.cancel()
+                if isinstance(each, _Call):
+                    each.outcome.set_exception(Ending())
+                elif not each.is_done:
+                    each.error = Ending()
+                    each.tell(each)
             self._changed.notify()
         self._thread.join()
 
@@ -80,6 +88,8 @@ class Worker:
 
     def _queue(self, items: Sequence[Row | _Call]) -> None:
         with self._changed:
+            if self._stopping:
+                raise Ending
             if len(self._waiting) + len(items) > self.most_waiting:
                 raise Busy(f"{len(self._waiting)} requests wait already; ask again later")
             self._waiting.extend(items)
@@ -109,7 +119,7 @@ class Worker:
 
     def _write(self, rows: Sequence[Row]) -> None:
         try:
-            write(self.loaded, [row for row in rows if not row.cancelled])
+            write(self.loaded, [row for row in rows if not row.is_done])
         except Exception as error:  # the server lives on; who waits for the rows is told
             traceback.print_exc(file=sys.stderr)
             for row in rows:
