@@ -73,7 +73,7 @@ def render(
         model_rows=_model_rows(made, found),
         data_rows=_data_rows(manifest) if manifest else [],
         dropped_rows=_dropped_rows(manifest) if manifest else [],
-        source_rows=_source_rows(manifest, lines) if manifest else [],
+        source_rows=_source_rows(manifest, lines, made.saved.state.tokens_consumed) if manifest else [],
         training_rows=_training_rows(made, lines),
         losses=_losses([line for line in lines if line.get("loss") is not None]),
         held_out=_held_out([line for line in lines if "evaluation" in line]),
@@ -149,9 +149,10 @@ def _dropped_rows(manifest: Manifest) -> list[Row]:
     return [(reason, f"{count:,}") for reason, count in dropped_of(manifest.counts).items() if count]
 
 
-def _source_rows(manifest: Manifest, lines: Sequence[Record]) -> list[tuple[str, str, str, str]]:
-    """Name, documents kept and dropped, and tokens that were drawn, where a mix counts them."""
-    drawn: Record = next((line["sources"] for line in reversed(lines) if "sources" in line), {})
+def _source_rows(manifest: Manifest, lines: Sequence[Record], consumed: int) -> list[tuple[str, str, str, str]]:
+    """Name, documents kept and dropped, and tokens that were drawn, where a mix counts them or there is no other."""
+    sole = {source.name: {"tokens": consumed} for source in manifest.sources if len(manifest.sources) == 1}
+    drawn: Record = next((line["sources"] for line in reversed(lines) if "sources" in line), sole)
     return [
         (
             source.name,

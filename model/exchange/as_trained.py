@@ -14,8 +14,8 @@ from model.exchange.their_configs import ImportedConfig
 
 MARKER = "shardline.json"
 """File that says a folder was exported by us, and from which model config."""
-COMPARED = ("shape", "positions", "norm", "rope_theta")
-"""Keys of a model that its weights say nothing about."""
+COMPARED = ("shape", "positions", "norm", "activation", "qk_norm", "rope_theta")
+"""Keys of a model that its weights say nothing, or not clearly, about."""
 
 
 def marked(folder: Path) -> dict[str, Any]:

@@ -160,7 +160,8 @@ def _write_configs(folder: Path, spec: ExportSpec) -> None:
 
 
 def exported_from(folder: Path) -> str | None:
-    """The `source` that a folder was exported from; None when it is no export of ours."""
+    """The `source` that a folder was exported from; None where nothing is there. ValueError when something else is."""
+    refuse_foreign(folder, MARKER, "exported")
     source = marked(folder).get("source")
     return source if isinstance(source, str) else None
 

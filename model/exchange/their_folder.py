@@ -205,7 +205,10 @@ def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
     for part in (part for parts in table.values() for part in parts):
         _, _, shape, dtype = files.places[part.name]
         if shape != part.shape:
-            raise Mistake(f"{part.name}: the weight is {list(shape)}, the config makes it {list(part.shape)}")
+            made = f"{list(part.shape)} by its config.json"
+            raise Mistake(f"{files.folder}: the weight {part.name} is {list(shape)}, and {made}")
         if not dtype.is_floating_point:
-            raise Mistake(f"{part.name}: the weight is stored as {dtype}; only floating-point numbers are read")
+            raise Mistake(
+                f"{files.folder}: the weight {part.name} is stored as {dtype}; only floating-point numbers are read"
+            )
     return table

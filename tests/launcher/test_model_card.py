@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
 from data_pipeline.manifest import Manifest
-from launcher.model_card import MOST_ROWS, Checkpoint, evaluations_of, render
+from launcher.model_card import MOST_ROWS, Checkpoint, _source_rows, evaluations_of, render
 from model.exchange.families import BY_TYPE
 from tests.training.runs import tiny_config, write_dataset
 from training.state.identity import RunIdentity, RunState, Saved
@@ -113,6 +114,14 @@ def test_text_of_a_user_is_text(made):
     assert "\nlicense: mit" not in card
     row = next(line for line in card.splitlines() if line.startswith("| objective"))
     assert row.replace("\\|", "").count("|") == 3
+
+
+def test_tokens_of_sources_are_the_mix_counts_or_all_where_there_is_one():
+    one, other = (SimpleNamespace(name=name, counts={"documents_kept": 2000}) for name in ("one", "other"))
+    assert _source_rows(SimpleNamespace(sources=[one]), [], 5000) == [("one", "2,000", "0", "5,000")]
+    lines = [{"sources": {"one": {"tokens": 10}}}, {"loss": 1.0}]
+    both = [("one", "2,000", "0", "10"), ("other", "2,000", "0", "")]
+    assert _source_rows(SimpleNamespace(sources=[one, other]), lines, 5000) == both
 
 
 def test_languages_stand_in_it_where_the_data_was_filtered_for_them(made):

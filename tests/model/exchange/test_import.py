@@ -248,7 +248,7 @@ REFUSED = {
     "depth": ({"num_hidden_layers": 3}, r"the weight model\.layers\.2\..* is missing"),
     "width": (
         {"intermediate_size": 65},
-        r"gate_proj\.weight: the weight is \[64, 48\], the config makes it \[65, 48\]",
+        r"gate_proj\.weight is \[64, 48\], and \[65, 48\] by its config\.json",
     ),
     "more": ({"num_hidden_layers": 1}, r"the weight model\.layers\.1\..* has no place here"),
 }
