@@ -40,7 +40,8 @@ SHAPES = {
         "training": {"zero_stage": 2, "z_loss": 1e-3},
     },
     "encoder": {
-        "model": {"positions": "alibi", "qk_norm": True, "qkv_bias": True},
+        "model": {"positions": "alibi", "qk_norm": True, "qkv_bias": True, "attention_output_bias": True}
+        | {"embedding_norm": True, "first_attention_norm": False},
         "objective": {"name": "masked_lm"},
         "training": {"zero_stage": 3, "z_loss": 1e-3},
     },
