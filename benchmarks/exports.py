@@ -77,6 +77,7 @@ def tiny(name: str) -> ModelConfig:
     """The blocks of a preset in a size that computes at once, with fewer key heads where it has fewer."""
     preset = models.load(name).model
     optional: dict[str, Any] = {"num_encoder_layers": 1, "head_dim": 16, "max_positions": LENGTH}
+    optional |= {"sliding_window": 8, "layer_types": (preset.layer_types or [])[:2]}
     optional["num_kv_heads"] = 4 if preset.kv_heads == preset.num_heads else min(preset.kv_heads, 2)
     optional["logit_scale"] = 32**-0.5
     neutral = {"logit_scale": 1.0}

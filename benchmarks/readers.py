@@ -36,6 +36,9 @@ BASE: dict[str, Any] = {"num_layers": 2, "d_model": 48, "num_heads": 6, "num_kv_
 BASE |= {"rope_theta": 500000.0}
 LLAMA3 = {"kind": "llama3", "factor": 4.0, "original_max_positions": 16}
 KINDS = ["sliding_attention", "full_attention"]
+MODERNBERT = {"shape": "encoder", "norm": "layernorm", "activation": "geglu_exact", "embedding_norm": True}
+MODERNBERT |= {"first_attention_norm": False, "head_transform": True, "head_bias": True, "tie_embeddings": True}
+MODERNBERT |= {"sliding_window": 7, "sliding_rope_theta": 3000.0, "layer_types": KINDS[::-1], "num_kv_heads": None}
 CASES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama, tied": {"tie_embeddings": True},
@@ -47,14 +50,20 @@ CASES: dict[str, dict[str, Any]] = {
     "seed_oss": {"qkv_bias": True},
     "mistral": {"sliding_window": 6},
     "smollm3": {"no_rope_layer_interval": 2},
+    "gptj": {"norm": "layernorm", "bias": True, "qkv_bias": False, "attention_output_bias": False, "num_kv_heads": None}
+    | {"parallel_block": True, "head_bias": True, "rope_theta": 10000.0, "rope_fraction": 0.25, "activation": "gelu"},
+    "modernbert": MODERNBERT,
+    "modernbert, all layers slide": MODERNBERT | {"layer_types": None},
+    "modernbert, scaled linearly": MODERNBERT | {"rope_scaling": {"kind": "linear", "factor": 3.0}},
     "prefix_llama": {"shape": "prefix"},
     "eurobert": {"shape": "encoder"},
     "t5": {"shape": "encdec", "positions": "t5_bias", "rope_theta": 10000.0, "num_encoder_layers": 3},
     "t5, tied": {"shape": "encdec", "positions": "t5_bias", "rope_theta": 10000.0, "tie_embeddings": True},
     "encdec_rope": {"shape": "encdec", "num_encoder_layers": 3},
 }
-NEW_ALONE = ("prefix_llama", "eurobert", "encdec_rope")
-"""Cases that version 4 has no class for, or whose modeling file wants version 5: they must be refused there."""
+NEW_ALONE = ("prefix_llama", "eurobert", "encdec_rope", "modernbert, all layers slide", "modernbert, scaled linearly")
+"""Cases that version 4 has no class or no keys for, or whose modeling file wants version 5: they must be refused there.
+"""
 ROWS, LENGTH, OUTPUTS = 2, 24, 9
 
 

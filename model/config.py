@@ -102,10 +102,15 @@ class ModelConfig(Section):
     """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False
     """A norm right after the embedding (BLOOM, BERT, BART)."""
+    first_attention_norm: bool = True
+    """Whether the self-attention of a stack's first block has a norm before it; false where embedding_norm has just
+    normed what it reads (ModernBERT)."""
     bias: bool = False
     """Biases on linear maps (but the output projection, see `head_bias`) and on LayerNorm."""
     qkv_bias: bool | None = None
     """Biases on the maps to queries, keys and values; empty means `bias`."""
+    attention_output_bias: bool | None = None
+    """A bias on the map behind each attention, cross-attention too (GPT-J has none); empty means `bias`."""
     parallel_block: bool = False
     """Attention and feed-forward read the same states and are added together (GPT-J, PaLM)."""
     parallel_norms: Literal[1, 2] = 1
@@ -203,6 +208,16 @@ class ModelConfig(Section):
             )
         if self.parallel_norms > 1 and not self.parallel_block:
             raise Mistake("parallel_norms: only parallel_block has a choice of them; set it too or leave this at 1")
+        if not self.first_attention_norm and (not self.embedding_norm or self.parallel_block):
+            raise Mistake(
+                "first_attention_norm: false is for blocks in which embedding_norm stands for it and parts follow each "
+                f"other; embedding_norm is {self.embedding_norm}, parallel_block {self.parallel_block}"
+            )
+        if not self.first_attention_norm and self.norm_placement != "pre":
+            raise Mistake(
+                f"first_attention_norm: only norm_placement pre can do without it, this is {self.norm_placement}; "
+                "leave it true"
+            )
         if (self.positions == "learned") != (self.max_positions is not None):
             raise Mistake(
                 f"max_positions: learned positions need it and no others do; positions is {self.positions}, "
@@ -308,7 +323,10 @@ class ModelConfig(Section):
         return self.norm_placement != "post"
 
     def num_norms(self, parts: int) -> int:
-        """Norms of a block of so many parts: attention, cross-attention where there is such, feed-forward."""
+        """Norms of a block of so many parts: attention, cross-attention where there is such, feed-forward.
+
+        The first block of a stack has one less without `first_attention_norm`.
+        """
         if self.parallel_block:
             return self.parallel_norms
         return parts * (2 if self.norm_placement == "sandwich" else 1)
@@ -327,3 +345,8 @@ class ModelConfig(Section):
     def has_qkv_bias(self) -> bool:
         """Whether queries, keys and values have biases."""
         return self.bias if self.qkv_bias is None else self.qkv_bias
+
+    @property
+    def has_attention_output_bias(self) -> bool:
+        """Whether the map behind an attention has a bias."""
+        return self.bias if self.attention_output_bias is None else self.attention_output_bias

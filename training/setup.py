@@ -174,6 +174,7 @@ def _spelled_out(config: ModelConfig) -> dict[str, Any]:
         "head_dim": config.head_size,
         "num_encoder_layers": config.encoder_layers,
         "qkv_bias": config.has_qkv_bias,
+        "attention_output_bias": config.has_attention_output_bias,
     }
     return config.model_dump(exclude=EXECUTION_KEYS | {"init_std"}) | resolved
 

@@ -92,6 +92,8 @@ KEYS = {
     "norm_type": NAME,
     "norm_placement": NAME,
     "norm_bias": FLAG,
+    "decoder_bias": FLAG,
+    "classifier_bias": FLAG,
     "position_type": NAME,
     "embedding_norm": FLAG,
     "parallel_block": FLAG,
@@ -106,10 +108,15 @@ KEYS = {
     "tie_word_embeddings": FLAG,
     "rope_parameters": OBJECT,
     "rope_scaling": OBJECT,
+    "global_rope_theta": _number(1, 1e15),
+    "local_rope_theta": _number(1, 1e15),
     "rope_local_base_freq": _number(1, 1e15),
     "rotary_emb_base": _number(1, 1e15),
     "rotary_pct": _number(1e-3, 1),
+    "rotary_dim": WIDTH,
     "sliding_window_pattern": LAYERS,
+    "global_attn_every_n_layers": LAYERS,
+    "local_attention": LENGTH,
     "original_max_position_embeddings": LENGTH,
     "n_embd": WIDTH,
     "n_embed": WIDTH,
@@ -127,12 +134,14 @@ KEYS = {
     "type_vocab_size": WIDTH,
     "query_pre_attn_scalar": WIDTH,
     "layer_norm_eps": SMALL,
+    "norm_eps": SMALL,
     "init_std": STD,
     "logit_scale": _number(1e-12, 1e6),
     "final_logit_softcapping": _number(1e-6, 1e6),
     "attn_logit_softcapping": _number(1e-6, 1e6),
     "activation_function": NAME,
     "hidden_activation": NAME,
+    "classifier_activation": NAME,
     "scale_attn_weights": FLAG,
     "scale_attn_by_inverse_layer_idx": FLAG,
     "add_cross_attention": FLAG,
@@ -166,7 +175,7 @@ NESTED_ROPE_KEYS = ROPE_KEYS | dict.fromkeys(OF_KINDS, OBJECT)
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
 NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
 NULLABLE |= {"n_inner", "n_embed", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
-NULLABLE |= {"final_logit_softcapping", "attn_logit_softcapping", *OF_KINDS}
+NULLABLE |= {"final_logit_softcapping", "attn_logit_softcapping", "global_attn_every_n_layers", *OF_KINDS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

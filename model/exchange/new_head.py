@@ -13,7 +13,7 @@ import torch
 from model.exchange.families.layout import Part
 from model.exchange.tensor_files import Place, TensorReader, TensorWriter
 from model.exchange.their_configs import from_hf_config
-from model.exchange.their_folder import HEADS, HfFolder, with_head
+from model.exchange.their_folder import HfFolder, with_head
 
 SEED = 0
 
@@ -51,7 +51,7 @@ def _head_that_is_missing(folder: HfFolder) -> list[Part]:
         return []
     imported = with_head(imported, folder.files)  # reads the embedding, and the head where there is one
     table = imported.family.table(imported.config, imported.vocab_size)
-    head = [part for parts in table.values() for part in parts if part.name.split(".")[0] in HEADS]
+    head = [part for parts in table.values() for part in parts if part.name.split(".")[0] in imported.family.heads]
     kept = _kept(folder)
     is_bare = not any(part.name in kept for part in head)
     return head if is_bare and all(place.dtype.is_floating_point for place in kept.values()) else []

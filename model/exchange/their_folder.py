@@ -20,6 +20,7 @@ import torch
 from common.mistakes import Mistake
 from model.exchange.as_trained import refuse_other_readings
 from model.exchange.config_keys import IDS_OF_TOKENS, heeded
+from model.exchange.families.family import Family
 from model.exchange.families.layout import Scaled, WeightTable
 from model.exchange.json_objects import quoted, read_object
 from model.exchange.tensor_files import INDEX, SINGLE, TensorReader
@@ -48,7 +49,7 @@ class HfFolder(NamedTuple):
         if not file.is_file():
             raise Mistake(f"{path}: no config.json in it; give a folder of a model in Hugging Face's format")
         config = TheirConfig.of(read_object(file), str(file))
-        return cls(path, config, _by_new_names(TensorReader(path), config.family.base))
+        return cls(path, config, _by_new_names(TensorReader(path), config.family))
 
     @property
     def start_id(self) -> int:
@@ -161,25 +162,22 @@ def _ends(imported: ImportedConfig) -> tuple[str, str]:
     return table["embedding.weight"][0].name, table["head.weight"][0].name
 
 
-HEADS = ("lm_head", "embed_out", "cls", "final_logits_bias")
-"""How names of weights begin that are not the bare model's."""
-
-
 OLD_ENDINGS = (("LayerNorm.gamma", "LayerNorm.weight"), ("LayerNorm.beta", "LayerNorm.bias"))
 """Of names that the first BERTs have, and what transformers reads them as."""
 
 
-def _by_new_names(files: TensorReader, base: str) -> TensorReader:
-    """The same files by the names that weights have today; `base` begins those that a bare model's file has without."""
-    is_bare = not any(name.startswith(base) for name in files.places)
-    files.places = {_new_name(name, base if is_bare else ""): place for name, place in files.places.items()}
+def _by_new_names(files: TensorReader, family: Family) -> TensorReader:
+    """The same files by the names that weights have today; those of a bare model get the base that they lack."""
+    is_bare = not any(name.startswith(family.base) for name in files.places)
+    base = family.base if is_bare else ""
+    files.places = {_new_name(name, base, family.heads): place for name, place in files.places.items()}
     return files
 
 
-def _new_name(name: str, base: str) -> str:
+def _new_name(name: str, base: str, heads: tuple[str, ...]) -> str:
     for old, new in OLD_ENDINGS:
         name = name.removesuffix(old) + new if name.endswith(old) else name
-    return name if name.split(".")[0] in HEADS else base + name
+    return name if name.split(".")[0] in heads else base + name
 
 
 def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:

@@ -60,7 +60,8 @@ class Attention(nn.Module):
         self.norms_all_heads = config.qk_norm == "all_heads"
         assert not self.norms_all_heads or init.ranks is None, "ranks that share heads have no mean over all of them"
         self.q_norm, self.k_norm = (self._norm(config, count, init) if config.qk_norm else None for count in heads[:2])
-        self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", config.bias)
+        bias = config.has_attention_output_bias
+        self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", bias)
 
     def _norm(self, config: ModelConfig, num_heads: int, init: Initializer) -> RMSNorm:
         width = self.head_dim * (num_heads if self.norms_all_heads else 1)
@@ -106,7 +107,8 @@ class CrossAttention(nn.Module):
         self.gate_heads = init.split(config.num_heads) if config.attention_gate else 0
         self.q = CutRows(config.d_model, (query,) * (1 + config.attention_gate), std, init / "q", bias)
         self.kv = CutRows(config.d_model, (key, key), std, init / "kv", bias)
-        self.output = CutColumns(query, config.d_model, residual_std, init / "output", config.bias)
+        bias = config.has_attention_output_bias
+        self.output = CutColumns(query, config.d_model, residual_std, init / "output", bias)
 
     def forward(
         self, x: torch.Tensor, memory: torch.Tensor, residual: torch.Tensor | None, around: Surroundings
@@ -170,7 +172,8 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """Layer `index` of a stack of `num_layers`, with cross-attention where asked for.
 
-    Each part has its norm beside it; `..._output_norm` is one that reads what the part gives before it is added.
+    Each part has its norm beside it, but for the first attention where the embedding's norm stands for that one;
+    `..._output_norm` is one that reads what the part gives before it is added.
     """
 
     def __init__(self, config: ModelConfig, num_layers: int, init: Initializer, index: int, cross: bool = False):
@@ -182,7 +185,7 @@ class Block(nn.Module):
             return make_norm(config, init) if there else None
 
         first, last = config.norm_placement != "output", config.norm_placement in ("output", "sandwich")
-        self.attention_norm = norm(first)
+        self.attention_norm = norm(first and (index > 0 or config.first_attention_norm))
         self.attention = Attention(config, residual_std, init / "attention", index)
         self.attention_output_norm = norm(last)
         self.cross_attention_norm = norm(cross and first)

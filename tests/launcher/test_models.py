@@ -87,6 +87,8 @@ def test_every_family_is_there_in_all_its_sizes():
         "bart": {"large"},
         "bert": {"base", "large"},
         "roberta": {"large"},
+        "gpt-j": {"6b"},
+        "modernbert": {"base", "large"},
     }
 
 
@@ -156,12 +158,14 @@ def hugging_face(config: ModelConfig, family: str) -> int:
         "roberta": lambda: hf.RobertaForMaskedLM(
             hf.RobertaConfig(**common, max_position_embeddings=514, type_vocab_size=1)
         ),
+        "gpt-j": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**common)),
+        "modernbert": lambda: hf.ModernBertForMaskedLM(hf.ModernBertConfig(**common)),
     }  # fmt: skip
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in peers[family]().parameters())
 
 
-EQUAL = ("gpt3", "llama", "bloom", "opt", "bart", "bert", "roberta")
+EQUAL = ("gpt3", "llama", "bloom", "opt", "bart", "bert", "roberta", "gpt-j", "modernbert")
 
 
 @pytest.mark.parametrize("name", [n for n in ALL if n.startswith(EQUAL) and not n.startswith("bloomberg")])
@@ -188,6 +192,7 @@ def tiny(name: str) -> ModelConfig:
     preset = models.load(name).model
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "head_dim": 8, "d_ff": 48, "vocab_size": 50}
     optional = {"num_encoder_layers": 1, "num_kv_heads": min(preset.kv_heads, 2), "max_positions": 16}
+    optional |= {"sliding_window": 4, "layer_types": (preset.layer_types or [])[:2]}
     sizes |= {key: value for key, value in optional.items() if getattr(preset, key) is not None}
     return ModelConfig.model_validate(models.keys(name) | sizes)
 

@@ -80,7 +80,7 @@ KINDS = ["sliding_attention", "full_attention"]
 
 
 def modernbert() -> Peer:
-    """Its first layer has no norm, which is as if our two before it were idle but for one."""
+    """Its first layer has no norm before attention."""
     rope = {kind: {"rope_type": "default", "rope_theta": theta} for kind, theta in zip(KINDS, (1e4, 2e5), strict=True)}
     arguments = {
         **THEIRS,
@@ -91,19 +91,20 @@ def modernbert() -> Peer:
     }
     specials = {"pad_token_id": 0, "rope_parameters": rope, "attn_implementation": "eager"}
     model = transformers.ModernBertForMaskedLM(transformers.ModernBertConfig(**arguments | specials))
-    randomised(model)
-    model.model.embeddings.norm.weight.data.fill_(1.0)
-    state = model.state_dict()
+    state = randomised(model)
     ours = {"embedding.weight": state["model.embeddings.tok_embeddings.weight"], "head.bias": state["decoder.bias"]}
-    ours |= {"norm.weight": state["model.final_norm.weight"], "embedding_norm.weight": torch.ones(WIDTH)}
+    norms = {"norm": "model.final_norm", "embedding_norm": "model.embeddings.norm"}
+    ours |= {f"{mine}.weight": state[f"{theirs}.weight"] for mine, theirs in norms.items()}
     ours |= {f"head_transform.{name}.weight": state[f"head.{name}.weight"] for name in ("dense", "norm")}
     ours["head.weight"] = state["decoder.weight"]
     parts = {"attention.qkv": "attn.Wqkv", "attention.output": "attn.Wo", "attention_norm": "attn_norm"}
     parts |= {"feed_forward_norm": "mlp_norm", "feed_forward.gate_up": "mlp.Wi", "feed_forward.down": "mlp.Wo"}
     for i in range(LAYERS):
         for name, theirs in parts.items():
-            ours[f"blocks.{i}.{name}.weight"] = state.get(f"model.layers.{i}.{theirs}.weight", torch.ones(WIDTH))
+            if (i, name) != (0, "attention_norm"):
+                ours[f"blocks.{i}.{name}.weight"] = state[f"model.layers.{i}.{theirs}.weight"]
     keys = {"shape": "encoder", "norm": "layernorm", "embedding_norm": True, "activation": "geglu_exact"}
+    keys |= {"first_attention_norm": False}
     keys |= {"head_transform": True, "head_bias": True, "tie_embeddings": True, "norm_eps": 1e-12}
     keys |= {"rope_theta": 2e5, "sliding_rope_theta": 1e4}
     return model, ModelConfig(**OURS, **keys, sliding_window=24, layer_types=KINDS[::-1]), ours
@@ -209,7 +210,6 @@ def gptj() -> Peer:
         q, k = (halves(state[f"{theirs}attn.{name}_proj.weight"], rotary_dim) for name in "qk")
         ours[mine + "attention.qkv.weight"] = torch.cat((q, k, state[theirs + "attn.v_proj.weight"]))
         ours[mine + "attention.output.weight"] = state[theirs + "attn.out_proj.weight"]
-        ours[mine + "attention.output.bias"] = torch.zeros(WIDTH)
     parts = {"attention_norm": "ln_1", "feed_forward.up": "mlp.fc_in", "feed_forward.down": "mlp.fc_out"}
     for kind in ("weight", "bias"):
         ours[f"norm.{kind}"] = state[f"transformer.ln_f.{kind}"]
@@ -217,6 +217,7 @@ def gptj() -> Peer:
             for name, source in parts.items():
                 ours[f"blocks.{i}.{name}.{kind}"] = state[f"transformer.h.{i}.{source}.{kind}"]
     keys = {"norm": "layernorm", "bias": True, "qkv_bias": False, "activation": "gelu_tanh", "parallel_block": True}
+    keys |= {"attention_output_bias": False}
     return model, ModelConfig(**OURS, **keys, rope_fraction=rotary_dim / HEAD_DIM, head_bias=True), ours
 
 

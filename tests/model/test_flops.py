@@ -50,6 +50,7 @@ def configs(draw) -> ModelConfig:
         "max_positions": draw(st.integers(1, 40)) if positions == "learned" else None,
         "t5_num_buckets": any_of(8, 32),
         "qkv_bias": any_of(None, True, False),
+        "attention_output_bias": any_of(None, True, False),
         **{key: draw(st.booleans()) for key in FLAGS},
         "parallel_block": draw(st.booleans()) and shape != "encdec",
         "norm_placement": any_of("pre", "post", "sandwich", "output"),
@@ -64,6 +65,8 @@ def configs(draw) -> ModelConfig:
         keys["norm_placement"] = "pre"
     else:
         keys["parallel_norms"] = 1
+    if keys["embedding_norm"] and keys["norm_placement"] == "pre" and not keys["parallel_block"]:
+        keys["first_attention_norm"] = draw(st.booleans())
     try:
         return ModelConfig(**keys)
     except ValidationError:

@@ -35,7 +35,10 @@ SHAPES = {
         },
         "objective": {"name": "prefix_lm"},
     },
-    "encoder": {"model": {"positions": "alibi", "qkv_bias": True}, "objective": {"name": "masked_lm"}},
+    "encoder": {
+        "model": {"positions": "alibi", "qkv_bias": True, "attention_output_bias": True},
+        "objective": {"name": "masked_lm"},
+    },
     "encdec": {
         "model": {"positions": "t5_bias", "num_encoder_layers": 1, "activation_checkpointing": True},
         "objective": {"name": "prefix_lm"},

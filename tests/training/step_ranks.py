@@ -29,7 +29,8 @@ EVEN_STAGES, LOPSIDED_STAGES = (1, 3), (0, 2)
 SHAPES = {
     "encdec": {
         "model": {"positions": "t5_bias", "num_encoder_layers": 1, "activation": "geglu", "tie_embeddings": True}
-        | {"activation_checkpointing": True},
+        | {"activation_checkpointing": True, "embedding_norm": True, "first_attention_norm": False}
+        | {"attention_output_bias": True},
         "objective": {"name": "prefix_lm"},
         "training": {"zero_stage": 3, "z_loss": 1e-3},
     },

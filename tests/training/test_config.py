@@ -70,6 +70,18 @@ from training.config import RunConfig, _types_in
             {"model": {"qk_norm": "all_heads"}, "parallel": {"tensor": 2}},
             "model.qk_norm: all_heads takes a mean over heads that parallel.tensor 2 ranks would share",
         ),
+        (
+            {"model": {"first_attention_norm": False}},
+            "first_attention_norm: false is for blocks in which embedding_norm stands for it",
+        ),
+        (
+            {"model": {"first_attention_norm": False, "embedding_norm": True, "parallel_block": True}},
+            "embedding_norm is True, parallel_block True",
+        ),
+        (
+            {"model": {"first_attention_norm": False, "embedding_norm": True, "norm_placement": "sandwich"}},
+            "first_attention_norm: only norm_placement pre can do without it, this is sandwich",
+        ),
         ({"model": {"parallel_norms": 2}}, "parallel_norms: only parallel_block has a choice"),
         (
             {"model": {"parallel_block": True, "norm_placement": "post"}},

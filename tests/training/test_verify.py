@@ -124,10 +124,11 @@ def test_every_preset_is_made_small_and_stays_what_it_is(name, tmp_path):
     big = RunConfig.model_validate(tree)
     made = small(big, tmp_path, 2)
     changed = {"num_layers", "num_encoder_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"}
-    changed |= {"vocab_size", "max_positions"}
+    changed |= {"vocab_size", "max_positions", "sliding_window", "layer_types"}
     kept = set(type(big.model).model_fields) - changed
     assert {key: getattr(made.model, key) for key in kept} == {key: getattr(big.model, key) for key in kept}
     assert (made.model.kv_heads == made.model.num_heads) == (big.model.kv_heads == big.model.num_heads)
+    assert set(made.model.layer_types or []) == set(big.model.layer_types or [])
     assert made.training.global_batch_size == 2 * 2 * 4
 
 

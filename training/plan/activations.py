@@ -162,10 +162,11 @@ class _Sizes:
         num_layers, tokens = stack.num_layers, stack.tokens
         whole = self.block(stack)
         how = self.model.activation_checkpointing
-        if how == "full":
+        if how == "full":  # the first block too, so what it has not is nowhere kept
             skipped = -(-num_layers // self.model.activation_checkpointing_interval)
             return skipped * self.between(tokens) + (num_layers - skipped) * whole
-        return num_layers * (whole - (self.attentions(stack) if how == "attention" else 0))
+        lacking = 0 if self.model.first_attention_norm else self.norm(tokens)
+        return num_layers * (whole - (self.attentions(stack) if how == "attention" else 0)) - lacking
 
     def recomputed(self, stack: _Stack) -> int:
         """What is computed again at once."""

@@ -173,14 +173,16 @@ def count(model: ModelConfig, vocab_size: int, parallel: ParallelConfig, kept_wh
 @functools.lru_cache(maxsize=256)
 def _count(model: str, vocab_size: int, tensor: int, kept_whole: int) -> Counts:
     config = ModelConfig.model_validate_json(model)
-    shallow = config.model_copy(update={"num_layers": 1, "num_encoder_layers": 1 if config.encoder_layers else None})
+    layers, encoder_layers = config.num_layers, config.encoder_layers
+    fewer = {"num_layers": min(layers, 2), "num_encoder_layers": min(encoder_layers, 2) or None}
     with torch.device("meta"):
-        whole = Transformer(shallow, vocab_size)
+        whole = Transformer(config.model_copy(update=fewer), vocab_size)
     cut, hidden = divisions(whole), hidden_matrices(whole)
     sizes = {name: weight.numel() // (tensor if name in cut else 1) for name, weight in whole.named_parameters()}
-    times = {"blocks": config.num_layers, "encoder.blocks": config.encoder_layers}
-    number = {name: next((n for stack, n in times.items() if name.startswith(f"{stack}.")), 1) for name in sizes}
-    blocks = [sum(size for name, size in sizes.items() if name.startswith(f"{stack}.")) for stack in times]
+    # the first block of a stack may have less than others, which are all like the second
+    times = {"blocks.0.": 1, "blocks.1.": layers - 1, "encoder.blocks.0.": 1, "encoder.blocks.1.": encoder_layers - 1}
+    number = {name: next((n for block, n in times.items() if name.startswith(block)), 1) for name in sizes}
+    blocks = [sum(size for name, size in sizes.items() if name.startswith(block)) for block in times]
 
     def total(wanted: Callable[[str], bool]) -> int:
         return sum(size * number[name] for name, size in sizes.items() if wanted(name))

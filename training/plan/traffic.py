@@ -36,6 +36,7 @@ def of_micro_batch(
     for layers, length, crosses in ((decoder, tokens, bool(read)), (model.encoder_layers, read, False)):
         forward, backward = _passes(model, parallel, crosses)
         total += length * width * (layers * (forward + backward) + recomputed_layers(model, layers) * forward)
+        total -= length * width * (not model.first_attention_norm) * _norm(model, parallel)
     predictions = (1 + model.multi_token_depths) * tokens
     logits = predictions * vocab_size // parallel.tensor * _per_logit(model)
     total += predictions * model.head_transform * TRANSFORMED * model.d_model * width
@@ -51,6 +52,12 @@ def _per_logit(model: ModelConfig) -> int:
 def of_step(weights: float) -> float:
     """Bytes of the optimizer's step over a GPU's part of the weights."""
     return weights * ADAM
+
+
+def _norm(model: ModelConfig, parallel: ParallelConfig) -> float:
+    """Elements of a token that a norm of a block reads and writes, all told."""
+    again = 0 if model.activation_checkpointing == "none" else 2
+    return (2 + 3 + again) * model.d_model / (parallel.tensor if parallel.cuts_rows else 1)
 
 
 def _passes(model: ModelConfig, parallel: ParallelConfig, crosses: bool) -> tuple[float, float]:

@@ -20,7 +20,8 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "encoder": {
         "objective": {"name": "masked_lm"},
-        "model": {"positions": "alibi", "qk_norm": True, "qkv_bias": True},
+        "model": {"positions": "alibi", "qk_norm": True, "qkv_bias": True, "attention_output_bias": True}
+        | {"embedding_norm": True, "first_attention_norm": False},
     },
 }
 """Of each shape an objective and blocks, so that every kind of block is there once."""
@@ -30,6 +31,7 @@ ROTARY = {"positions": "rope", "max_positions": None, "no_rope_layer_interval": 
 """Switches that only rotary positions have."""
 PUBLIC = {
     "norm_placement": "post",
+    "first_attention_norm": True,
     "parallel_block": False,
     "segment_embeddings": 2,
     "embedding_scale": 8.0,

@@ -1,9 +1,9 @@
 """The classes of Hugging Face's that models of ours are written as and read from.
 
 causal   llama.py (Llama, Mistral, Qwen2, Qwen3, SeedOss, SmolLM3, Arcee, Phi3), olmo2.py, gemma.py (Gemma, Gemma3),
-         gpt2.py, opt.py, bloom.py, gpt_neox.py, phi.py, cohere.py
+         gpt2.py, opt.py, bloom.py, gptj.py, gpt_neox.py, phi.py, cohere.py
 prefix   llama.py (PrefixLlama: hf/prefix_llama.py is put into the folder), prefix_decoder.py (other blocks, likewise)
-encoder  llama.py (EuroBert), bert.py (Bert, Roberta)
+encoder  llama.py (EuroBert), bert.py (Bert, Roberta), modernbert.py
 encdec   t5.py (T5, MT5), bart.py, encdec_rope.py (hf/encdec_rope.py likewise)
 """
 
@@ -18,6 +18,7 @@ from model.exchange.families.family import Family
 from model.exchange.families.gemma import Gemma, Gemma3
 from model.exchange.families.gpt2 import Gpt2
 from model.exchange.families.gpt_neox import GptNeoX
+from model.exchange.families.gptj import GptJ
 from model.exchange.families.llama import (
     Arcee,
     EuroBert,
@@ -30,6 +31,7 @@ from model.exchange.families.llama import (
     SeedOss,
     SmolLM3,
 )
+from model.exchange.families.modernbert import ModernBert
 from model.exchange.families.olmo2 import Olmo2
 from model.exchange.families.opt import Opt
 from model.exchange.families.phi import Phi
@@ -53,6 +55,7 @@ FAMILIES: tuple[Family, ...] = (
     Gpt2(),
     Bloom(),
     Phi(),
+    GptJ(),
     GptNeoX(),
     Cohere(),
     PrefixLlama(),
@@ -60,6 +63,7 @@ FAMILIES: tuple[Family, ...] = (
     EuroBert(),
     Roberta(),
     Bert(),
+    ModernBert(),
     T5(),
     MT5(),
     EncDecRope(),

@@ -1,4 +1,4 @@
-"""What families with LayerNorm, biases everywhere and a feed-forward layer without a gate share: GPT-2's block and on.
+"""What families with LayerNorm, biases and a feed-forward layer without a gate share: GPT-2's block and on.
 
 Names of one block of theirs are given once (`Names`); the table of all weights follows from them.
 """
@@ -39,19 +39,20 @@ class Names(NamedTuple):
 def block(config: ModelConfig, ours: str, theirs: str, names: Names, *steps: Step) -> WeightTable:
     """One block; `steps` are what is done to queries, keys and values."""
     width, inner, bias = config.d_model, config.d_ff, config.bias
+    qkv_bias, output_bias = config.has_qkv_bias, config.has_attention_output_bias
     query, key = config.num_heads * config.head_size, config.kv_heads * config.head_size
     transposed = tuple(step for step in steps if isinstance(step, Transposed))
     rows = (query + 2 * key,) if len(names.qkv) == 1 else (query, key, key)
     table = norm(f"{ours}attention_norm", f"{theirs}{names.attention_norm}", width, bias)
     maps = [(f"{theirs}{name}", count) for name, count in zip(names.qkv, rows, strict=True)]
-    table |= linear(f"{ours}attention.qkv", maps, width, bias, *steps)
-    table |= linear(f"{ours}attention.output", [(f"{theirs}{names.output}", width)], query, bias, *transposed)
+    table |= linear(f"{ours}attention.qkv", maps, width, qkv_bias, *steps)
+    table |= linear(f"{ours}attention.output", [(f"{theirs}{names.output}", width)], query, output_bias, *transposed)
     if names.cross_norm is not None:
         q, k, v, out = (f"{theirs}{name}" for name in names.cross)
         table |= norm(f"{ours}cross_attention_norm", f"{theirs}{names.cross_norm}", width, bias)
-        table |= linear(f"{ours}cross_attention.q", [(q, query)], width, bias)
-        table |= linear(f"{ours}cross_attention.kv", [(k, key), (v, key)], width, bias)
-        table |= linear(f"{ours}cross_attention.output", [(out, width)], query, bias)
+        table |= linear(f"{ours}cross_attention.q", [(q, query)], width, qkv_bias)
+        table |= linear(f"{ours}cross_attention.kv", [(k, key), (v, key)], width, qkv_bias)
+        table |= linear(f"{ours}cross_attention.output", [(out, width)], query, output_bias)
     if names.feed_forward_norm is not None:
         table |= norm(f"{ours}feed_forward_norm", f"{theirs}{names.feed_forward_norm}", width, bias)
     table |= linear(f"{ours}feed_forward.up", [(f"{theirs}{names.up}", inner)], width, bias, *transposed)

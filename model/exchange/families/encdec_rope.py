@@ -7,7 +7,7 @@ from model.exchange.architectures import SEQ2SEQ, Architecture
 from model.exchange.families import rope
 from model.exchange.families.family import GATES, PLAIN, Family, activation_names, named
 from model.exchange.families.layout import WeightTable, ends
-from model.exchange.families.llama import HEEDS, PLACES, llama_keys, llama_sizes, same_biases, stack
+from model.exchange.families.llama import HEEDS, PLACES, biases_of, llama_keys, llama_sizes, stack
 from model.exchange.families.places import among, only
 
 
@@ -17,7 +17,7 @@ class EncDecRope(Family):
     architecture = Architecture("EncDecRopeForConditionalGeneration", "encdec_rope", SEQ2SEQ, "encdec_rope.py")
     shape = "encdec"
     places = {
-        **among(PLACES, ("bias", "qkv_bias")),
+        **among(PLACES, ("bias", "qkv_bias", "attention_output_bias")),
         "qk_norm": only("qk_norm", False, True),
         "positions": only("positions", "rope"),
         "activation": only("activation", *GATES, *PLAIN),
@@ -32,6 +32,7 @@ class EncDecRope(Family):
             "num_encoder_layers": config.encoder_layers,
             "gated": config.is_gated,
             "hidden_act": (GATES | PLAIN)[config.activation],
+            "attention_bias": config.has_attention_output_bias,
             "qkv_bias": config.has_qkv_bias,
             "qk_norm": config.qk_norm,
         }
@@ -44,8 +45,7 @@ class EncDecRope(Family):
             "shape": self.shape,
             "num_encoder_layers": theirs.num_encoder_layers,
             "activation": named("hidden_act", theirs.hidden_act, names),
-            "bias": same_biases(theirs, "attention_bias"),
-            "qkv_bias": theirs.qkv_bias,
+            **biases_of(theirs, theirs.qkv_bias, theirs.attention_bias),
             "qk_norm": theirs.qk_norm,
         }
 

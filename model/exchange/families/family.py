@@ -39,6 +39,8 @@ class Family(ABC):
     """Beginnings of weights of other heads, which this class leaves alone."""
     base: ClassVar[str] = ""
     """How names of weights begin but for the head's; files of the bare model leave it out."""
+    heads: ClassVar[tuple[str, ...]] = ("lm_head", "embed_out", "cls", "final_logits_bias")
+    """How names of weights begin that are not the bare model's."""
     stored_as: ClassVar[Mapping[str, str]] = {}
     """Names in files of weights that transformers has under another name."""
 

@@ -6,7 +6,6 @@ query_pre_attn_scalar is head_dim.
 
 from typing import Any
 
-from common.mistakes import Mistake
 from model.config import FULL, SLIDING, ModelConfig
 from model.exchange.architectures import Architecture
 from model.exchange.families import rope
@@ -93,17 +92,5 @@ class Gemma3(Gemma):
             "embedding_scale": theirs.hidden_size**0.5,
             "logit_softcap": theirs.final_logit_softcapping,
             **window_of(theirs),
-            **_bases(theirs),
+            **rope.bases_of(theirs),
         }
-
-
-def _bases(theirs: Any) -> dict[str, Any]:
-    """Rotary keys of both kinds of layers."""
-    full, sliding = theirs.rope_parameters[FULL], theirs.rope_parameters[SLIDING]
-    keys = rope.rope_of(full)
-    if SLIDING not in theirs.layer_types or rope.rope_of(sliding) == keys:
-        return keys
-    own = rope.rope_of(sliding)
-    if own["rope_scaling"] is not None:
-        raise Mistake("config.json: rope_parameters stretches layers that slide otherwise than others: no place here")
-    return keys | {"sliding_rope_theta": own["rope_theta"]}

@@ -4,7 +4,8 @@ Llama        biases everywhere or nowhere
 Qwen2        queries, keys and values alone have biases; read but not written, for transformers gives that type its
              own tokenizer, whatever the folder says
 Qwen3        norms of queries and keys, layers that slide
-SeedOss      queries, keys and values have biases where the rest has not, or the other way round; any number of heads
+SeedOss      biases of queries, keys and values, of attention's output and of the rest are three things; any number of
+             heads
 Mistral      all layers slide and nothing has a bias
 SmolLM3      only some layers slide or have positions, or all slide and there are biases
 PrefixLlama  Llama with a prefix (hf/prefix_llama.py)
@@ -140,16 +141,16 @@ class SeedOss(Llama):
     """Biases of its own for queries, keys and values."""
 
     architecture = Architecture("SeedOssForCausalLM", "seed_oss")
-    places = among(PLACES, ("bias", "qkv_bias"))
+    places = among(PLACES, ("bias", "qkv_bias", "attention_output_bias"))
     heeds = HEEDS | {"attention_out_bias"}
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        own = {"attention_bias": config.has_qkv_bias, "attention_out_bias": config.bias, "residual_dropout": 0.0}
-        return super().keys(config, max_positions) | own
+        own = {"attention_bias": config.has_qkv_bias, "attention_out_bias": config.has_attention_output_bias}
+        return super().keys(config, max_positions) | own | {"residual_dropout": 0.0}
 
     def _biases(self, theirs: Any) -> dict[str, Any]:
-        return {"bias": same_biases(theirs, "attention_out_bias"), "qkv_bias": theirs.attention_bias}
+        return biases_of(theirs, theirs.attention_bias, theirs.attention_out_bias)
 
 
 class Mistral(Llama):
@@ -266,6 +267,12 @@ def same_biases(theirs: Any, key: str) -> bool:
     return theirs.mlp_bias
 
 
+def biases_of(theirs: Any, qkv: bool, output: bool) -> dict[str, Any]:
+    """Our keys where queries, keys and values, the output of attention and all other maps may differ."""
+    own = {} if output == theirs.mlp_bias else {"attention_output_bias": output}
+    return {"bias": theirs.mlp_bias, "qkv_bias": qkv} | own
+
+
 def stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: bool = False) -> WeightTable:
     """Blocks of one side and the norm behind them."""
     table: WeightTable = {}
@@ -293,7 +300,7 @@ NORMS = {
 def _block(config: ModelConfig, ours: str, theirs: str, cross: bool) -> WeightTable:
     width, other = config.d_model, f"{theirs}cross_attn."
     query, key, qkv_bias = config.num_heads * config.head_size, config.kv_heads * config.head_size, config.has_qkv_bias
-    table: WeightTable = {}
+    output_bias, table = config.has_attention_output_bias, WeightTable()
     for mine, name in NORMS[config.norm_placement].items():
         table |= norm(f"{ours}{mine}", f"{theirs}{name}", width)
     table |= attention(config, f"{ours}attention.", f"{theirs}self_attn.")
@@ -302,7 +309,7 @@ def _block(config: ModelConfig, ours: str, theirs: str, cross: bool) -> WeightTa
         table |= linear(f"{ours}cross_attention.q", [(f"{other}q_proj", query)], width, qkv_bias)
         maps = [(f"{other}k_proj", key), (f"{other}v_proj", key)]
         table |= linear(f"{ours}cross_attention.kv", maps, width, qkv_bias)
-        table |= linear(f"{ours}cross_attention.output", [(f"{other}o_proj", width)], query, config.bias)
+        table |= linear(f"{ours}cross_attention.output", [(f"{other}o_proj", width)], query, output_bias)
     return table | feed_forward(config, f"{ours}feed_forward.", f"{theirs}mlp.")
 
 
@@ -311,7 +318,7 @@ def attention(config: ModelConfig, ours: str, theirs: str) -> WeightTable:
     width, query, key = config.d_model, config.num_heads * config.head_size, config.kv_heads * config.head_size
     maps = [(f"{theirs}q_proj", query), (f"{theirs}k_proj", key), (f"{theirs}v_proj", key)]
     table = linear(f"{ours}qkv", maps, width, config.has_qkv_bias)
-    table |= linear(f"{ours}output", [(f"{theirs}o_proj", width)], query, config.bias)
+    table |= linear(f"{ours}output", [(f"{theirs}o_proj", width)], query, config.has_attention_output_bias)
     widths = (query, key) if config.qk_norm == "all_heads" else (config.head_size,) * 2
     for name, count in zip(("q_norm", "k_norm"), widths, strict=True) if config.qk_norm else ():
         table |= norm(f"{ours}{name}", f"{theirs}{name}", count)

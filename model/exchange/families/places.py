@@ -48,6 +48,19 @@ AS_BIAS = Place(
         f"its queries, keys and values have biases where its other maps have them, and bias is {as_yaml(config.bias)}"
     ),
 )
+OUTPUT_AS_BIAS = Place(
+    lambda config: config.has_attention_output_bias == config.bias,
+    lambda config: (
+        f"its attention's output has a bias where its other maps have one, and bias is {as_yaml(config.bias)}"
+    ),
+)
+ATTENTION_ALIKE = Place(
+    lambda config: config.has_attention_output_bias == config.has_qkv_bias,
+    lambda config: (
+        "its attention's output has a bias where queries, keys and values have them, and qkv_bias is "
+        f"{as_yaml(config.has_qkv_bias)}"
+    ),
+)
 DIVISOR = Place(
     lambda config: config.d_model % config.num_heads == 0,
     lambda config: f"it asks for a divisor of d_model {config.d_model} whatever head_dim is",
@@ -73,11 +86,17 @@ USUAL: Places = dict.fromkeys((*SIZES, *STARTS, *RUNS), ANY) | {
     "num_kv_heads": AS_HEADS,
     "head_dim": OF_WIDTH,
     "qkv_bias": AS_BIAS,
+    "attention_output_bias": OUTPUT_AS_BIAS,
 }
 """Where a class says nothing: sizes are free; what is left out by default follows from another key."""
 IDLE = {"rope_theta": "rope", "t5_num_buckets": "t5_bias", "t5_max_distance": "t5_bias"}
 """Keys that mean nothing unless `positions` is this."""
-MEANT = {"num_kv_heads": "kv_heads", "head_dim": "head_size", "qkv_bias": "has_qkv_bias"}
+MEANT = {
+    "num_kv_heads": "kv_heads",
+    "head_dim": "head_size",
+    "qkv_bias": "has_qkv_bias",
+    "attention_output_bias": "has_attention_output_bias",
+}
 """Keys that may be empty, and the property with the value that is meant."""
 
 

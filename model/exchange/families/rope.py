@@ -3,7 +3,7 @@
 from typing import Any
 
 from common.mistakes import Mistake
-from model.config import ModelConfig, RopeScaling
+from model.config import FULL, SLIDING, ModelConfig, RopeScaling
 from model.exchange.json_objects import quoted
 
 KEYS = frozenset({"rope_theta", "partial_rotary_factor", "rope_parameters", "rope_scaling"})
@@ -43,6 +43,18 @@ def rope_of(parameters: dict[str, Any], partial: bool = False) -> dict[str, Any]
         raise Mistake("config.json: partial_rotary_factor other than 1 has no place here for this class")
     keys = {"rope_theta": parameters["rope_theta"], "rope_scaling": _scaling(parameters)}
     return keys if share == 1.0 else keys | {"rope_fraction": share}
+
+
+def bases_of(theirs: Any) -> dict[str, Any]:
+    """Our keys where layers that slide have parameters of their own."""
+    full, sliding = theirs.rope_parameters[FULL], theirs.rope_parameters[SLIDING]
+    keys = rope_of(full)
+    if SLIDING not in theirs.layer_types or rope_of(sliding) == keys:
+        return keys
+    own = rope_of(sliding)
+    if own["rope_scaling"] is not None:
+        raise Mistake("config.json: rope_parameters stretches layers that slide otherwise than others: no place here")
+    return keys | {"sliding_rope_theta": own["rope_theta"]}
 
 
 def _scaling(parameters: dict[str, Any]) -> RopeScaling | None:

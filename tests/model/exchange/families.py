@@ -17,6 +17,14 @@ GEMMA = (
     | TIED
     | {"init_std": 0.05, "norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": 32**0.5, "head_dim": 12}
 )
+UNBIASED = {"qkv_bias": False, "attention_output_bias": False}
+GPTJ = CLASSIC | UNBIASED | {"parallel_block": True, "head_bias": True}
+MODERN = (
+    SIZE
+    | {"shape": "encoder", "norm": "layernorm", "activation": "geglu_exact", "embedding_norm": True, "num_layers": 4}
+    | {"first_attention_norm": False, "head_transform": True, "sliding_window": 9, "sliding_rope_theta": 500.0}
+    | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "rope_theta": 2e5}
+)
 T5 = SIZE | {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16}
 BART = POST | {"shape": "encdec", "position_offset": 2, "num_encoder_layers": 1}
 CASES: dict[str, dict[str, Any]] = {
@@ -26,6 +34,7 @@ CASES: dict[str, dict[str, Any]] = {
     "MistralForCausalLM": GROUPED | {"sliding_window": 8},
     "SmolLM3ForCausalLM": GROUPED | {"no_rope_layer_interval": 2},
     "SeedOssForCausalLM": GROUPED | {"qkv_bias": True},
+    "SeedOssForCausalLM, attention's output": GROUPED | {"attention_output_bias": True},
     "ArceeForCausalLM": GROUPED | {"activation": "gelu_tanh", "bias": True},
     "ArceeForCausalLM, tied": GROUPED | TIED | {"activation": "relu", "head_dim": 12},
     "Phi3ForCausalLM": GROUPED | {"rope_fraction": 0.5},
@@ -50,6 +59,8 @@ CASES: dict[str, dict[str, Any]] = {
     "GPTNeoXForCausalLM, in turn": CLASSIC | TIED | {"activation": "gelu"},
     "PhiForCausalLM": CLASSIC | {"parallel_block": True, "head_bias": True, "rope_fraction": 0.5, "num_kv_heads": 2},
     "PhiForCausalLM, tied": CLASSIC | TIED | {"parallel_block": True, "head_bias": True, "head_dim": 12},
+    "GPTJForCausalLM": GPTJ | {"rope_fraction": 0.5},
+    "GPTJForCausalLM, tied": GPTJ | TIED | {"d_model": 40, "rope_fraction": 0.2, "d_ff": 160, "activation": "gelu"},
     "CohereForCausalLM": GROUPED | {"norm": "layernorm", "parallel_block": True, "head_dim": 12},
     "CohereForCausalLM, one key head": GROUPED
     | TIED
@@ -62,16 +73,29 @@ CASES: dict[str, dict[str, Any]] = {
     "PrefixDecoderForCausalLM, ALiBi": CLASSIC | {"shape": "prefix", "positions": "alibi", "embedding_norm": True},
     "PrefixDecoderForCausalLM, RMSNorm": GROUPED
     | {"shape": "prefix", "activation": "relu", "qk_norm": True, "qkv_bias": True, "head_dim": 10},
+    "PrefixDecoderForCausalLM, as GPT-J": GPTJ | {"shape": "prefix", "rope_fraction": 0.5},
     "EuroBertForMaskedLM": GROUPED | TIED | {"shape": "encoder"},
     "BertForMaskedLM": POST | MASKED | TIED | {"segment_embeddings": 2},
     "BertForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 2, "norm_eps": 1e-12},
     "RobertaForMaskedLM": POST | MASKED | TIED | {"segment_embeddings": 1, "position_offset": 4},
     "RobertaForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 1, "position_offset": 4},
+    "ModernBertForMaskedLM": MODERN | TIED | {"head_bias": True},
+    "ModernBertForMaskedLM, biases in attention alone": MODERN
+    | {"qkv_bias": True, "attention_output_bias": True, "activation": "geglu", "sliding_window": 8}
+    | {"layer_types": ["sliding_attention", "full_attention"], "rope_scaling": {"kind": "linear", "factor": 4.0}},
+    "ModernBertForMaskedLM, biases elsewhere": MODERN
+    | UNBIASED
+    | {"bias": True, "head_bias": True, "activation": "swiglu", "sliding_rope_theta": None, "layer_types": None},
+    "ModernBertForMaskedLM, none slides": MODERN
+    | TIED
+    | {"sliding_window": None, "sliding_rope_theta": None, "layer_types": None},
     "T5ForConditionalGeneration": T5,
     "T5ForConditionalGeneration, tied": T5 | TIED | {"activation": "relu"},
     "BartForConditionalGeneration": BART | TIED,
     "BartForConditionalGeneration, untied": BART | {"embedding_scale": 32**0.5, "num_layers": 1},
     "EncDecRopeForConditionalGeneration": GROUPED | {"shape": "encdec", "num_encoder_layers": 1},
+    "EncDecRopeForConditionalGeneration, attention's output": GROUPED
+    | {"shape": "encdec", "num_encoder_layers": 1, "attention_output_bias": True},
 }
 """By the class, and how it differs from others of the class."""
 

@@ -1,5 +1,7 @@
 """Every class that a model of ours is written as: the same logits and tokens, and the same weights back."""
 
+import itertools
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -8,6 +10,7 @@ from common.mistakes import Mistake
 from model.config import ModelConfig
 from model.exchange import parity
 from model.exchange.families import FAMILIES, family_of
+from model.exchange.families.gptj import share_of_head
 from model.exchange.families.layout import Part, Repeated, Transposed, by_head, interleaved
 from model.exchange.families.places import misfits
 from model.exchange.hf_names import from_hf, one_from_hf
@@ -15,7 +18,7 @@ from model.exchange.importing import import_hf, imported_config, load_imported
 from model.exchange.in_transformers import cache_for
 from model.exchange.parity import run_ours
 from tests.model.exchange.exports import EXACTLY, START, export, padded, randomised, tokens
-from tests.model.exchange.families import CASES, CLASSIC, GROUPED, LEARNED, MASKED, POST, SIZE, config_of
+from tests.model.exchange.families import CASES, CLASSIC, GPTJ, GROUPED, LEARNED, MASKED, MODERN, POST, SIZE, config_of
 
 pytestmark = pytest.mark.usefixtures("shipped_code")
 
@@ -105,6 +108,22 @@ REFUSED = {
         POST | MASKED,
         r"model\.segment_embeddings: null has no place in Hugging Face's BertForMaskedLM, .*; it has a table",
     ),
+    "gpt-j with another base": (
+        GPTJ | {"rope_theta": 500.0},
+        r"model\.rope_theta: 500\.0 has no place in Hugging Face's GPTJForCausalLM, .*; it has 10000\.0",
+    ),
+    "modernbert with all its norms": (
+        MODERN | {"first_attention_norm": True, "layer_types": None},
+        r"model\.first_attention_norm: true has no place in Hugging Face's ModernBertForMaskedLM, .*; it has false",
+    ),
+    "modernbert with some biases": (
+        MODERN | {"qkv_bias": True},
+        r"model\.attention_output_bias: false has no place in .*ModernBertForMaskedLM, .*qkv_bias is true",
+    ),
+    "gpt-2 without a bias behind attention": (
+        CLASSIC | LEARNED | {"attention_output_bias": False},
+        r"model\.attention_output_bias: false has no place in Hugging Face's GPT2LMHeadModel, .*and bias is true",
+    ),
     "cohere with biases": (
         GROUPED | {"norm": "layernorm", "parallel_block": True, "bias": True},
         r"model\.bias: true has no place in Hugging Face's CohereForCausalLM, .*; it has false",
@@ -149,6 +168,16 @@ def test_roberta_is_for_a_padding_right_before_the_first_position_and_bert_for_t
     config = config_of("RobertaForMaskedLM")
     assert family_of(config, 3).architecture.model_type == "roberta"
     assert family_of(config, 1).architecture.model_type == "bert"
+
+
+def test_a_number_of_rotary_dims_comes_back_from_its_share_of_a_head():
+    missed = 0
+    for head_dim, rotary_dim in itertools.product(range(2, 257), range(2, 257, 2)):
+        if rotary_dim <= head_dim:
+            share = share_of_head(rotary_dim, head_dim)
+            assert ModelConfig(**SIZE | {"head_dim": head_dim, "rope_fraction": share}).rotary_dim == rotary_dim
+            missed += int(head_dim * (rotary_dim / head_dim)) != rotary_dim
+    assert missed, "a quotient alone would do"
 
 
 def test_rows_of_a_head_and_heads_of_a_fused_map_are_put_in_their_order():

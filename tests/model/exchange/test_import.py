@@ -33,6 +33,14 @@ BART |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
 BART |= {
     f"{side}_{key}": n for side in ("encoder", "decoder") for key, n in {"ffn_dim": 40, "attention_heads": 6}.items()
 }
+MODERN = SIZE | {"pad_token_id": 3, "bos_token_id": 1, "eos_token_id": 2, "num_hidden_layers": 5}
+BIASED_MODERN = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"], "local_attention": 7}
+BIASED_MODERN |= {"mlp_bias": True, "norm_bias": True, "classifier_bias": True, "decoder_bias": False}
+BIASED_MODERN |= {"hidden_activation": "silu", "classifier_activation": "silu"}
+BIASED_MODERN["rope_parameters"] = {
+    "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 3e5},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+}
 THEIRS = {
     "llama": ("Llama", SIZE),
     "llama tied": ("Llama", SIZE | {"tie_word_embeddings": True, "head_dim": 14, "rms_norm_eps": 1e-6}),
@@ -71,12 +79,32 @@ THEIRS = {
         | {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 6, "sliding_window_pattern": 3}
         | {"num_hidden_layers": 3, "final_logit_softcapping": 3.0},
     ),
+    "gptj": ("GPTJ", SIZE | {"rotary_dim": 6, "activation_function": "relu"}),
+    "gptj, tied": ("GPTJ", SIZE | {"rotary_dim": 2, "n_inner": 40, "tie_word_embeddings": True}),
     "bert": ("Bert", SIZE),
+    "modernbert": ("ModernBert", MODERN | {"local_attention": 12}),
+    "modernbert, odd windows and biases": ("ModernBert", MODERN | BIASED_MODERN),
+    "modernbert, all layers slide": (
+        "ModernBert",
+        MODERN
+        | {
+            "num_hidden_layers": 2,
+            "layer_types": ["sliding_attention"] * 2,
+            "local_attention": 6,
+            "tie_word_embeddings": False,
+        },
+    ),
     "roberta": ("Roberta", SIZE | {"layer_norm_eps": 1e-5}),
     "bart": ("Bart", SIZE | BART),
 }
 ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration", "MT5": "ForConditionalGeneration"}
-ENDINGS |= {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "Roberta": "ForMaskedLM", "Bart": "ForConditionalGeneration"}
+ENDINGS |= {
+    "ModernBert": "ForMaskedLM",
+    "GPT2": "LMHeadModel",
+    "Bert": "ForMaskedLM",
+    "Roberta": "ForMaskedLM",
+    "Bart": "ForConditionalGeneration",
+}
 
 
 pytestmark = pytest.mark.usefixtures("shipped_code")
@@ -133,7 +161,7 @@ def test_logits_and_greedy_tokens_are_theirs(case, tmp_path):
             assert run_ours(ours, text, outputs)[-1].argmax() == generated[count]
 
 
-@pytest.mark.parametrize("case", ["bert", "roberta", "eurobert"])
+@pytest.mark.parametrize("case", ["bert", "roberta", "eurobert", "modernbert"])
 def test_an_encoder_without_a_head_gets_a_new_one(case, tmp_path):
     folder = save_theirs(case, tmp_path / "theirs")
     whole = load_theirs(folder)
@@ -147,7 +175,7 @@ def test_an_encoder_without_a_head_gets_a_new_one(case, tmp_path):
         torch.testing.assert_close(theirs(text[None])[0], whole.base_model(text[None])[0])
     import_hf(folder, tmp_path / "ours")
     drawn = new_head_of(tmp_path / "ours")
-    assert drawn and not {name.split(".")[0] for name in drawn} - {"cls", "lm_head"}
+    assert drawn and not {name.split(".")[0] for name in drawn} - {"cls", "lm_head", "head", "decoder"}
     ours, states = load_ours(tmp_path / "ours"), []
     (ours.head_transform or ours.head).register_forward_pre_hook(lambda _, given: states.append(given[0]))
     run_ours(ours, text, text[:0])

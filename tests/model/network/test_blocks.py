@@ -166,6 +166,27 @@ def test_norms_whose_weights_are_kept_less_one_start_at_zero():
     assert len(norms) == 2 * (4 + 2) + 1 and not any(weight.any() for weight in norms)
 
 
+@pytest.mark.parametrize(("bias", "qkv", "output"), [(True, False, False), (False, None, True), (True, None, None)])
+def test_each_attention_has_the_biases_that_its_keys_say(bias, qkv, output):
+    keys = {"shape": "encdec", "bias": bias, "qkv_bias": qkv, "attention_output_bias": output}
+    names = {name for name, _ in small(**keys).named_parameters() if name.endswith(".bias")}
+    for block in ("blocks.0.", "blocks.1.", "encoder.blocks.0.", "encoder.blocks.1."):
+        maps = {"attention.qkv": qkv, "attention.output": output}
+        if not block.startswith("encoder"):
+            maps |= {"cross_attention.q": qkv, "cross_attention.kv": qkv, "cross_attention.output": output}
+        for name, own in maps.items():
+            assert (f"{block}{name}.bias" in names) == (bias if own is None else own), name
+        assert (f"{block}feed_forward.down.bias" in names) == bias
+
+
+def test_without_its_first_norm_a_stack_differs_from_one_with_it_in_nothing_else():
+    keys = {"shape": "encdec", "embedding_norm": True}
+    all_norms, without = (dict(small(**keys, first_attention_norm=has).named_parameters()) for has in (True, False))
+    left_out = {"blocks.0.attention_norm.weight", "encoder.blocks.0.attention_norm.weight"}
+    assert set(all_norms) - set(without) == left_out
+    assert all(torch.equal(all_norms[name], weight) for name, weight in without.items())
+
+
 def test_biases_start_at_zero_and_norms_at_one():
     model = small(norm="layernorm", bias=True, qk_norm=True, embedding_norm=True, activation="gelu")
     for name, weight in model.named_parameters():

@@ -12,7 +12,7 @@ SIZES = {"num_layers": 2, "d_model": 32, "num_heads": 4, "num_kv_heads": 2, "d_f
 SHAPES = [
     {"shape": "causal", "qk_norm": True, "qkv_bias": True},
     {"shape": "prefix", "positions": "learned", "max_positions": 32, "norm": "layernorm", "bias": True},
-    {"shape": "encoder", "positions": "alibi", "tie_embeddings": True},
+    {"shape": "encoder", "positions": "alibi", "tie_embeddings": True, "attention_output_bias": True},
     {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "tie_embeddings": True},
 ]
 

@@ -42,6 +42,13 @@ MODELS = {
     "causal, output, recomputed": {"norm_placement": "output", "activation_checkpointing": "attention", "bias": True}
     | {"logit_scale": 4.0, "head_bias": True},
     "causal, two norms": {"parallel_block": True, "parallel_norms": 2, "norm": "layernorm", "bias": True},
+    "causal, GPT-J's biases": {"parallel_block": True, "qkv_bias": False, "attention_output_bias": False}
+    | {"rope_fraction": 0.5, "head_dim": 4, "head_bias": True, "norm": "layernorm", "bias": True, "activation": "gelu"},
+    "encoder, ModernBERT's": {"shape": "encoder", "norm": "layernorm", "activation": "geglu_exact"}
+    | {"embedding_norm": True, "first_attention_norm": False, "head_transform": True, "head_bias": True}
+    | {"sliding_rope_theta": 100.0, "tie_embeddings": True, **WINDOWS},
+    "encdec, biases behind attention alone": {"shape": "encdec", "attention_output_bias": True}
+    | {"embedding_norm": True, "first_attention_norm": False},
     "prefix, further depths": {"shape": "prefix", "multi_token_depths": 2, "tie_embeddings": True},
     "encdec, further depths": {"shape": "encdec", "multi_token_depths": 1, "activation_checkpointing": "full"},
     "encdec, windows, gate": {

@@ -90,6 +90,8 @@ VARIANTS = {
     | {"logit_softcap": 3.0, "embedding_scale": 4.0, "tie_embeddings": True},
     "output": {"norm_placement": "output", "qk_norm": "all_heads", "norm": "rmsnorm_1p", "sliding_window": 3}
     | {"layer_types": ["full_attention", "sliding_attention"], "sliding_rope_theta": 100.0},
+    "no first norm": {"shape": "encoder", "embedding_norm": True, "first_attention_norm": False}
+    | {"norm": "layernorm", "activation": "geglu_exact", "attention_output_bias": True},
     "half rotated": {"rope_fraction": 0.5, "activation": "relu", "qkv_bias": True},
     "encdec": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "norm": "layernorm"},
     "of today": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_gate": True}

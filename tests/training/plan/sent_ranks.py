@@ -35,6 +35,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "parallel": {"parallel_block": True},
     "embedding norm, learned": {"embedding_norm": True, "positions": "learned", "max_positions": 32},
     "qk norm": {"qk_norm": True},
+    "no first norm, biases behind attention": {"embedding_norm": True, "first_attention_norm": False}
+    | {"attention_output_bias": True},
     "encdec": ENCDEC,
     "encdec, layernorm": ENCDEC | {"norm": "layernorm", "bias": True},
     "recomputed": {"activation_checkpointing": "full"},

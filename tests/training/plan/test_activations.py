@@ -50,6 +50,13 @@ CASES: dict[str, dict[str, Any]] = {
     "t5 bias": {"positions": "t5_bias"},
     "embedding norm": {"embedding_norm": True},
     "encoder": {"shape": "encoder"},
+    "encoder, no first norm": {"shape": "encoder", "embedding_norm": True, "first_attention_norm": False}
+    | {"norm": "layernorm", "activation": "geglu_exact"},
+    "encdec, no first norms": {"shape": "encdec", "embedding_norm": True, "first_attention_norm": False},
+    "no first norm, attention recomputed": {"embedding_norm": True, "first_attention_norm": False}
+    | {"activation_checkpointing": "attention"},
+    "no first norm, every second recomputed": {"embedding_norm": True, "first_attention_norm": False}
+    | {"activation_checkpointing": "full", "activation_checkpointing_interval": 2},
     "encdec": {"shape": "encdec", "num_encoder_layers": 2},
     "encdec, layernorm": {"shape": "encdec", "norm": "layernorm", "bias": True, "activation": "relu"},
     "attention recomputed": {"activation_checkpointing": "attention"},

@@ -16,6 +16,7 @@ from model.config import ModelConfig
 from model.flops import num_parameters
 from tests.model.packs import pattern_of
 from training.config import ParallelConfig, RunConfig
+from training.plan import traffic
 from training.plan.activations import Rows
 from training.plan.arithmetic import work_of
 from training.plan.machines import machine, machines
@@ -44,6 +45,20 @@ def test_weights_are_counted_as_the_model_has_them(shape):
     alone, four = (count(model, 32000, ParallelConfig(tensor=tensor)) for tensor in (1, 4))
     assert alone.all == num_parameters(model, 32000)
     assert alone.all / 4 < four.all < alone.all / 4 * 1.01
+
+
+@pytest.mark.parametrize("num_layers", [1, 24])
+def test_a_norm_that_first_blocks_lack_is_missing_once_a_stack(num_layers):
+    keys = {"shape": "encdec", "num_layers": num_layers, "num_encoder_layers": 3, "embedding_norm": True}
+    models = [
+        run_of(keys | {"first_attention_norm": has}, objective=_objective("encdec")).model for has in (True, False)
+    ]
+    parallel, rows = ParallelConfig(), Rows(2048, 512)
+    weights = [count(model, 32000, parallel).all for model in models]
+    assert weights == [num_parameters(model, 32000) for model in models]
+    assert weights[0] - weights[1] == 2 * 2048
+    passed = [traffic.of_micro_batch(model, 32000, parallel, rows, 0, 2) for model in models]
+    assert passed[0] - passed[1] == pytest.approx((2 + 3) * 2048 * (2048 + 512) * 2, rel=1e-6)
 
 
 def _objective(shape: str) -> dict:
