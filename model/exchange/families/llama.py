@@ -1,6 +1,6 @@
 """Llama and its kin: pre-norm blocks of RMSNorm, rotary positions, grouped heads and a gated feed-forward layer.
 
-Llama        biases everywhere or nowhere
+Llama        attention's maps have biases or not, and so have the others
 Qwen2        queries, keys and values alone have biases; read but not written, for transformers gives that type its
              own tokenizer, whatever the folder says
 Qwen3        norms of queries and keys, layers that slide
@@ -25,11 +25,10 @@ from model.exchange.families.places import (
     ALL_OR_NONE_SLIDE,
     ALL_SLIDE,
     ANY,
-    AS_BIAS,
+    ATTENTION_ALIKE,
     DIVISOR,
     Places,
     among,
-    as_yaml,
     only,
 )
 
@@ -40,6 +39,7 @@ HEEDS = sizes.HEEDS | {
     "mlp_bias",
     "use_sliding_window",
 }
+ATTENTION_BIASES = {"qkv_bias": ANY, "attention_output_bias": ATTENTION_ALIKE}
 WINDOWS = frozenset({"sliding_window", "max_window_layers", "layer_types"})
 
 
@@ -47,7 +47,7 @@ class Llama(Family):
     """The first of them, and what the others share."""
 
     architecture = Architecture("LlamaForCausalLM", "llama")
-    places: ClassVar[Places] = {**PLACES, "num_heads": DIVISOR, "bias": ANY, "qkv_bias": AS_BIAS}
+    places: ClassVar[Places] = {**PLACES, **ATTENTION_BIASES, "num_heads": DIVISOR, "bias": ANY}
     heeds = HEEDS
     base = "model."
     activations: ClassVar[dict[str, str]] = GATES
@@ -82,7 +82,7 @@ class Llama(Family):
 
     def _biases(self, theirs: Any) -> dict[str, Any]:
         """Keys of biases."""
-        return {"bias": same_biases(theirs, "attention_bias")}
+        return biases_of(theirs, theirs.attention_bias, theirs.attention_bias)
 
 
 class PrefixLlama(Llama):
@@ -97,12 +97,12 @@ class EuroBert(Llama):
 
     architecture = Architecture("EuroBertForMaskedLM", "eurobert", MASKED)
     shape = "encoder"
-    places = {**PLACES, "num_heads": DIVISOR}
+    places = {**PLACES, **ATTENTION_BIASES, "num_heads": DIVISOR}
 
     def _biases(self, theirs: Any) -> dict[str, Any]:
-        if same_biases(theirs, "attention_bias"):
+        if theirs.mlp_bias:
             raise Mistake("config.json: mlp_bias true gives the head a bias, which has no place here")
-        return {}
+        return super()._biases(theirs)
 
 
 class Qwen2(Llama):
@@ -146,8 +146,8 @@ class SeedOss(Llama):
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        own = {"attention_bias": config.has_qkv_bias, "attention_out_bias": config.has_attention_output_bias}
-        return super().keys(config, max_positions) | own | {"residual_dropout": 0.0}
+        own = {"attention_out_bias": config.has_attention_output_bias, "residual_dropout": 0.0}
+        return super().keys(config, max_positions) | own
 
     def _biases(self, theirs: Any) -> dict[str, Any]:
         return biases_of(theirs, theirs.attention_bias, theirs.attention_out_bias)
@@ -175,7 +175,10 @@ class SmolLM3(Llama):
     """Layers may slide or be without positions."""
 
     architecture = Architecture("SmolLM3ForCausalLM", "smollm3")
-    places = among(PLACES, ("bias", "sliding_window", "layer_types", "no_rope_layer_interval"))
+    places = {
+        **among(PLACES, ("bias", "sliding_window", "layer_types", "no_rope_layer_interval")),
+        **ATTENTION_BIASES,
+    }
     heeds = HEEDS | WINDOWS | {"no_rope_layers", "no_rope_layer_interval"}
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
@@ -238,7 +241,7 @@ def llama_keys(config: ModelConfig, max_positions: int) -> dict[str, Any]:
         "max_position_embeddings": max_positions,
         "rms_norm_eps": config.norm_eps,
         **rope.rope_keys(config),
-        "attention_bias": config.bias,
+        "attention_bias": config.has_qkv_bias,
         "mlp_bias": config.bias,
         "attention_dropout": 0.0,
         "tie_word_embeddings": config.tie_embeddings,
@@ -257,20 +260,10 @@ def llama_sizes(theirs: Any) -> dict[str, Any]:
     return sizes.sizes_of(theirs) | {"norm_eps": theirs.rms_norm_eps}
 
 
-def same_biases(theirs: Any, key: str) -> bool:
-    """Whether there are biases, which all maps must have or none, as `key` and mlp_bias say."""
-    if getattr(theirs, key) != theirs.mlp_bias:
-        raise Mistake(
-            f"config.json: {key} {as_yaml(getattr(theirs, key))} with mlp_bias {as_yaml(theirs.mlp_bias)} has "
-            "no place here; all maps of a model have biases or none has"
-        )
-    return theirs.mlp_bias
-
-
 def biases_of(theirs: Any, qkv: bool, output: bool) -> dict[str, Any]:
     """Our keys where queries, keys and values, the output of attention and all other maps may differ."""
-    own = {} if output == theirs.mlp_bias else {"attention_output_bias": output}
-    return {"bias": theirs.mlp_bias, "qkv_bias": qkv} | own
+    own = {"qkv_bias": qkv, "attention_output_bias": output}
+    return {"bias": theirs.mlp_bias} | {key: value for key, value in own.items() if value != theirs.mlp_bias}
 
 
 def stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: bool = False) -> WeightTable:

@@ -33,6 +33,7 @@ CASES: dict[str, dict[str, Any]] = {
     "Qwen3ForCausalLM": GROUPED | {"qk_norm": True},
     "MistralForCausalLM": GROUPED | {"sliding_window": 8},
     "SmolLM3ForCausalLM": GROUPED | {"no_rope_layer_interval": 2},
+    "LlamaForCausalLM, attention's biases": GROUPED | {"qkv_bias": True, "attention_output_bias": True},
     "SeedOssForCausalLM": GROUPED | {"qkv_bias": True},
     "SeedOssForCausalLM, attention's output": GROUPED | {"attention_output_bias": True},
     "ArceeForCausalLM": GROUPED | {"activation": "gelu_tanh", "bias": True},

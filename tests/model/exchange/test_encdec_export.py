@@ -136,7 +136,7 @@ REFUSED = {
     "norm over heads": ({"qk_norm": "all_heads"}, r"model\.qk_norm: all_heads has no place .*; it has true"),
     "cap": (T5 | {"logit_softcap": 30.0}, r"model\.logit_softcap: 30\.0 has no place .*; it has null"),
     "rotated part": ({"shape": "encoder", "rope_fraction": 0.5}, r"model\.rope_fraction: 0\.5 has no place"),
-    "qkv bias": ({"shape": "encoder", "qkv_bias": True}, r"model\.qkv_bias: true has no place"),
+    "qkv bias": ({"shape": "encoder", "qkv_bias": True}, r"model\.attention_output_bias: false has no place"),
     "qwen3 bias": (
         {"bias": True, "qk_norm": True},
         r"model\.bias: true has no place in Hugging Face's Qwen3ForCausalLM",
