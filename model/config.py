@@ -98,6 +98,11 @@ class ModelConfig(Section):
     qk_norm: Annotated[Literal[False, True, "all_heads"], BeforeValidator(_flag_or_word)] = False
     """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442); `all_heads` takes the
     mean square over all of them together (OLMo 2)."""
+    attention_scale: float | None = Field(default=None, gt=0, le=1e6)
+    """Products of queries and keys are multiplied by it; empty means head_dim**-0.5 (144**-0.5 in Gemma 2 of 27B)."""
+    attention_softcap: float | None = Field(default=None, gt=0, le=1e6)
+    """Then they become softcap x tanh(score / softcap), in cross-attention too and before a bias by distance is added
+    (50 in Gemma 2); empty leaves them."""
     attention_gate: bool = False
     """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False

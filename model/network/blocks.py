@@ -18,6 +18,7 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
 from model.kernels.bias import AttentionBias
 from model.kernels.ops import activate, gate_by_sigmoid, rotate, rotate_split
+from model.kernels.scoring import Scoring
 from model.network.context_ranks import ContextRanks
 from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
 
@@ -51,7 +52,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer, index: int):
         super().__init__()
-        self.slides, self.rotates = config.slides(index), config.rotates(index)
+        self.slides, self.rotates, self.scoring = config.slides(index), config.rotates(index), scoring_of(config)
         heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
         self.heads = tuple(map(init.split, heads))
         self.gate_heads = self.heads[0] if config.attention_gate else 0
@@ -73,7 +74,7 @@ class Attention(nn.Module):
         q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
         assert pattern is not None, "a layer that slides needs its pattern"
-        attended = _attend(q, k, v, pattern, around.backend, around.context, around.bias)
+        attended = _attend(q, k, v, pattern, around.backend, around.context, self.scoring, around.bias)
         return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
 
     def _queries_keys_values(
@@ -95,13 +96,14 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of a decoder to its encoder's output (arXiv 1706.03762); k and v in one matrix [2 G D, M].
 
-    It has no positions, windows or norms on queries and keys, whatever self-attention has; a gate, of the decoder's
-    states, where that has one.
+    It has no positions, windows or norms on queries and keys, whatever self-attention has; a scale and a soft cap of
+    scores, and a gate, of the decoder's states, where that has such.
     """
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
         super().__init__()
         self.head_dim, std, bias = config.head_size, config.init_std, config.has_qkv_bias
+        self.scoring = scoring_of(config)
         query, key = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
         self.gate_heads = init.split(config.num_heads) if config.attention_gate else 0
         self.q = CutRows(config.d_model, (query,) * (1 + config.attention_gate), std, init / "q", bias)
@@ -115,8 +117,13 @@ class CrossAttention(nn.Module):
         assert around.cross is not None, "cross-attention needs its pattern"
         q, gate = _apart(self.q(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
-        attended = _attend(q, k, v, around.cross, around.backend, around.context)
+        attended = _attend(q, k, v, around.cross, around.backend, around.context, self.scoring)
         return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
+
+
+def scoring_of(config: ModelConfig) -> Scoring:
+    """How all attentions of a model score, cross-attention too (as T5Gemma's)."""
+    return Scoring(config.attention_scale, config.attention_softcap)
 
 
 def _apart(heads: torch.Tensor, gate_heads: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -135,6 +142,7 @@ def _attend(
     pattern: AttentionPattern,
     backend: str,
     context: ContextRanks | None,
+    scoring: Scoring,
     bias: AttentionBias | None = None,
 ) -> torch.Tensor:
     """[Tq, H D]; kept out of compiled graphs, which would be specialised on the lengths of every new pack.
@@ -143,9 +151,9 @@ def _attend(
     pack too.
     """
     if context is None:
-        return attend(q, k, v, pattern, backend, bias).flatten(1)
+        return attend(q, k, v, pattern, backend, bias, scoring).flatten(1)
     q, k, v = context.all_rows(q, k, v)
-    return context.own_rows(attend(q, k, v, pattern, backend, bias)).flatten(1)
+    return context.own_rows(attend(q, k, v, pattern, backend, bias, scoring)).flatten(1)
 
 
 class FeedForward(nn.Module):

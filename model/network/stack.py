@@ -103,6 +103,7 @@ class Stack(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
     ) -> Surroundings:
         config, pattern = self.config, pattern.to(x.device)
+        facts = config.head_size, config.positions, config.attention_softcap
         rope = sliding_rope = None
         if config.positions == "rope":
             rope = sliding_rope = rope_tables(positions, rope_frequencies(config, x.device))
@@ -110,7 +111,7 @@ class Stack(nn.Module):
             sliding_rope = rope_tables(positions, rope_frequencies(config, x.device, sliding=True))
         return Surroundings(
             pattern=pattern,
-            backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
+            backend=resolve_backend(config.attention_backend, x.device, x.dtype, *facts),
             rope=rope,
             bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks, self.context),
             cross=None if cross is None else cross.to(x.device),

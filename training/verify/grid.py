@@ -36,6 +36,7 @@ PUBLIC = {
     "head_transform": True,
     "head_bias": True,
     "logit_softcap": 30.0,
+    "attention_softcap": 2.0,
 }
 """Switches of public models that any shape has."""
 FURTHER = {"multi_token_depths": 2}
