@@ -34,10 +34,17 @@ CASES: dict[str, dict[str, Any]] = {
     "Olmo2ForCausalLM, tied": GROUPED | TIED | {"norm_placement": "output", "qk_norm": "all_heads", "head_dim": 12},
     "GemmaForCausalLM": GEMMA,
     "GemmaForCausalLM, untied": GEMMA | {"tie_embeddings": False, "num_kv_heads": 1},
+    "Gemma2ForCausalLM": GEMMA
+    | {"norm_placement": "sandwich", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    | {"attention_softcap": 0.5, "logit_softcap": 5.0, "init_std": 0.15},
+    "Gemma2ForCausalLM, untied": GEMMA
+    | {"norm_placement": "sandwich", "tie_embeddings": False, "num_kv_heads": 1, "attention_scale": 17**-0.5}
+    | {"attention_softcap": 0.5, "rope_scaling": {"kind": "linear", "factor": 4.0}},
     "Gemma3ForCausalLM": GEMMA
     | {"norm_placement": "sandwich", "qk_norm": True, "sliding_window": 8, "sliding_rope_theta": 500.0}
     | {"layer_types": ["sliding_attention", "full_attention"], "rope_scaling": {"kind": "linear", "factor": 4.0}},
-    "Gemma3ForCausalLM, capped": GEMMA | {"norm_placement": "sandwich", "qk_norm": True, "logit_softcap": 5.0},
+    "Gemma3ForCausalLM, capped": GEMMA
+    | {"norm_placement": "sandwich", "qk_norm": True, "logit_softcap": 5.0, "attention_scale": 20**-0.5},
     "GPT2LMHeadModel": CLASSIC | LEARNED,
     "GPT2LMHeadModel, tied": CLASSIC | LEARNED | TIED,
     "OPTForCausalLM": CLASSIC | LEARNED | {"activation": "relu", "position_offset": 2},

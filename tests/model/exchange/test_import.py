@@ -28,6 +28,7 @@ LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 5e5}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 SMOLLM3 = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 SMOLLM3 |= {"no_rope_layers": [1, 1], "attention_bias": True, "mlp_bias": True, "pad_token_id": 3}
+GEMMA2 = {"head_dim": 10, "sliding_window": 6, "final_logit_softcapping": None, "initializer_range": 0.1}
 BART = {"d_model": 48, "encoder_layers": 1, "decoder_layers": 2, "scale_embedding": True}
 BART |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
 BART |= {
@@ -65,10 +66,12 @@ THEIRS = {
     "arcee": ("Arcee", SIZE | {"hidden_act": "relu"}),
     "olmo2": ("Olmo2", SIZE | {"rms_norm_eps": 1e-6}),
     "gemma": ("Gemma", SIZE | {"head_dim": 10}),
+    "gemma2": ("Gemma2", SIZE | GEMMA2 | {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 7}),
+    "gemma2 without caps": ("Gemma2", SIZE | GEMMA2 | {"attn_logit_softcapping": None, "query_pre_attn_scalar": 10}),
     "gemma3, every third sees all": (
         "Gemma3Text",
         SIZE
-        | {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 6, "sliding_window_pattern": 3}
+        | {"head_dim": 10, "query_pre_attn_scalar": 13, "sliding_window": 6, "sliding_window_pattern": 3}
         | {"num_hidden_layers": 3, "final_logit_softcapping": 3.0},
     ),
     "bert": ("Bert", SIZE),
