@@ -140,6 +140,8 @@ class ModelConfig(Section):
     """Distances that t5_bias tells apart."""
     t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
     """Distance in tokens from which on t5_bias tells none apart."""
+    t5_bias_per_layer: bool = False
+    """Every layer has a table of such biases of its own (UMT5), and not each stack one for all of its layers."""
     sliding_window: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
     """Tokens that a token sees in layers of sliding attention: itself and those right before it, half of them on either
     side where it sees both ways (arXiv 2004.05150); empty lets it see all in every layer."""
@@ -225,6 +227,10 @@ class ModelConfig(Section):
             raise Mistake(
                 f"t5_max_distance: {self.t5_max_distance} leaves no far buckets; use more than half of t5_num_buckets "
                 f"{self.t5_num_buckets}"
+            )
+        if self.positions != "t5_bias" and self.t5_bias_per_layer:
+            raise Mistake(
+                f"t5_bias_per_layer: only positions t5_bias has tables, this is {self.positions}; leave it false"
             )
         if self.positions == "t5_bias" and self.attention_backend in ("flash", "varlen"):
             raise Mistake(

@@ -21,6 +21,7 @@ from model.kernels.ops import activate, gate_by_sigmoid, rotate, rotate_split
 from model.kernels.scoring import Scoring
 from model.network.context_ranks import ContextRanks
 from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
+from model.network.positions import RelativeBiasTable, relative_bias
 
 
 class Surroundings(NamedTuple):
@@ -33,7 +34,9 @@ class Surroundings(NamedTuple):
     rope: tuple[torch.Tensor, torch.Tensor] | None = None
     """Cosines and sines of `rope_tables`, where positions are rotary."""
     bias: AttentionBias | None = None
-    """Added to scores of self-attention, where positions are biases."""
+    """Added to scores of self-attention, where positions are biases; empty where each layer has its own."""
+    bidirectional: bool = False
+    """Whether these tell the future apart."""
     cross: AttentionPattern | None = None
     """Who of the decoder attends to whom of the encoder, where there is one."""
     context: ContextRanks | None = None
@@ -61,6 +64,8 @@ class Attention(nn.Module):
         self.norms_all_heads = config.qk_norm == "all_heads"
         assert not self.norms_all_heads or init.ranks is None, "ranks that share heads have no mean over all of them"
         self.q_norm, self.k_norm = (self._norm(config, count, init) if config.qk_norm else None for count in heads[:2])
+        self.config = config
+        self.relative_bias = RelativeBiasTable(config, init / "relative_bias") if config.t5_bias_per_layer else None
         self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", config.bias)
 
     def _norm(self, config: ModelConfig, num_heads: int, init: Initializer) -> RMSNorm:
@@ -74,7 +79,10 @@ class Attention(nn.Module):
         q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
         assert pattern is not None, "a layer that slides needs its pattern"
-        attended = _attend(q, k, v, pattern, around.backend, around.context, self.scoring, around.bias)
+        bias = around.bias
+        if self.relative_bias is not None:
+            bias = _own_bias(self.relative_bias(), self.config, around)
+        attended = _attend(q, k, v, pattern, around.backend, around.context, self.scoring, bias)
         return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
 
     def _queries_keys_values(
@@ -132,6 +140,12 @@ def _apart(heads: torch.Tensor, gate_heads: int) -> tuple[torch.Tensor, torch.Te
         return heads, None
     rest, gate = heads.split((heads.shape[1] - gate_heads, gate_heads), dim=1)
     return rest.contiguous(), gate.flatten(1)  # copied, or what is kept for the backward pass would keep the gate too
+
+
+@torch.compiler.disable
+def _own_bias(table: torch.Tensor, config: ModelConfig, around: Surroundings) -> AttentionBias:
+    """The bias of a layer's own table; made outside of compiled graphs, as those of stacks are."""
+    return relative_bias(table, config, around.bidirectional, around.context)
 
 
 @torch.compiler.disable

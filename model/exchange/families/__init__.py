@@ -4,7 +4,7 @@ causal   llama.py (Llama, Mistral, Qwen2, Qwen3, SeedOss, SmolLM3, Arcee, Phi3),
          gpt2.py, opt.py, bloom.py, gpt_neox.py, phi.py, cohere.py
 prefix   llama.py (PrefixLlama: hf/prefix_llama.py is put into the folder), prefix_decoder.py (other blocks, likewise)
 encoder  llama.py (EuroBert), bert.py (Bert, Roberta)
-encdec   t5.py (T5, MT5), bart.py, encdec_rope.py (hf/encdec_rope.py likewise)
+encdec   t5.py (T5, MT5, UMT5), bart.py, encdec_rope.py (hf/encdec_rope.py likewise)
 """
 
 from common.mistakes import Mistake
@@ -35,7 +35,7 @@ from model.exchange.families.opt import Opt
 from model.exchange.families.phi import Phi
 from model.exchange.families.places import misfits, refusal
 from model.exchange.families.prefix_decoder import PrefixDecoder
-from model.exchange.families.t5 import MT5, T5
+from model.exchange.families.t5 import MT5, T5, UMT5
 
 FAMILIES: tuple[Family, ...] = (
     Qwen3(),
@@ -61,6 +61,7 @@ FAMILIES: tuple[Family, ...] = (
     EuroBert(),
     Roberta(),
     Bert(),
+    UMT5(),
     T5(),
     MT5(),
     EncDecRope(),

@@ -18,6 +18,7 @@ GEMMA = (
     | {"init_std": 0.05, "norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": 32**0.5, "head_dim": 12}
 )
 T5 = SIZE | {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16}
+UMT5 = T5 | {"t5_bias_per_layer": True, "logit_scale": 32**-0.5}
 BART = POST | {"shape": "encdec", "position_offset": 2, "num_encoder_layers": 1}
 CASES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": GROUPED,
@@ -76,6 +77,8 @@ CASES: dict[str, dict[str, Any]] = {
     "RobertaForMaskedLM, untied": POST | MASKED | {"segment_embeddings": 1, "position_offset": 4},
     "T5ForConditionalGeneration": T5,
     "T5ForConditionalGeneration, tied": T5 | TIED | {"activation": "relu"},
+    "UMT5ForConditionalGeneration": UMT5,
+    "UMT5ForConditionalGeneration, tied": UMT5 | TIED | {"activation": "geglu"},
     "BartForConditionalGeneration": BART | TIED,
     "BartForConditionalGeneration, untied": BART | {"embedding_scale": 32**0.5, "num_layers": 1},
     "EncDecRopeForConditionalGeneration": GROUPED | {"shape": "encdec", "num_encoder_layers": 1},

@@ -55,6 +55,8 @@ THEIRS = {
     "t5 deeper encoder": ("T5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "tie_word_embeddings": False}),
     "t5 of the first kind": ("T5", T5_SIZE | {"num_layers": 2}),
     "mt5": ("MT5", T5_SIZE | {"num_layers": 1, "tie_word_embeddings": False}),
+    "umt5": ("UMT5", T5_SIZE | {"num_layers": 2}),
+    "umt5 deeper encoder": ("UMT5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "feed_forward_proj": "relu"}),
     "gpt2 without a head": ("GPT2", SIZE | {"activation_function": "gelu_new"}),
     "opt": ("OPT", SIZE | {"ffn_dim": 40}),
     "bloom": ("Bloom", SIZE),
@@ -79,6 +81,7 @@ THEIRS = {
     "bart": ("Bart", SIZE | BART),
 }
 ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration", "MT5": "ForConditionalGeneration"}
+ENDINGS |= {"UMT5": "ForConditionalGeneration"}
 ENDINGS |= {"GPT2": "LMHeadModel", "Bert": "ForMaskedLM", "Roberta": "ForMaskedLM", "Bart": "ForConditionalGeneration"}
 
 
@@ -165,6 +168,23 @@ def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
     import_hf(save_theirs("t5 of the first kind", tmp_path / "theirs"), tmp_path / "ours")
     weights = dict(load_imported(tmp_path / "ours"))
     torch.testing.assert_close(weights["head.weight"], weights["embedding.weight"] * 48**-0.5)
+
+
+def test_umt5s_head_is_not_scaled_where_its_config_says_so(tmp_path):
+    """Its authors' are so, with heads of their own; transformers 5 scales them all the same, version 4 does not."""
+    folder = save_theirs("umt5", tmp_path / "theirs")
+    weights, facts = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    weights["lm_head.weight"] = 0.1 * torch.randn(weights["shared.weight"].shape, generator=torch.manual_seed(1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(facts | {"tie_word_embeddings": False}))
+    import_hf(folder, tmp_path / "ours")
+    text, answer = tokens(20, 13)
+    outputs = torch.cat((torch.tensor([0]), answer))
+    with torch.no_grad():
+        scaled = load_theirs(folder)(text[None], decoder_input_ids=outputs[None]).logits[0]
+    torch.testing.assert_close(
+        run_ours(load_ours(tmp_path / "ours"), text, outputs), scaled * 48**0.5, atol=1e-5, rtol=1e-5
+    )
 
 
 EXPORTED = {

@@ -30,6 +30,8 @@ MODELS = {
     }
     | BIASED,
     "encdec, t5 bias, tied": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "tie_embeddings": True},
+    "encdec, t5 biases of each layer": {"shape": "encdec", "positions": "t5_bias", "t5_bias_per_layer": True}
+    | {"multi_token_depths": 1, "activation_checkpointing": "attention"},
     "encdec, biased": {"shape": "encdec", "qk_norm": True, "attention_softcap": 0.1} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
     "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},

@@ -94,6 +94,8 @@ VARIANTS = {
     "encdec": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "norm": "layernorm"},
     "of today": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_gate": True}
     | {"shape": "prefix", "no_rope_layer_interval": 2, "multi_token_depths": 1},
+    "encdec, biases of each layer": {"shape": "encdec", "positions": "t5_bias", "t5_bias_per_layer": True}
+    | {"multi_token_depths": 1},
     "encdec with rope": {"shape": "encdec", "bias": True, "qk_norm": True, "num_encoder_layers": 1}
     | {"attention_softcap": 0.5, "attention_scale": 0.7},
 }
