@@ -98,6 +98,11 @@ class ModelConfig(Section):
     qk_norm: Annotated[Literal[False, True, "all_heads"], BeforeValidator(_flag_or_word)] = False
     """RMSNorm on each head of queries and keys, before positions are applied (arXiv 2302.05442); `all_heads` takes the
     mean square over all of them together (OLMo 2)."""
+    attention_scale: float | None = Field(default=None, gt=0, le=1e6)
+    """Products of queries and keys are multiplied by it; empty means head_dim**-0.5 (144**-0.5 in Gemma 2 of 27B)."""
+    attention_softcap: float | None = Field(default=None, gt=0, le=1e6)
+    """Then they become softcap x tanh(score / softcap), in cross-attention too and before a bias by distance is added
+    (50 in Gemma 2); empty leaves them."""
     attention_gate: bool = False
     """What each attention gives is multiplied by a sigmoid of one more map of its input (arXiv 2505.06708)."""
     embedding_norm: bool = False
@@ -140,6 +145,8 @@ class ModelConfig(Section):
     """Distances that t5_bias tells apart."""
     t5_max_distance: int = Field(default=128, ge=2, le=MOST_TOKENS)
     """Distance in tokens from which on t5_bias tells none apart."""
+    t5_bias_per_layer: bool = False
+    """Every layer has a table of such biases of its own (UMT5), and not each stack one for all of its layers."""
     sliding_window: int | None = Field(default=None, ge=2, le=MOST_TOKENS)
     """Tokens that a token sees in layers of sliding attention: itself and those right before it, half of them on either
     side where it sees both ways (arXiv 2004.05150); empty lets it see all in every layer."""
@@ -235,6 +242,10 @@ class ModelConfig(Section):
             raise Mistake(
                 f"t5_max_distance: {self.t5_max_distance} leaves no far buckets; use more than half of t5_num_buckets "
                 f"{self.t5_num_buckets}"
+            )
+        if self.positions != "t5_bias" and self.t5_bias_per_layer:
+            raise Mistake(
+                f"t5_bias_per_layer: only positions t5_bias has tables, this is {self.positions}; leave it false"
             )
         if self.positions == "t5_bias" and self.attention_backend in ("flash", "varlen"):
             raise Mistake(

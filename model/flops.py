@@ -100,18 +100,20 @@ def _qk_norms(config: ModelConfig) -> int:
 
 
 def _block_extras(config: ModelConfig, cross: bool) -> int:
-    """Weights of a block that are in no matrix: norms and biases."""
+    """Weights of a block that are in no matrix: norms and biases, of scores too."""
     query, keys = config.num_heads * config.head_size, 2 * config.kv_heads * config.head_size
     norms = config.num_norms(3 if cross else 2) * _norm(config) + _qk_norms(config)
     queries = query * (2 if config.attention_gate else 1)
     attention = (queries + keys) * config.has_qkv_bias + config.d_model * config.has_attention_output_bias
+    tables = config.t5_num_buckets * config.num_heads * config.t5_bias_per_layer
     feed_forward = ((2 if config.is_gated else 1) * config.d_ff + config.d_model) * config.bias
-    return norms + feed_forward + (2 if cross else 1) * attention
+    return norms + tables + feed_forward + (2 if cross else 1) * attention
 
 
 def _stack_extras(config: ModelConfig) -> int:
     """Weights of a stack outside its blocks, less what its first block has not."""
     norms = (config.has_final_norm + config.embedding_norm - (not config.first_attention_norm)) * _norm(config)
-    biases = config.t5_num_buckets * config.num_heads if config.positions == "t5_bias" else 0
+    has_table = config.positions == "t5_bias" and not config.t5_bias_per_layer
+    biases = config.t5_num_buckets * config.num_heads * has_table
     positions = 0 if config.max_positions is None else config.max_positions + config.position_offset
     return norms + biases + (positions + (config.segment_embeddings or 0)) * config.d_model

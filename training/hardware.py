@@ -57,7 +57,8 @@ def execution_facts(config: RunConfig, world: World) -> dict[str, str]:
     """
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     model = config.model
-    attention = resolve_backend(model.attention_backend, world.device, dtype, model.head_size, model.positions)
+    facts = model.head_size, model.positions, model.attention_softcap
+    attention = resolve_backend(model.attention_backend, world.device, dtype, *facts)
     device = str(world.device)
     if world.device.type == "cuda":
         device += f" ({torch.cuda.get_device_name(world.device)})"

@@ -72,7 +72,8 @@ def execution(config: ModelConfig, device: torch.device) -> tuple[ModelConfig, t
     if config.attention_backend not in HALF_PRECISION_BACKENDS:
         return config, torch.float32
     try:
-        resolve_backend(config.attention_backend, device, torch.bfloat16, config.head_size, config.positions)
+        facts = config.head_size, config.positions, config.attention_softcap
+        resolve_backend(config.attention_backend, device, torch.bfloat16, *facts)
     except Mistake:
         return config.model_copy(update={"attention_backend": "auto"}), torch.float32
     return config, torch.bfloat16

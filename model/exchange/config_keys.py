@@ -29,6 +29,9 @@ def _number(low: float, high: float) -> tuple[Check, str]:
 MOST_LAYERS = 10_000
 LAYERS, WIDTH, LENGTH = _whole(1, MOST_LAYERS), _whole(1, 2**24), _whole(1, 2**40)
 WINDOW: tuple[Check, str] = (lambda x: x is None or LENGTH[0](x), f"null or {LENGTH[1]}")
+_CAP = _number(1e-6, 1e6)
+CAP: tuple[Check, str] = (lambda x: x is None or _CAP[0](x), f"null or {_CAP[1]}")
+"""Null is none, and what is left out is what the class has."""
 SMALL, STD = _number(1e-12, 1.0), _number(1e-12, 1.0)
 FLAG: tuple[Check, str] = (lambda x: type(x) is bool, "true or false")
 NAME: tuple[Check, str] = (lambda x: type(x) is str, "a name in quotes")
@@ -137,8 +140,8 @@ KEYS = {
     "norm_eps": SMALL,
     "init_std": STD,
     "logit_scale": _number(1e-12, 1e6),
-    "final_logit_softcapping": _number(1e-6, 1e6),
-    "attn_logit_softcapping": _number(1e-6, 1e6),
+    "final_logit_softcapping": CAP,
+    "attn_logit_softcapping": CAP,
     "activation_function": NAME,
     "hidden_activation": NAME,
     "classifier_activation": NAME,
@@ -175,7 +178,7 @@ NESTED_ROPE_KEYS = ROPE_KEYS | dict.fromkeys(OF_KINDS, OBJECT)
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
 NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
 NULLABLE |= {"n_inner", "n_embed", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
-NULLABLE |= {"final_logit_softcapping", "attn_logit_softcapping", "global_attn_every_n_layers", *OF_KINDS}
+NULLABLE |= {"global_attn_every_n_layers", *OF_KINDS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -205,7 +208,7 @@ def heeded(where: str, facts: dict[str, Any], keys: dict[str, tuple[Check, str]]
 
 def _floats(values: dict[str, Any], keys: dict[str, tuple[Check, str]]) -> dict[str, Any]:
     """Numbers that need not be whole as floats, which transformers insists on."""
-    return {key: float(x) if keys[key][1].startswith("a number") else x for key, x in values.items()}
+    return {key: float(x) if type(x) is int and "a number" in keys[key][1] else x for key, x in values.items()}
 
 
 def shown_value(value: Any) -> str:

@@ -47,6 +47,7 @@ class TheirConfig(NamedTuple):
         family.refuse_uneven_layers(where, facts)
         keys = heeded(where, facts, {key: KEYS[key] for key in KEYS if key in family.heeds | OF_ALL})
         theirs = _config_object(family.architecture, keys, where)
+        theirs.update(family.dropped(keys))
         for key in ("pad_token_id", "decoder_start_token_id"):
             if (getattr(theirs, key, None) or 0) >= theirs.vocab_size:
                 index, size = getattr(theirs, key), theirs.vocab_size
@@ -62,8 +63,8 @@ class ImportedConfig(NamedTuple):
     max_positions: int | None
     """Longest text it was made for, None where it does not say."""
     family: Family
-    scales_head: bool = False
-    """Whether the head is the embedding divided by sqrt(d_model), as in the first T5."""
+    rescales: bool = False
+    """Whether a weight is read with a factor (`Family.rescale`)."""
 
     @property
     def architecture(self) -> Architecture:
@@ -81,7 +82,7 @@ def from_hf_config(their: TheirConfig) -> ImportedConfig:
         key = "".join(f"{part}: " for part in first["loc"])
         reason = f"{key}{first['msg'].removeprefix('Value error, ')}"
         raise Mistake(f"{their.where}: it describes a model that has no place here ({reason})") from None
-    return ImportedConfig(config, theirs.vocab_size, family.longest(theirs), family, family.scales_head(theirs))
+    return ImportedConfig(config, theirs.vocab_size, family.longest(theirs), family, family.rescales(theirs))
 
 
 def _config_object(found: Architecture, keys: dict[str, Any], where: str) -> Any:

@@ -21,7 +21,7 @@ from common.mistakes import Mistake
 from model.exchange.as_trained import refuse_other_readings
 from model.exchange.config_keys import IDS_OF_TOKENS, heeded
 from model.exchange.families.family import Family
-from model.exchange.families.layout import Scaled, WeightTable
+from model.exchange.families.layout import WeightTable
 from model.exchange.json_objects import quoted, read_object
 from model.exchange.tensor_files import INDEX, SINGLE, TensorReader
 from model.exchange.their_configs import ImportedConfig, TheirConfig, from_hf_config
@@ -130,6 +130,7 @@ def load_model(folder: HfFolder, view: Path, dtype: torch.dtype | str) -> Any:
         names = sorted(name for name in map(str, facts[fault]) if not folder.config.family.leaves(name))
         if names:
             raise RuntimeError(f"{folder.path}: {fault.replace('_', ' ')} in {found.name}: {names}")
+    model.config.update(folder.config.family.restored(folder.config.object))
     return model.eval()
 
 
@@ -184,11 +185,9 @@ def _table(imported: ImportedConfig, files: TensorReader) -> WeightTable:
     """Which of theirs are which of ours. ValueError when one of either has no counterpart."""
     family = imported.family
     table = family.table(imported.config, imported.vocab_size)
-    (embedding, *_), head = table["embedding.weight"], table.get("head.weight")
-    table["embedding.weight"] = [embedding]
-    if head is not None and imported.scales_head:
-        source = head[0] if head[0].name in files.places else embedding
-        table["head.weight"] = [source._replace(steps=(Scaled(imported.config.d_model**0.5),))]
+    table["embedding.weight"] = table["embedding.weight"][:1]
+    if imported.rescales:
+        family.rescale(table, imported.config, files.places)
     known = {part.name for parts in table.values() for part in parts}
     if missing := known - set(files.places):
         raise Mistake(f"{files.folder}: the weight {min(missing)} is missing ({len(missing)} are in all)")

@@ -1,8 +1,8 @@
 """Attention of packed documents: one function, four backends, chosen by name.
 
 `flash` is flash-attn's varlen kernel (CUDA), `varlen` is torch's build of it, `sdpa` is torch's own kernel, document by
-document, on any device, or ours where that is faster (cpu_attention.py), and `reference` is the definition: a dense
-mask in float64, for tests. `auto` is the first of the first three that runs.
+document, on any device, or ours where that is faster or the only one (cpu_attention.py), and `reference` is the
+definition: a dense mask in float64, for tests. `auto` is the first of the first three that runs.
 """
 
 from itertools import groupby
@@ -14,8 +14,9 @@ from common.mistakes import Mistake
 from model.kernels import cpu_attention, flash, torch_varlen
 from model.kernels.bias import Alibi, AttentionBias, RelativeBias
 from model.kernels.pattern import AttentionPattern, Document
+from model.kernels.scoring import PLAIN, Scoring
 
-__all__ = ["Alibi", "AttentionBias", "AttentionPattern", "RelativeBias", "attend", "resolve_backend"]
+__all__ = ["Alibi", "AttentionBias", "AttentionPattern", "RelativeBias", "Scoring", "attend", "resolve_backend"]
 
 
 def resolve_backend(
@@ -24,13 +25,14 @@ def resolve_backend(
     dtype: torch.dtype = torch.bfloat16,
     head_dim: int = 64,
     positions: str = "rope",
+    softcap: float | None = None,
 ) -> str:
     """The backend that `name` (auto, flash, varlen, sdpa or reference) means for tensors and positions of this kind.
 
-    Raises ValueError when flash or varlen is asked for and cannot run.
+    `softcap` is that of the scores. Raises ValueError when flash or varlen is asked for and cannot run.
     """
     facts = torch.device(device), dtype, head_dim, positions
-    obstacles = {"flash": _flash_obstacle(*facts), "varlen": _varlen_obstacle(*facts)}
+    obstacles = {"flash": _flash_obstacle(*facts), "varlen": _varlen_obstacle(*facts, softcap)}
     if name == "auto":
         return next((fast for fast, obstacle in obstacles.items() if obstacle is None), "sdpa")
     obstacle = obstacles.get(name)
@@ -48,7 +50,11 @@ def _flash_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int, pos
     return obstacle
 
 
-def _varlen_obstacle(device: torch.device, dtype: torch.dtype, head_dim: int, positions: str) -> str | None:
+def _varlen_obstacle(
+    device: torch.device, dtype: torch.dtype, head_dim: int, positions: str, softcap: float | None
+) -> str | None:
+    if softcap is not None:
+        return f"it takes no soft cap and model.attention_softcap is {softcap:g}"
     if positions in ("t5_bias", "alibi"):
         return f"it takes no bias and model.positions is {positions}"
     obstacle = _kernel_obstacle(device, dtype, head_dim)
@@ -81,34 +87,41 @@ def attend(
     pattern: AttentionPattern,
     backend: str = "sdpa",
     bias: AttentionBias | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
     """Scaled dot-product attention within the documents of a pack, or from one pack to the paired documents of another.
 
     q [Tq, H, D], k and v [Tk, G, D] with H a multiple of G (query head h reads key head h // (H/G)),
-    the same dtype -> [Tq, H, D]; 0 where a query sees no key. `bias` is added to the scores, which are scaled by
-    D^-0.5 before. `backend` is what `resolve_backend` gave.
+    the same dtype -> [Tq, H, D]; 0 where a query sees no key. `bias` is added to the scores, which `scoring` has
+    scaled and capped before. `backend` is what `resolve_backend` gave.
     """
     assert q.shape[0] == pattern.num_queries, "as many queries as in the pattern"
     assert k.shape[0] == v.shape[0] == pattern.num_keys, "as many keys as in the pattern"
     if pattern.num_pairs == 0:
         return torch.zeros_like(q) + (q[:0].sum() + k[:0].sum() + v[:0].sum())  # nothing, but with gradients
     if backend == "sdpa":
-        return _sdpa(q, k, v, pattern, bias)
+        return _sdpa(q, k, v, pattern, bias, scoring)
     if backend == "flash":
-        return flash.flash_attention(q, k, v, pattern, bias)
+        return flash.flash_attention(q, k, v, pattern, bias, scoring)
     if backend == "varlen":
         assert bias is None, "resolve_backend refuses varlen where there is a bias"
-        return torch_varlen.varlen_attention(q, k, v, pattern)
+        assert scoring.softcap is None, "resolve_backend refuses varlen where scores are capped"
+        return torch_varlen.varlen_attention(q, k, v, pattern, scoring.scale)
     assert backend == "reference", f"unknown attention backend {backend}"
-    return _reference(q, k, v, pattern, bias)
+    return _reference(q, k, v, pattern, bias, scoring)
 
 
 def _reference(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern, bias: AttentionBias | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: AttentionPattern,
+    bias: AttentionBias | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     heads_per_group = q.shape[1] // k.shape[1]
     k, v = (x.double().repeat_interleave(heads_per_group, dim=1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q.double(), k) * q.shape[2] ** -0.5
+    scores = scoring.scores(torch.einsum("qhd,khd->hqk", q.double(), k), q.shape[2])
     if bias is not None:
         scores = scores + bias.values(pattern.dense_distances()).double()
     hidden = ~pattern.dense_mask()
@@ -118,14 +131,19 @@ def _reference(
 
 
 def _sdpa(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern, bias: AttentionBias | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: AttentionPattern,
+    bias: AttentionBias | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     """Neighbouring documents of the same size and prefix are the rows of one call."""
     runs = [(document, len(list(same))) for document, same in groupby(pattern.documents)]
     query_parts = q.split([document.num_queries * rows for document, rows in runs])
     key_parts, value_parts = (x.split([document.num_keys * rows for document, rows in runs]) for x in (k, v))
     outputs = [
-        _sdpa_run(*tensors, *run, bias)
+        _sdpa_run(*tensors, *run, bias, scoring)
         for tensors, run in zip(zip(query_parts, key_parts, value_parts, strict=True), runs, strict=True)
         if run[0].num_queries
     ]
@@ -133,12 +151,20 @@ def _sdpa(
 
 
 def _sdpa_run(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: Document, rows: int, bias: AttentionBias | None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    document: Document,
+    rows: int,
+    bias: AttentionBias | None,
+    scoring: Scoring,
 ) -> torch.Tensor:
     if document.num_keys == 0:
         return torch.zeros_like(q)
-    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and _gains_by_blocks(document, bias):
-        return cpu_attention.attention(q, k, v, document, bias)
+    on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
+    # torch's kernels have no soft cap, ours has it on any device
+    if scoring.softcap is not None or (on_cpu and _gains_by_blocks(document, bias)):
+        return cpu_attention.attention(q, k, v, document, bias, scoring)
     mask, is_causal = None, False
     if bias is not None:
         mask = _bias_matrix(document, bias, q.dtype, q.device)
@@ -149,7 +175,9 @@ def _sdpa_run(
     q = q.unflatten(0, (rows, document.num_queries)).transpose(1, 2)
     k, v = (x.unflatten(0, (rows, document.num_keys)).transpose(1, 2) for x in (k, v))
     gqa = q.shape[1] != k.shape[1]
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal, enable_gqa=gqa)
+    out = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=scoring.scale, enable_gqa=gqa
+    )
     return out.transpose(1, 2).flatten(0, 1)
 
 

@@ -1,4 +1,4 @@
-"""Attention on CPUs by blocks of queries, forward and backward: faster than torch's own kernel there.
+"""Attention by blocks of queries, forward and backward: on CPUs faster than torch's own kernel, and elsewhere exact.
 
 It is flash attention (arXiv 2205.14135) with whole rows of scores for a block of queries at a time, which a core's
 cache holds, and all query heads of a key head as rows of one matrix product. The products of a block reach from the
@@ -10,7 +10,11 @@ Scores are in units of log 2:
     backward   p = exp2(q k^T + bias - log_sum);  ds = p * (dout v^T - dout . out)
                dq = ds k;  dk = ds^T q;  dv = p^T dout
 
-A bias by distance is a table whose columns any block shares; its gradient is ds, summed by distance.
+A bias by distance is a table whose columns any block shares; its gradient is ds, summed by distance. Where scores have
+a soft cap, t = tanh(q k^T / cap) is computed anew in the backward pass:
+
+    forward    s = cap t + bias
+    backward   dt = ds (1 - t^2), and dq, dk from it
 """
 
 import functools
@@ -24,6 +28,7 @@ from torch.autograd.function import once_differentiable
 
 from model.kernels.bias import AttentionBias
 from model.kernels.pattern import Document
+from model.kernels.scoring import PLAIN, Scoring
 
 MIN_LENGTH = 192
 """Shorter documents are left to torch, whose one call is faster than our many on so little work."""
@@ -31,25 +36,30 @@ BLOCK = 64
 """Queries taken at once."""
 TOGETHER = 2**20
 """Scores alive at once, about: 4 MB in fp32. Documents of one size share calls until then."""
+TOGETHER_ON_GPU = 2**24
+"""The same where a call costs more than it does here: 64 MB, of which a backward pass has four."""
 LOG2_E = math.log2(math.e)
-FUTURE = torch.full((BLOCK, BLOCK), -torch.inf).triu(1)[:, None, :]
-"""Of a block's own keys and queries: -inf where the query must not see the key, else 0."""
-PAST = torch.full((BLOCK, BLOCK), -torch.inf).tril(-1)[:, None, :]
-"""The same at the other end of a window."""
 
 
 def attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, document: Document, bias: AttentionBias | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    document: Document,
+    bias: AttentionBias | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
-    """Attention of B documents of one kind, fp32 or float64.
+    """Attention of B documents of one kind, in fp32 or better whatever they come in.
 
     q [B * document.num_queries, H, D], k and v [B * document.num_keys, G, D] -> [B * document.num_queries, H, D].
     """
+    dtype = q.dtype
+    q, k, v = (x.to(torch.promote_types(dtype, torch.float32)) for x in (q, k, v))
     by_distance = None
     if bias is not None:
         first, last = _distances(document)
         by_distance = bias.values(torch.arange(first, last + 1, device=q.device)).to(q.dtype)
-    return _Attention.apply(q, k, v, by_distance, document)
+    return _Attention.apply(q, k, v, by_distance, document, scoring).to(dtype)
 
 
 class _Block(NamedTuple):
@@ -104,9 +114,10 @@ class _Attention(torch.autograd.Function):
         v: torch.Tensor,
         by_distance: torch.Tensor | None,
         document: Document,
+        scoring: Scoring,
     ) -> torch.Tensor:
-        num_heads, head_dim, num_groups = q.shape[1], q.shape[2], k.shape[1]
-        queries = _by_group(q * (head_dim**-0.5 * LOG2_E), document.num_queries, num_groups)
+        head_dim, num_groups = q.shape[2], k.shape[1]
+        queries = _by_group(q * (scoring.factor(head_dim) * _unit(scoring)), document.num_queries, num_groups)
         keys, values = (_by_group(x, document.num_keys, num_groups).flatten(1, 2) for x in (k, v))
         bias = (
             None
@@ -114,10 +125,11 @@ class _Attention(torch.autograd.Function):
             else _to_table(by_distance * LOG2_E, min(BLOCK, document.num_queries), num_groups)
         )
         out, log_sums = torch.empty_like(queries), torch.empty_like(queries[..., :1])
-        for part, groups in _parts(document, len(keys), num_heads // num_groups, num_groups, bias is not None):
+        for part, groups in _parts(document, queries, num_groups, bias is not None):
             table = None if bias is None else bias[groups]
-            _forward(document, queries[part], keys[part], values[part], table, out[part], log_sums[part])
-        ctx.num_groups, ctx.document = num_groups, document
+            given = queries[part], keys[part], values[part], table, scoring.softcap
+            _forward(document, *given, out[part], log_sums[part])
+        ctx.num_groups, ctx.document, ctx.scoring = num_groups, document, scoring
         ctx.save_for_backward(queries, keys, values, bias, out, log_sums)
         return _from_groups(out, num_groups)
 
@@ -125,20 +137,25 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         queries, keys, values, bias, out, log_sums = ctx.saved_tensors
-        document, num_groups = ctx.document, ctx.num_groups
+        document, num_groups, scoring = ctx.document, ctx.num_groups, ctx.scoring
         grads = _by_group(grad, document.num_queries, num_groups)
         products = (grads * out).sum(-1, keepdim=True)
         grad_q = torch.empty_like(queries)
         grad_k, grad_v = (torch.zeros_like(x.mT, memory_format=torch.contiguous_format) for x in (keys, values))
         grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[3] else None
-        for part, groups in _parts(document, len(keys), queries.shape[2], num_groups, bias is not None):
+        for part, groups in _parts(document, queries, num_groups, bias is not None):
             given = queries[part], log_sums[part], grads[part], products[part], keys[part], values[part]
             table, grad_table = (None if x is None else x[groups] for x in (bias, grad_bias))
-            _backward(document, *given, table, grad_q[part], grad_k[part], grad_v[part], grad_table)
-        grad_q.mul_(keys.shape[2] ** -0.5)
-        grad_k.mul_(1 / LOG2_E)
+            _backward(document, *given, table, scoring.softcap, grad_q[part], grad_k[part], grad_v[part], grad_table)
+        grad_q.mul_(scoring.factor(keys.shape[2]))
+        grad_k.mul_(1 / _unit(scoring))
         q, k, v = (_from_groups(x, num_groups) for x in (grad_q, grad_k.mT, grad_v.mT))
-        return q, k, v, None if grad_bias is None else _from_table(grad_bias), None
+        return q, k, v, None if grad_bias is None else _from_table(grad_bias), None, None
+
+
+def _unit(scoring: Scoring) -> float:
+    """What scaled queries are multiplied by: their products are exponents of 2, or with a cap what tanh is taken of."""
+    return LOG2_E if scoring.softcap is None else 1 / scoring.softcap
 
 
 def _by_group(x: torch.Tensor, length: int, num_groups: int) -> torch.Tensor:
@@ -153,18 +170,19 @@ def _from_groups(x: torch.Tensor, num_groups: int) -> torch.Tensor:
 
 
 def _parts(
-    document: Document, num_parts: int, heads_per_group: int, num_groups: int, whole_groups: bool
+    document: Document, queries: torch.Tensor, num_groups: int, whole_groups: bool
 ) -> Iterator[tuple[slice, slice]]:
-    """Slices of the first dim of [num_parts, L, D] whose scores may be alive together, and the key heads in each.
+    """Slices of the first dim of queries [S, L, H/G, D] whose scores may be alive together, and the key heads in each.
 
     With `whole_groups` a slice holds some of the key heads of one document, or all of several.
     """
     widest = max(block.end_key - block.first_key for block in _blocks(document))
-    step = max(TOGETHER // (BLOCK * heads_per_group * widest), 1)
+    together = TOGETHER if queries.device.type == "cpu" else TOGETHER_ON_GPU
+    step = max(together // (BLOCK * queries.shape[2] * widest), 1)
     if whole_groups:
         fit = step // num_groups * num_groups
         step = fit or max(size for size in range(1, step + 1) if num_groups % size == 0)
-    for start in range(0, num_parts, step):
+    for start in range(0, len(queries), step):
         first = start % num_groups
         yield slice(start, start + step), slice(first, first + step)
 
@@ -175,6 +193,7 @@ def _forward(
     keys: torch.Tensor,
     values: torch.Tensor,
     bias: torch.Tensor | None,
+    softcap: float | None,
     out: torch.Tensor,
     log_sums: torch.Tensor,
 ) -> None:
@@ -186,6 +205,8 @@ def _forward(
         start, stop = block.start, block.stop
         rows = queries[:, start:stop].flatten(1, 2)
         scores = torch.bmm(rows, keys[:, block.keys].mT)
+        if softcap is not None:
+            scores.tanh_().mul_(softcap * LOG2_E)
         if bias is not None:
             _by_table(scores, block, bias).add_(_of_table(bias, block, document))
         _hide(scores, block)
@@ -205,6 +226,7 @@ def _backward(
     keys: torch.Tensor,
     values: torch.Tensor,
     bias: torch.Tensor | None,
+    softcap: float | None,
     grad_q: torch.Tensor,
     grad_k: torch.Tensor,
     grad_v: torch.Tensor,
@@ -220,26 +242,43 @@ def _backward(
         rows, row_sums, grad_rows, row_products = (
             x[:, start:stop].flatten(1, 2) for x in (queries, log_sums, grads, products)
         )
-        probabilities = torch.baddbmm(row_sums, rows, keys[:, block.keys].mT, beta=-1)
+        if softcap is None:
+            probabilities = torch.baddbmm(row_sums, rows, keys[:, block.keys].mT, beta=-1)
+        else:
+            bent = torch.bmm(rows, keys[:, block.keys].mT).tanh_()
+            probabilities = (bent * (softcap * LOG2_E)).sub_(row_sums)
         if bias is not None:
             _by_table(probabilities, block, bias).add_(_of_table(bias, block, document))
         _hide(probabilities, block)
         grad_v[..., block.keys].baddbmm_(grad_rows.mT, probabilities.exp2_())
         grad_scores = torch.baddbmm(row_products, grad_rows, values[:, block.keys].mT, beta=-1)
         grad_scores.mul_(probabilities)
-        grad_q[:, start:stop] = torch.bmm(grad_scores, keys[:, block.keys]).unflatten(1, (stop - start, -1))
-        grad_k[..., block.keys].baddbmm_(rows.mT, grad_scores)
         if grad_bias is not None:
             _of_table(grad_bias, block, document).add_(_by_table(grad_scores, block, grad_bias).sum(0))
+        if softcap is not None:
+            grad_scores.addcmul_(grad_scores, bent.square_(), value=-1)
+        grad_q[:, start:stop] = torch.bmm(grad_scores, keys[:, block.keys]).unflatten(1, (stop - start, -1))
+        grad_k[..., block.keys].baddbmm_(rows.mT, grad_scores)
 
 
 def _hide(scores: torch.Tensor, block: _Block) -> None:
     """Makes -inf what queries of a block of n must not see in scores [S, n * H/G, keys]."""
     rows = scores.unflatten(1, (block.stop - block.start, -1))
+    future, past = _corners(scores.device)
     if block.after:
-        rows[:, : block.after, :, rows.shape[-1] - block.after :].add_(FUTURE[: block.after, :, : block.after])
+        rows[:, : block.after, :, rows.shape[-1] - block.after :].add_(future[: block.after, :, : block.after])
     if block.before:
-        rows[:, rows.shape[1] - block.before :, :, : block.before].add_(PAST[: block.before, :, : block.before])
+        rows[:, rows.shape[1] - block.before :, :, : block.before].add_(past[: block.before, :, : block.before])
+
+
+@functools.cache
+def _corners(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """[BLOCK, 1, BLOCK] of a block's own queries and keys: -inf where the query must not see the key, else 0.
+
+    The first hides what comes after a query, the second what is beyond the other end of a window.
+    """
+    hidden = torch.full((BLOCK, BLOCK), -torch.inf, dtype=torch.float32, device=device)
+    return hidden.triu(1)[:, None, :], hidden.tril(-1)[:, None, :]
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ import torch
 
 from model.kernels.bias import Alibi, AttentionBias
 from model.kernels.pattern import AttentionPattern
+from model.kernels.scoring import PLAIN, Scoring
 
 MAX_HEAD_DIM = 256
 LEAST_CAPABILITY = (8, 0)
@@ -37,12 +38,26 @@ def varlen_kernel() -> Callable[..., torch.Tensor]:
 
 
 def flash_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern, bias: AttentionBias | None = None
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    pattern: AttentionPattern,
+    bias: AttentionBias | None = None,
+    scoring: Scoring = PLAIN,
 ) -> torch.Tensor:
-    """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D]."""
+    """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D].
+
+    flash-attn caps scores before it adds slopes, as we do; a cap of 0 means none there.
+    """
     assert bias is None or isinstance(bias, Alibi), "resolve_backend refuses flash where the bias is learned"
     slopes = None if bias is None else bias.slopes.float()
-    kernel = functools.partial(varlen_kernel(), deterministic=True, alibi_slopes=slopes)
+    kernel = functools.partial(
+        varlen_kernel(),
+        softmax_scale=scoring.scale,
+        softcap=scoring.softcap or 0.0,
+        alibi_slopes=slopes,
+        deterministic=True,
+    )
     return attend_by_varlen_calls(kernel, q, k, v, pattern)
 
 

@@ -1,6 +1,7 @@
 """Torch's own build of flash-attn's variable-length kernel: for CUDA machines where flash-attn itself is not installed.
 
-It takes the calls of flash.py, with grouped heads and causal masks aligned at the bottom right, but no ALiBi slopes.
+It takes the calls of flash.py, with grouped heads and causal masks aligned at the bottom right, but no ALiBi slopes
+and no soft cap.
 torch.nn.attention.varlen sums gradients in a fixed order only while torch is told to be deterministic everywhere, so
 its two operators are called here one by one, the backward one under that setting alone.
 """
@@ -26,9 +27,14 @@ def installed() -> bool:
     return torch.backends.cuda.is_flash_attention_available()
 
 
-def varlen_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D]."""
-    return attend_by_varlen_calls(_kernel, q, k, v, pattern)
+def varlen_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pattern: AttentionPattern, scale: float | None = None
+) -> torch.Tensor:
+    """Attention of a pack with any allowed pair: q [Tq, H, D], k and v [Tk, G, D], fp16 or bf16 -> [Tq, H, D].
+
+    Products of queries and keys are multiplied by `scale`, D^-0.5 where none is given.
+    """
+    return attend_by_varlen_calls(functools.partial(_kernel, scale=scale), q, k, v, pattern)
 
 
 def _kernel(
@@ -41,8 +47,9 @@ def _kernel(
     max_seqlen_k: int,
     causal: bool,
     window_size: tuple[int, int],
+    scale: float | None,
 ) -> torch.Tensor:
-    return _Varlen.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_size)
+    return _Varlen.apply(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_size, scale)
 
 
 class _Varlen(torch.autograd.Function):
@@ -58,15 +65,16 @@ class _Varlen(torch.autograd.Function):
         max_seqlen_k: int,
         causal: bool,
         window_size: tuple[int, int],
+        scale: float | None,
     ) -> torch.Tensor:
         grouped = [q.shape[1] != k.shape[1]] if _asks_for_grouped_heads() else []
         sizes = (max_seqlen_q, max_seqlen_k)
         window = [window_size[0], 0 if causal else window_size[1]]
         out, log_sums, random_state = torch.ops.torch_attn._varlen_attn(
-            q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, None, window, *grouped
+            q, k, v, cu_seqlens_q, cu_seqlens_k, *sizes, causal, scale, window, *grouped
         )
         ctx.save_for_backward(q, k, v, out, log_sums, cu_seqlens_q, cu_seqlens_k, random_state)
-        ctx.sizes, ctx.causal, ctx.window = sizes, causal, window
+        ctx.sizes, ctx.causal, ctx.window, ctx.scale = sizes, causal, window, scale
         return out
 
     @staticmethod
@@ -75,9 +83,9 @@ class _Varlen(torch.autograd.Function):
         *tensors, random_state = ctx.saved_tensors
         with _deterministic():
             grads = torch.ops.torch_attn._varlen_attn_backward(
-                grad.contiguous(), *tensors, *ctx.sizes, ctx.causal, random_state, None, ctx.window
+                grad.contiguous(), *tensors, *ctx.sizes, ctx.causal, random_state, ctx.scale, ctx.window
             )
-        return *grads, None, None, None, None, None, None
+        return *grads, None, None, None, None, None, None, None
 
 
 @functools.cache

@@ -18,8 +18,10 @@ from model.config import ModelConfig
 from model.kernels.attention import AttentionPattern, attend
 from model.kernels.bias import AttentionBias
 from model.kernels.ops import activate, gate_by_sigmoid, rotate, rotate_split
+from model.kernels.scoring import Scoring
 from model.network.context_ranks import ContextRanks
 from model.network.layers import CutColumns, CutRows, Initializer, RMSNorm, make_norm
+from model.network.positions import RelativeBiasTable, relative_bias
 
 
 class Surroundings(NamedTuple):
@@ -32,7 +34,9 @@ class Surroundings(NamedTuple):
     rope: tuple[torch.Tensor, torch.Tensor] | None = None
     """Cosines and sines of `rope_tables`, where positions are rotary."""
     bias: AttentionBias | None = None
-    """Added to scores of self-attention, where positions are biases."""
+    """Added to scores of self-attention, where positions are biases; empty where each layer has its own."""
+    bidirectional: bool = False
+    """Whether these tell the future apart."""
     cross: AttentionPattern | None = None
     """Who of the decoder attends to whom of the encoder, where there is one."""
     context: ContextRanks | None = None
@@ -51,7 +55,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer, index: int):
         super().__init__()
-        self.slides, self.rotates = config.slides(index), config.rotates(index)
+        self.slides, self.rotates, self.scoring = config.slides(index), config.rotates(index), scoring_of(config)
         heads, self.head_dim = (config.num_heads, config.kv_heads, config.kv_heads), config.head_size
         self.heads = tuple(map(init.split, heads))
         self.gate_heads = self.heads[0] if config.attention_gate else 0
@@ -60,6 +64,8 @@ class Attention(nn.Module):
         self.norms_all_heads = config.qk_norm == "all_heads"
         assert not self.norms_all_heads or init.ranks is None, "ranks that share heads have no mean over all of them"
         self.q_norm, self.k_norm = (self._norm(config, count, init) if config.qk_norm else None for count in heads[:2])
+        self.config = config
+        self.relative_bias = RelativeBiasTable(config, init / "relative_bias") if config.t5_bias_per_layer else None
         bias = config.has_attention_output_bias
         self.output = CutColumns(sections[0], config.d_model, residual_std, init / "output", bias)
 
@@ -74,7 +80,10 @@ class Attention(nn.Module):
         q, k, v = self._queries_keys_values(qkv, rope)
         pattern = around.sliding if self.slides else around.pattern
         assert pattern is not None, "a layer that slides needs its pattern"
-        attended = _attend(q, k, v, pattern, around.backend, around.context, around.bias)
+        bias = around.bias
+        if self.relative_bias is not None:
+            bias = _own_bias(self.relative_bias(), self.config, around)
+        attended = _attend(q, k, v, pattern, around.backend, around.context, self.scoring, bias)
         return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
 
     def _queries_keys_values(
@@ -96,13 +105,14 @@ class Attention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention of a decoder to its encoder's output (arXiv 1706.03762); k and v in one matrix [2 G D, M].
 
-    It has no positions, windows or norms on queries and keys, whatever self-attention has; a gate, of the decoder's
-    states, where that has one.
+    It has no positions, windows or norms on queries and keys, whatever self-attention has; a scale and a soft cap of
+    scores, and a gate, of the decoder's states, where that has such.
     """
 
     def __init__(self, config: ModelConfig, residual_std: float, init: Initializer):
         super().__init__()
         self.head_dim, std, bias = config.head_size, config.init_std, config.has_qkv_bias
+        self.scoring = scoring_of(config)
         query, key = config.num_heads * self.head_dim, config.kv_heads * self.head_dim
         self.gate_heads = init.split(config.num_heads) if config.attention_gate else 0
         self.q = CutRows(config.d_model, (query,) * (1 + config.attention_gate), std, init / "q", bias)
@@ -117,8 +127,13 @@ class CrossAttention(nn.Module):
         assert around.cross is not None, "cross-attention needs its pattern"
         q, gate = _apart(self.q(x).unflatten(1, (-1, self.head_dim)), self.gate_heads)
         k, v = self.kv(memory).unflatten(1, (-1, self.head_dim)).chunk(2, 1)
-        attended = _attend(q, k, v, around.cross, around.backend, around.context)
+        attended = _attend(q, k, v, around.cross, around.backend, around.context, self.scoring)
         return self.output(attended if gate is None else gate_by_sigmoid(attended, gate), residual)
+
+
+def scoring_of(config: ModelConfig) -> Scoring:
+    """How all attentions of a model score, cross-attention too (as T5Gemma's)."""
+    return Scoring(config.attention_scale, config.attention_softcap)
 
 
 def _apart(heads: torch.Tensor, gate_heads: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -130,6 +145,12 @@ def _apart(heads: torch.Tensor, gate_heads: int) -> tuple[torch.Tensor, torch.Te
 
 
 @torch.compiler.disable
+def _own_bias(table: torch.Tensor, config: ModelConfig, around: Surroundings) -> AttentionBias:
+    """The bias of a layer's own table; made outside of compiled graphs, as those of stacks are."""
+    return relative_bias(table, config, around.bidirectional, around.context)
+
+
+@torch.compiler.disable
 def _attend(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -137,6 +158,7 @@ def _attend(
     pattern: AttentionPattern,
     backend: str,
     context: ContextRanks | None,
+    scoring: Scoring,
     bias: AttentionBias | None = None,
 ) -> torch.Tensor:
     """[Tq, H D]; kept out of compiled graphs, which would be specialised on the lengths of every new pack.
@@ -145,9 +167,9 @@ def _attend(
     pack too.
     """
     if context is None:
-        return attend(q, k, v, pattern, backend, bias).flatten(1)
+        return attend(q, k, v, pattern, backend, bias, scoring).flatten(1)
     q, k, v = context.all_rows(q, k, v)
-    return context.own_rows(attend(q, k, v, pattern, backend, bias)).flatten(1)
+    return context.own_rows(attend(q, k, v, pattern, backend, bias, scoring)).flatten(1)
 
 
 class FeedForward(nn.Module):

@@ -38,7 +38,7 @@ def _llama3(frequencies: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
 
 
 class RelativeBiasTable(Layer):
-    """T5's biases of scores by bucket of distance and head, this rank's heads: one table for all layers of a stack."""
+    """T5's biases of scores by bucket of distance and head, this rank's heads: of all layers of a stack, or of one."""
 
     def __init__(self, config: ModelConfig, init: Initializer):
         super().__init__(init.ranks)
@@ -46,8 +46,16 @@ class RelativeBiasTable(Layer):
         self.weight = self.own("weight", first, Division(1, (config.num_heads,)))
 
     def forward(self) -> torch.Tensor:
-        """[num_buckets, H], a copy: sharded training takes the weight away again before the layers use it."""
+        """[num_buckets, H], a copy: sharded training takes the weight away again before it is used."""
         return self.weight.clone()
+
+
+def relative_bias(
+    table: torch.Tensor, config: ModelConfig, bidirectional: bool, context: ContextRanks | None = None
+) -> RelativeBias:
+    """The bias of a table [num_buckets, H], for the heads that this rank has where ranks share rows."""
+    weight = table if context is None else table.chunk(context.size, 1)[context.rank]
+    return RelativeBias(weight, bidirectional, config.t5_max_distance)
 
 
 def score_bias(
@@ -58,10 +66,12 @@ def score_bias(
     ranks: TensorRanks | None = None,
     context: ContextRanks | None = None,
 ) -> AttentionBias | None:
-    """What self-attention of a stack adds to the scores of this rank's heads; `table` is the stack's, for t5_bias."""
+    """What self-attention of a stack adds to the scores of this rank's heads; `table` is the stack's, where it has one.
+
+    Nothing where layers have tables of their own.
+    """
     if table is not None:
-        weight = table() if context is None else table().chunk(context.size, 1)[context.rank]
-        return RelativeBias(weight, bidirectional, config.t5_max_distance)
+        return relative_bias(table(), config, bidirectional, context)
     if config.positions != "alibi":
         return None
     slopes = alibi_slopes(config.num_heads)

@@ -22,8 +22,8 @@ from model.network.positions import RelativeBiasTable, rope_frequencies, score_b
 class Stack(nn.Module):
     """Blocks of one side of a model, and what goes before and after them; of `context` ranks each has its rows.
 
-    `bidirectional` says whether relative biases tell the future apart, `cross` whether blocks read another stack. The
-    token embedding is given where it belongs to this stack; its weights come first.
+    `bidirectional` says whether relative biases, its own or its layers', tell the future apart, `cross` whether blocks
+    read another stack. The token embedding is given where it belongs to this stack; its weights come first.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class Stack(nn.Module):
             rows, name = config.segment_embeddings, init / "segment_embedding"
             self.segment_embedding = FirstRow(rows, config.d_model, config.init_std, name)
         self.embedding_norm = make_norm(config, init) if config.embedding_norm else None
-        has_table = config.positions == "t5_bias"
+        has_table = config.positions == "t5_bias" and not config.t5_bias_per_layer
         self.attention_bias = RelativeBiasTable(config, init / "attention_bias") if has_table else None
         self.blocks = nn.ModuleList(
             Block(config, num_layers, init / f"blocks.{i}", i, cross) for i in range(num_layers)
@@ -103,6 +103,7 @@ class Stack(nn.Module):
         self, x: torch.Tensor, positions: torch.Tensor, pattern: AttentionPattern, cross: AttentionPattern | None
     ) -> Surroundings:
         config, pattern = self.config, pattern.to(x.device)
+        facts = config.head_size, config.positions, config.attention_softcap
         rope = sliding_rope = None
         if config.positions == "rope":
             rope = sliding_rope = rope_tables(positions, rope_frequencies(config, x.device))
@@ -110,10 +111,11 @@ class Stack(nn.Module):
             sliding_rope = rope_tables(positions, rope_frequencies(config, x.device, sliding=True))
         return Surroundings(
             pattern=pattern,
-            backend=resolve_backend(config.attention_backend, x.device, x.dtype, config.head_size, config.positions),
+            backend=resolve_backend(config.attention_backend, x.device, x.dtype, *facts),
             rope=rope,
             bias=score_bias(config, self.attention_bias, self.bidirectional, x.device, self.ranks, self.context),
             cross=None if cross is None else cross.to(x.device),
+            bidirectional=self.bidirectional,
             context=self.context,
             sliding=pattern.within(config.sliding_window),
             sliding_rope=sliding_rope,

@@ -61,8 +61,8 @@ def exaone4() -> Peer:
 
 
 def gemma2() -> Peer:
-    """Norms on both sides of attention and feed-forward, stored less 1; embeddings times the root of the width."""
-    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
+    """Norms on both sides of attention and feed-forward, stored less 1; scores and logits capped."""
+    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": 0.7, "query_pre_attn_scalar": 5}
     arguments = _arguments(**caps, layer_types=["full_attention"] * LAYERS)
     model = transformers.Gemma2ForCausalLM(transformers.Gemma2Config(**arguments))
     state = randomised(model)
@@ -73,6 +73,8 @@ def gemma2() -> Peer:
         "activation": "geglu",
         "embedding_scale": WIDTH**0.5,
         "logit_softcap": 1.5,
+        "attention_softcap": 0.7,
+        "attention_scale": 5**-0.5,
     }
     return model, ModelConfig(**OURS, **keys, num_kv_heads=2), ours
 
@@ -93,7 +95,7 @@ def gemma3() -> Peer:
 
 def t5gemma() -> Peer:
     """Gemma 2's blocks as encoder and decoder, one of whose embeddings is set to the other."""
-    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": None, "query_pre_attn_scalar": HEAD_DIM}
+    caps = {"final_logit_softcapping": 1.5, "attn_logit_softcapping": 0.7, "query_pre_attn_scalar": 5}
     sizes = _arguments(**caps, layer_types=["full_attention"] * LAYERS) | {"pad_token_id": 0}
     side = transformers.T5GemmaModuleConfig(**sizes)
     keys = {"vocab_size": sizes["vocab_size"], "attn_implementation": "eager", "tie_word_embeddings": False}
@@ -118,6 +120,7 @@ def t5gemma() -> Peer:
         names = (f"cross_attn.{each}_proj.weight" for each in "kv")
         ours[f"blocks.{i}.cross_attention.kv.weight"] = stacked(state, f"model.decoder.layers.{i}.", *names)
     keys = {"norm": "rmsnorm_1p", "norm_placement": "sandwich", "activation": "geglu", "embedding_scale": WIDTH**0.5}
+    keys |= {"attention_softcap": 0.7, "attention_scale": 5**-0.5}
     return model, ModelConfig(**OURS, **keys, shape="encdec", num_kv_heads=2, logit_softcap=1.5), ours
 
 

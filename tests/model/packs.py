@@ -7,9 +7,11 @@ from hypothesis import strategies as st
 
 from model.kernels.attention import Alibi, AttentionBias, AttentionPattern, RelativeBias
 from model.kernels.bias import alibi_slopes
+from model.kernels.scoring import PLAIN, Scoring
 
 HEADS = st.sampled_from([(4, 4), (4, 2), (3, 1)])
 BIASES = st.sampled_from([None, "alibi", "one direction", "two directions"])
+SCORINGS = st.sampled_from([PLAIN, Scoring(softcap=1.5), Scoring(0.9, 0.7), Scoring(0.2)])
 SEEDS = st.integers(0, 2**31)
 
 

@@ -49,6 +49,7 @@ def configs(draw) -> ModelConfig:
         "positions": positions,
         "max_positions": draw(st.integers(1, 40)) if positions == "learned" else None,
         "t5_num_buckets": any_of(8, 32),
+        "t5_bias_per_layer": positions == "t5_bias" and draw(st.booleans()),
         "qkv_bias": any_of(None, True, False),
         "attention_output_bias": any_of(None, True, False),
         **{key: draw(st.booleans()) for key in FLAGS},
@@ -87,7 +88,7 @@ def test_parameters_are_those_of_the_module(config, vocab_size):
 def test_matmul_parameters_are_matrices_that_multiply_tokens(config, vocab_size):
     with torch.device("meta"):
         model = Transformer(config, vocab_size)
-    tables = ("embedding.weight", "attention_bias.weight")
+    tables = ("embedding.weight", "_bias.weight")
     matrices = [p.numel() for name, p in model.named_parameters() if p.dim() == 2 and not name.endswith(tables)]
     tied = vocab_size * config.d_model if config.tie_embeddings else 0
     assert num_matmul_parameters(config, vocab_size) == sum(matrices) + tied

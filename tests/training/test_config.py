@@ -64,6 +64,7 @@ from training.config import RunConfig, _types_in
             {"training": {"multi_token_weight": 0.1}},
             "training.multi_token_weight: it weighs the loss of model.multi_token",
         ),
+        ({"model": {"t5_bias_per_layer": True}}, "t5_bias_per_layer: only positions t5_bias has tables, this is rope"),
         ({"model": {"sliding_rope_theta": 1e4}}, "sliding_rope_theta: it is of rope in layers that slide"),
         ({"model": {"qk_norm": "heads"}}, "Input should be False, True or 'all_heads'"),
         (

@@ -124,7 +124,7 @@ class _Sizes:
         model, keys, kept = self.model, read or tokens, self.kernels
         # what attention gives is kept once more where ranks share rows: by heads for itself, by rows for the next layer
         given = kept.attended + self.shares_rows
-        queries = 1 if is_square else kept.queries
+        queries = kept.squares if is_square else kept.queries
         elements = (queries + given) * tokens * self.heads + 2 * queries * keys * self.groups
         if model.attention_gate:  # its sigmoids, and what it lets through
             elements += 2 * tokens * self.heads
@@ -139,8 +139,8 @@ class _Sizes:
         elif model.compile and model.positions == "rope" and not read:
             # compiled, values are a view of the product that they came from, queries and keys of which are new
             elements += tokens * (self.heads + self.groups)
-        biased = kept.bias_rows * self.biased_keys(tokens) * self.heads if not read else 0
-        return (elements * model.head_size + biased) * self.width + scales * FP32 + copies
+        biased = kept.bias_rows * self.biased_keys(tokens) * self.heads * kept.bias_width if not read else 0
+        return elements * model.head_size * self.width + biased + scales * FP32 + copies
 
     def feed_forward(self, tokens: int) -> int:
         """Gate and up and their product; before and after another activation, but relu is undone by its output."""

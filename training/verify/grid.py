@@ -38,8 +38,11 @@ PUBLIC = {
     "head_transform": True,
     "head_bias": True,
     "logit_softcap": 30.0,
+    "attention_softcap": 2.0,
 }
 """Switches of public models that any shape has."""
+TABLES = {"positions": "t5_bias", "max_positions": None, "t5_bias_per_layer": True}
+"""Biases by distance in every layer, which any shape may have."""
 FURTHER = {"multi_token_depths": 2}
 """What every decoder has."""
 RECOMPUTATIONS = ({"activation_checkpointing": "full"}, {"activation_checkpointing": "attention"})
@@ -86,6 +89,7 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today", BLOCKS)
         yield _case(num_ranks, shape, how, 4, 0.05, "blocks of today, rope in every second layer", BLOCKS | ROTARY)
         yield _case(num_ranks, shape, how, 4, 0.05, "ends of public models", PUBLIC)
+        yield _case(num_ranks, shape, how, 4, 0.05, "biases of each layer", TABLES)
     if num_ranks % SHARING == 0:
         yield from _shared_layers(num_ranks)
         yield from _shared_rows(num_ranks)
@@ -94,6 +98,8 @@ def grid(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:
         for shape, axis in itertools.product(SHAPES, ("tensor", "context")):
             yield _sharing(num_ranks, shape, 2, f"blocks of today, 2 to a {axis} rank", {axis: SHARING}, BLOCKS)
             yield _sharing(num_ranks, shape, 2, f"ends of public models, 2 to a {axis} rank", {axis: SHARING}, PUBLIC)
+        for axis in ("tensor", "context"):
+            yield _sharing(num_ranks, "encdec", 3, f"biases of each layer, 2 to a {axis} rank", {axis: SHARING}, TABLES)
 
 
 def _muon(num_ranks: int) -> Iterator[tuple[str, RunConfig]]:

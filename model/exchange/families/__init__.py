@@ -1,10 +1,10 @@
 """The classes of Hugging Face's that models of ours are written as and read from.
 
-causal   llama.py (Llama, Mistral, Qwen2, Qwen3, SeedOss, SmolLM3, Arcee, Phi3), olmo2.py, gemma.py (Gemma, Gemma3),
+causal   llama.py (Llama, Mistral, Qwen2, Qwen3, SeedOss, SmolLM3, Arcee, Phi3), olmo2.py, gemma.py (Gemma, 2, 3),
          gpt2.py, opt.py, bloom.py, gptj.py, gpt_neox.py, phi.py, cohere.py
 prefix   llama.py (PrefixLlama: hf/prefix_llama.py is put into the folder), prefix_decoder.py (other blocks, likewise)
 encoder  llama.py (EuroBert), bert.py (Bert, Roberta), modernbert.py
-encdec   t5.py (T5, MT5), bart.py, encdec_rope.py (hf/encdec_rope.py likewise)
+encdec   t5.py (T5, MT5, UMT5), bart.py, encdec_rope.py (hf/encdec_rope.py likewise)
 """
 
 from common.mistakes import Mistake
@@ -15,7 +15,7 @@ from model.exchange.families.bloom import Bloom
 from model.exchange.families.cohere import Cohere
 from model.exchange.families.encdec_rope import EncDecRope
 from model.exchange.families.family import Family
-from model.exchange.families.gemma import Gemma, Gemma3
+from model.exchange.families.gemma import Gemma, Gemma2, Gemma3
 from model.exchange.families.gpt2 import Gpt2
 from model.exchange.families.gpt_neox import GptNeoX
 from model.exchange.families.gptj import GptJ
@@ -37,7 +37,7 @@ from model.exchange.families.opt import Opt
 from model.exchange.families.phi import Phi
 from model.exchange.families.places import misfits, refusal
 from model.exchange.families.prefix_decoder import PrefixDecoder
-from model.exchange.families.t5 import MT5, T5
+from model.exchange.families.t5 import MT5, T5, UMT5
 
 FAMILIES: tuple[Family, ...] = (
     Qwen3(),
@@ -50,6 +50,7 @@ FAMILIES: tuple[Family, ...] = (
     Phi3(),
     Olmo2(),
     Gemma(),
+    Gemma2(),
     Gemma3(),
     Opt(),
     Gpt2(),
@@ -64,6 +65,7 @@ FAMILIES: tuple[Family, ...] = (
     Roberta(),
     Bert(),
     ModernBert(),
+    UMT5(),
     T5(),
     MT5(),
     EncDecRope(),

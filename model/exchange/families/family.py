@@ -1,7 +1,7 @@
 """A family: one class of Hugging Face's, how a model of ours is written as it, and how one is read from it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from common.mistakes import Mistake
@@ -75,9 +75,21 @@ class Family(ABC):
         """Tokens of the longest text it was made for, None where its config does not say."""
         return getattr(theirs, "max_position_embeddings", None)
 
-    def scales_head(self, theirs: Any) -> bool:
-        """Whether its head reads states divided by sqrt(d_model), as the first T5's does."""
+    def rescales(self, theirs: Any) -> bool:
+        """Whether a weight is read with a factor that is not in the table, because of a key of their config."""
         return False
+
+    def rescale(self, table: WeightTable, config: ModelConfig, stored: Collection[str]) -> None:
+        """Puts that factor into the table of a model whose files hold these weights."""
+        raise NotImplementedError(f"{self.architecture.name} rescales nothing")
+
+    def dropped(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """What transformers drops of the keys of a config.json, by the names that `ours` finds it by."""
+        return {}
+
+    def restored(self, theirs: Any) -> dict[str, Any]:
+        """Keys that the config of a loaded model must have as the file said, because its class reads them then."""
+        return {}
 
     def refuse_uneven_layers(self, where: str, facts: dict[str, Any]) -> None:
         """Mistake where keys of a config.json make layers differ from each other in ways that ours do not."""

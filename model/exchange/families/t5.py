@@ -1,16 +1,18 @@
-"""T5 (v1.1 and Flan-T5 alike): pre-norm RMSNorm without biases, one table of relative biases for each stack.
+"""T5 (v1.1 and Flan-T5 alike) and kin: pre-norm RMSNorm without biases, a table of relative biases for each stack.
 
-T5 does not scale its scores, so queries are multiplied instead; it has as many key heads as query heads, so ours are
-repeated; and its head is always written as one of its own, for what a tied one reads is scaled.
+UMT5 has one in each layer instead. T5 does not scale its scores, so queries are multiplied; it has as many key heads as
+query heads, so ours are repeated; and its head is always written as one of its own, for what a tied one reads is
+scaled.
 """
 
-from typing import Any
+from collections.abc import Collection
+from typing import Any, ClassVar
 
 from model.config import ModelConfig
 from model.exchange.architectures import SEQ2SEQ, Architecture
 from model.exchange.families.family import Family, named
 from model.exchange.families.layout import Part, Repeated, Scaled, WeightTable, ends, linear, norm, stacked
-from model.exchange.families.places import among, only
+from model.exchange.families.places import Place, Places, among, only
 
 ACTIVATIONS = {
     "swiglu": "gated-silu",
@@ -31,7 +33,7 @@ class T5(Family):
 
     architecture = Architecture("T5ForConditionalGeneration", "t5", SEQ2SEQ)
     shape = "encdec"
-    places = {
+    places: ClassVar[Places] = {
         **among({}, ("num_kv_heads", "head_dim", "t5_num_buckets", "t5_max_distance")),
         "positions": only("positions", "t5_bias"),
         "activation": only("activation", *ACTIVATIONS),
@@ -90,16 +92,23 @@ class T5(Family):
             "norm_eps": theirs.layer_norm_epsilon,
             "t5_num_buckets": theirs.relative_attention_num_buckets,
             "t5_max_distance": theirs.relative_attention_max_distance,
-            "tie_embeddings": not self.scales_head(theirs),
+            "tie_embeddings": not self.rescales(theirs),
         }
 
     def longest(self, theirs: Any) -> int | None:
         """Any length: distances beyond the last bucket are alike."""
         return None
 
-    def scales_head(self, theirs: Any) -> bool:
-        """See `Family`; its config says so by the key that ties the head."""
+    def rescales(self, theirs: Any) -> bool:
+        """See `Family`; the first T5's config says by the key that ties the head that what it reads is scaled."""
         return theirs.scale_decoder_outputs
+
+    def rescale(self, table: WeightTable, config: ModelConfig, stored: Collection[str]) -> None:
+        """See `Family`."""
+        source = table["head.weight"][0]
+        if source.name not in stored:
+            source = table["embedding.weight"][0]
+        table["head.weight"] = [source._replace(steps=(Scaled(config.d_model**0.5),))]
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:
         """See `Family`; a tied head is written beside the embedding."""
@@ -116,16 +125,63 @@ class MT5(T5):
     architecture = Architecture("MT5ForConditionalGeneration", "mt5", SEQ2SEQ)
     is_written = False
 
-    def scales_head(self, theirs: Any) -> bool:
-        """Its class never does, whatever the config says."""
+    def rescales(self, theirs: Any) -> bool:
+        """Its class scales nothing, whatever the config says."""
         return False
 
 
+class UMT5(T5):
+    """A table of biases in each layer, and logits that are divided by sqrt(d_model).
+
+    By its config, as transformers 4 reads it, a head of its own is not scaled; version 5 forgets that. We go by the
+    config: such a model gets a last norm that is as much larger, and is the same to either version.
+    """
+
+    architecture = Architecture("UMT5ForConditionalGeneration", "umt5", SEQ2SEQ)
+    places: ClassVar[Places] = {
+        **T5.places,
+        "t5_bias_per_layer": only("t5_bias_per_layer", True),
+        "logit_scale": Place(
+            lambda config: config.logit_scale == config.d_model**-0.5,
+            lambda config: f"it has d_model**-0.5, {config.d_model**-0.5}",
+        ),
+    }
+
+    def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
+        """See `Family`; the key that ties the head says that it is scaled."""
+        return super().keys(config, max_positions) | {"tie_word_embeddings": True}
+
+    def ours(self, theirs: Any) -> dict[str, Any]:
+        """See `Family`."""
+        own = {"t5_bias_per_layer": True, "logit_scale": theirs.d_model**-0.5, "tie_embeddings": True}
+        return super().ours(theirs) | own
+
+    def dropped(self, keys: dict[str, Any]) -> dict[str, Any]:
+        """See `Family`."""
+        return {"scale_decoder_outputs": keys.get("tie_word_embeddings", True)}
+
+    def restored(self, theirs: Any) -> dict[str, Any]:
+        """See `Family`; it was true while weights were loaded, or the embedding would be tied to nothing."""
+        return {"tie_word_embeddings": theirs.scale_decoder_outputs}
+
+    def rescales(self, theirs: Any) -> bool:
+        """See `Family`."""
+        return not theirs.scale_decoder_outputs
+
+    def rescale(self, table: WeightTable, config: ModelConfig, stored: Collection[str]) -> None:
+        """See `Family`."""
+        table["norm.weight"] = [part._replace(steps=(Scaled(config.d_model**-0.5),)) for part in table["norm.weight"]]
+
+
 def _stack(config: ModelConfig, num_layers: int, ours: str, theirs: str, cross: bool) -> WeightTable:
-    bias = f"{theirs}block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    table: WeightTable = {f"{ours}attention_bias.weight": [Part(bias, (config.t5_num_buckets, config.num_heads))]}
+    table: WeightTable = {}
     for index in range(num_layers):
         table |= _block(config, f"{ours}blocks.{index}.", f"{theirs}block.{index}.layer.", cross)
+    tables = range(num_layers if config.t5_bias_per_layer else 1)
+    for index in tables:
+        own = f"{ours}blocks.{index}.attention.relative_bias" if config.t5_bias_per_layer else f"{ours}attention_bias"
+        bias = f"{theirs}block.{index}.layer.0.SelfAttention.relative_attention_bias.weight"
+        table[f"{own}.weight"] = [Part(bias, (config.t5_num_buckets, config.num_heads))]
     return table | norm(f"{ours}norm", f"{theirs}final_layer_norm", config.d_model)
 
 

@@ -23,7 +23,7 @@ def randomised(config: ModelConfig, seed: int = 0, vocab_size: int = VOCAB) -> T
         if weight.dim() == 1:
             weight.data.uniform_(0.5, 1.5, generator=generator)
     for name, weight in model.named_parameters():
-        if name.endswith("attention_bias.weight"):
+        if name.endswith(("attention_bias.weight", "relative_bias.weight")):
             weight.data.normal_(0, 1, generator=generator)
     return model
 

@@ -26,6 +26,7 @@ MODERN = (
     | {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"], "rope_theta": 2e5}
 )
 T5 = SIZE | {"shape": "encdec", "positions": "t5_bias", "num_encoder_layers": 1, "head_dim": 16}
+UMT5 = T5 | {"t5_bias_per_layer": True, "logit_scale": 32**-0.5}
 BART = POST | {"shape": "encdec", "position_offset": 2, "num_encoder_layers": 1}
 CASES: dict[str, dict[str, Any]] = {
     "LlamaForCausalLM": GROUPED,
@@ -44,10 +45,17 @@ CASES: dict[str, dict[str, Any]] = {
     "Olmo2ForCausalLM, tied": GROUPED | TIED | {"norm_placement": "output", "qk_norm": "all_heads", "head_dim": 12},
     "GemmaForCausalLM": GEMMA,
     "GemmaForCausalLM, untied": GEMMA | {"tie_embeddings": False, "num_kv_heads": 1},
+    "Gemma2ForCausalLM": GEMMA
+    | {"norm_placement": "sandwich", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    | {"attention_softcap": 0.5, "logit_softcap": 5.0, "init_std": 0.15},
+    "Gemma2ForCausalLM, untied": GEMMA
+    | {"norm_placement": "sandwich", "tie_embeddings": False, "num_kv_heads": 1, "attention_scale": 17**-0.5}
+    | {"attention_softcap": 0.5, "rope_scaling": {"kind": "linear", "factor": 4.0}},
     "Gemma3ForCausalLM": GEMMA
     | {"norm_placement": "sandwich", "qk_norm": True, "sliding_window": 8, "sliding_rope_theta": 500.0}
     | {"layer_types": ["sliding_attention", "full_attention"], "rope_scaling": {"kind": "linear", "factor": 4.0}},
-    "Gemma3ForCausalLM, capped": GEMMA | {"norm_placement": "sandwich", "qk_norm": True, "logit_softcap": 5.0},
+    "Gemma3ForCausalLM, capped": GEMMA
+    | {"norm_placement": "sandwich", "qk_norm": True, "logit_softcap": 5.0, "attention_scale": 20**-0.5},
     "GPT2LMHeadModel": CLASSIC | LEARNED,
     "GPT2LMHeadModel, tied": CLASSIC | LEARNED | TIED,
     "OPTForCausalLM": CLASSIC | LEARNED | {"activation": "relu", "position_offset": 2},
@@ -92,6 +100,8 @@ CASES: dict[str, dict[str, Any]] = {
     | {"sliding_window": None, "sliding_rope_theta": None, "layer_types": None},
     "T5ForConditionalGeneration": T5,
     "T5ForConditionalGeneration, tied": T5 | TIED | {"activation": "relu"},
+    "UMT5ForConditionalGeneration": UMT5,
+    "UMT5ForConditionalGeneration, tied": UMT5 | TIED | {"activation": "geglu"},
     "BartForConditionalGeneration": BART | TIED,
     "BartForConditionalGeneration, untied": BART | {"embedding_scale": 32**0.5, "num_layers": 1},
     "EncDecRopeForConditionalGeneration": GROUPED | {"shape": "encdec", "num_encoder_layers": 1},

@@ -128,6 +128,18 @@ REFUSED = {
         GROUPED | {"norm": "layernorm", "parallel_block": True, "bias": True},
         r"model\.bias: true has no place in Hugging Face's CohereForCausalLM, .*; it has false",
     ),
+    "gemma 3 with capped scores": (
+        CASES["Gemma3ForCausalLM"] | {"attention_softcap": 50.0},
+        r"model\.attention_softcap: 50\.0 has no place in Hugging Face's Gemma3ForCausalLM, .*; it has null",
+    ),
+    "gemma 2 with another scale": (
+        CASES["Gemma2ForCausalLM"] | {"attention_scale": 0.3},
+        r"model\.attention_scale: 0\.3 has no place in Hugging Face's Gemma2ForCausalLM, .*; it has n\*\*-0\.5, n wh",
+    ),
+    "umt5 whose logits are not scaled": (
+        CASES["UMT5ForConditionalGeneration"] | {"logit_scale": 1.0},
+        r"model\.logit_scale: 1\.0 has no place in Hugging Face's UMT5ForConditionalGeneration, .*; it has d_mod",
+    ),
     "a prefix of another block": (
         CLASSIC | {"shape": "prefix", "norm_placement": "output"},
         r"model\.norm_placement: output has no place in Hugging Face's PrefixDecoderForCausalLM, .*; it has pre or",

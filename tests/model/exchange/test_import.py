@@ -28,6 +28,7 @@ LLAMA3 |= {"original_max_position_embeddings": 32, "rope_theta": 5e5}
 QWEN_WINDOW = {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}
 SMOLLM3 = {"use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
 SMOLLM3 |= {"no_rope_layers": [1, 1], "attention_bias": True, "mlp_bias": True, "pad_token_id": 3}
+GEMMA2 = {"head_dim": 10, "sliding_window": 6, "final_logit_softcapping": None, "initializer_range": 0.1}
 BART = {"d_model": 48, "encoder_layers": 1, "decoder_layers": 2, "scale_embedding": True}
 BART |= {"decoder_start_token_id": 0, "forced_eos_token_id": None}
 BART |= {
@@ -65,6 +66,8 @@ THEIRS = {
     "t5 deeper encoder": ("T5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "tie_word_embeddings": False}),
     "t5 of the first kind": ("T5", T5_SIZE | {"num_layers": 2}),
     "mt5": ("MT5", T5_SIZE | {"num_layers": 1, "tie_word_embeddings": False}),
+    "umt5": ("UMT5", T5_SIZE | {"num_layers": 2}),
+    "umt5 deeper encoder": ("UMT5", T5_SIZE | {"num_layers": 3, "num_decoder_layers": 1, "feed_forward_proj": "relu"}),
     "gpt2 without a head": ("GPT2", SIZE | {"activation_function": "gelu_new"}),
     "opt": ("OPT", SIZE | {"ffn_dim": 40}),
     "bloom": ("Bloom", SIZE),
@@ -76,10 +79,12 @@ THEIRS = {
     "arcee": ("Arcee", SIZE | {"hidden_act": "relu"}),
     "olmo2": ("Olmo2", SIZE | {"rms_norm_eps": 1e-6}),
     "gemma": ("Gemma", SIZE | {"head_dim": 10}),
+    "gemma2": ("Gemma2", SIZE | GEMMA2 | {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 7}),
+    "gemma2 without caps": ("Gemma2", SIZE | GEMMA2 | {"attn_logit_softcapping": None, "query_pre_attn_scalar": 10}),
     "gemma3, every third sees all": (
         "Gemma3Text",
         SIZE
-        | {"head_dim": 10, "query_pre_attn_scalar": 10, "sliding_window": 6, "sliding_window_pattern": 3}
+        | {"head_dim": 10, "query_pre_attn_scalar": 13, "sliding_window": 6, "sliding_window_pattern": 3}
         | {"num_hidden_layers": 3, "final_logit_softcapping": 3.0},
     ),
     "gptj": ("GPTJ", SIZE | {"rotary_dim": 6, "activation_function": "relu"}),
@@ -102,6 +107,7 @@ THEIRS = {
 }
 ENDINGS = {"EuroBert": "ForMaskedLM", "T5": "ForConditionalGeneration", "MT5": "ForConditionalGeneration"}
 ENDINGS |= {
+    "UMT5": "ForConditionalGeneration",
     "ModernBert": "ForMaskedLM",
     "GPT2": "LMHeadModel",
     "Bert": "ForMaskedLM",
@@ -193,6 +199,23 @@ def test_t5s_head_is_scaled_into_one_of_its_own_where_it_was_tied(tmp_path):
     import_hf(save_theirs("t5 of the first kind", tmp_path / "theirs"), tmp_path / "ours")
     weights = dict(load_imported(tmp_path / "ours"))
     torch.testing.assert_close(weights["head.weight"], weights["embedding.weight"] * 48**-0.5)
+
+
+def test_umt5s_head_is_not_scaled_where_its_config_says_so(tmp_path):
+    """Its authors' are so, with heads of their own; transformers 5 scales them all the same, version 4 does not."""
+    folder = save_theirs("umt5", tmp_path / "theirs")
+    weights, facts = load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    weights["lm_head.weight"] = 0.1 * torch.randn(weights["shared.weight"].shape, generator=torch.manual_seed(1))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(facts | {"tie_word_embeddings": False}))
+    import_hf(folder, tmp_path / "ours")
+    text, answer = tokens(20, 13)
+    outputs = torch.cat((torch.tensor([0]), answer))
+    with torch.no_grad():
+        scaled = load_theirs(folder)(text[None], decoder_input_ids=outputs[None]).logits[0]
+    torch.testing.assert_close(
+        run_ours(load_ours(tmp_path / "ours"), text, outputs), scaled * 48**0.5, atol=1e-5, rtol=1e-5
+    )
 
 
 EXPORTED = {

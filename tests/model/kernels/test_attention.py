@@ -3,11 +3,13 @@ import torch
 from hypothesis import given, settings
 
 from model.kernels import cpu_attention
-from model.kernels.attention import Alibi, RelativeBias, attend, resolve_backend
+from model.kernels.attention import Alibi, RelativeBias, Scoring, attend, resolve_backend
 from model.kernels.bias import alibi_slopes
+from model.kernels.scoring import PLAIN
 from tests.model.packs import (
     BIASES,
     HEADS,
+    SCORINGS,
     SEEDS,
     bias_of,
     crossing_of,
@@ -19,14 +21,14 @@ from tests.model.packs import (
 )
 
 
-def value_and_gradients(q, k, v, grad, pattern, backend, bias=None):
+def value_and_gradients(q, k, v, grad, pattern, backend, bias=None, scoring=PLAIN):
     """The output and the gradients of q, k, v and of a learned bias."""
     inputs = [x.detach().requires_grad_() for x in (q, k, v)]
     if isinstance(bias, RelativeBias):
         weight = bias.weight.detach().requires_grad_()
         bias = RelativeBias(weight, bias.bidirectional, bias.max_distance)
         inputs.append(weight)
-    out = attend(*inputs[:3], pattern, backend, bias)
+    out = attend(*inputs[:3], pattern, backend, bias, scoring)
     return [out.detach(), *torch.autograd.grad(out, inputs, grad, materialize_grads=True)]
 
 
@@ -38,25 +40,26 @@ def bias_rest(bias):
     return bias.bidirectional, bias.max_distance
 
 
-def assert_reference(pattern, tensors, bias=None, backend="sdpa", tolerance=1e-5):
-    ours = value_and_gradients(*tensors, pattern, backend, bias)
-    expected = value_and_gradients(*(x.double() for x in tensors), pattern, "reference", in_float64(bias))
+def assert_reference(pattern, tensors, bias=None, backend="sdpa", tolerance=1e-5, scoring=PLAIN):
+    ours = value_and_gradients(*tensors, pattern, backend, bias, scoring)
+    exact = [x.double() for x in tensors]
+    expected = value_and_gradients(*exact, pattern, "reference", in_float64(bias), scoring)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one.double(), other, atol=tolerance, rtol=tolerance)
 
 
 @settings(max_examples=150, deadline=None)
-@given(patterns(), HEADS, BIASES, SEEDS)
-def test_sdpa_gives_the_reference_in_value_and_gradients(pattern, heads, bias, seed):
+@given(patterns(), HEADS, BIASES, SCORINGS, SEEDS)
+def test_sdpa_gives_the_reference_in_value_and_gradients(pattern, heads, bias, scoring, seed):
     tensors = qkv_for(pattern, heads, torch.float32, seed)
-    assert_reference(pattern, tensors, bias_of(bias, heads[0], torch.float32))
+    assert_reference(pattern, tensors, bias_of(bias, heads[0], torch.float32), scoring=scoring)
 
 
 @settings(max_examples=30, deadline=None)
-@given(patterns(max_documents=3, max_length=260), HEADS, BIASES, SEEDS)
-def test_sdpa_gives_the_reference_on_longer_documents(pattern, heads, bias, seed):
+@given(patterns(max_documents=3, max_length=260), HEADS, BIASES, SCORINGS, SEEDS)
+def test_sdpa_gives_the_reference_on_longer_documents(pattern, heads, bias, scoring, seed):
     tensors = qkv_for(pattern, heads, torch.float64, seed)
-    assert_reference(pattern, tensors, bias_of(bias, heads[0]), tolerance=1e-10)
+    assert_reference(pattern, tensors, bias_of(bias, heads[0]), tolerance=1e-10, scoring=scoring)
 
 
 @pytest.mark.parametrize("length", [33, 200, 384, 450])
@@ -102,6 +105,7 @@ def test_alibi_of_long_documents_is_as_exact_as_the_scores():
     assert_reference(pattern, tensors, Alibi(alibi_slopes(1)))
 
 
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(softcap=2.0)], ids=["plain", "capped"])
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize("bias", [None, "alibi", "two directions"])
 @pytest.mark.parametrize(
@@ -113,16 +117,16 @@ def test_alibi_of_long_documents_is_as_exact_as_the_scores():
     ],
     ids=["short", "long", "cross"],
 )
-def test_a_document_is_not_changed_by_the_others_to_the_last_bit(backend, bias, pattern):
+def test_a_document_is_not_changed_by_the_others_to_the_last_bit(backend, bias, pattern, scoring):
     """Neither its outputs nor its gradients."""
     tensors = qkv_for(pattern, (4, 2), torch.float32)
     bias = bias_of(bias, 4, torch.float32)
-    before = value_and_gradients(*tensors, pattern, backend, bias)[:4]
+    before = value_and_gradients(*tensors, pattern, backend, bias, scoring)[:4]
     for number in range(len(pattern.documents)):
         queries, keys = places_of(pattern, number)
         mine = [queries, keys, keys, queries]
         changed = [torch.where(own[:, None, None], x, 3.7) for own, x in zip(mine, tensors, strict=True)]
-        after = value_and_gradients(*changed, pattern, backend, bias)[:4]
+        after = value_and_gradients(*changed, pattern, backend, bias, scoring)[:4]
         # The output, and the gradients of q, k and v.
         for own, one, other in zip([queries, *mine[:3]], after, before, strict=True):
             assert torch.equal(one[own], other[own])
@@ -153,17 +157,20 @@ def test_scores_so_large_that_the_future_overflows_leave_gradients_finite():
         torch.testing.assert_close(one.double(), other, atol=1e-2, rtol=1e-3)
 
 
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(0.9, 0.8)], ids=["plain", "capped"])
 @pytest.mark.parametrize("bias", [None, "one direction"])
 @pytest.mark.parametrize("prefix", [0, 50, 130])
-def test_gradients_of_the_cpu_kernel_are_the_numerical_ones(prefix, bias):
+def test_gradients_of_the_cpu_kernel_are_the_numerical_ones(prefix, bias, scoring):
     (document,) = pattern_of([130], [prefix]).documents
     q, k, v, _ = random_qkv(260, 2, 1, 2, torch.float64)
     if bias is None:
-        assert torch.autograd.gradcheck(lambda *x: cpu_attention.attention(*x, document), (q, k, v), fast_mode=True)
+        assert torch.autograd.gradcheck(
+            lambda *x: cpu_attention.attention(*x, document, scoring=scoring), (q, k, v), fast_mode=True
+        )
         return
     weight = torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda q, k, v, w: cpu_attention.attention(q, k, v, document, RelativeBias(w, False, 20)),
+        lambda q, k, v, w: cpu_attention.attention(q, k, v, document, RelativeBias(w, False, 20), scoring),
         (q, k, v, weight),
         fast_mode=True,
     )
@@ -185,12 +192,37 @@ def test_queries_that_are_strided_views_are_fine():
     torch.testing.assert_close(attend(q, k, v, pattern), expected, atol=1e-6, rtol=1e-6)
 
 
-def test_half_precision_is_fine_on_cpus():
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(softcap=1.5)], ids=["plain", "capped"])
+def test_half_precision_is_fine_on_cpus(scoring):
     pattern = pattern_of([40, 9, 5], [15, 0, 5])
     tensors = [x.detach() for x in random_qkv(54, 4, 2, 16, torch.float32)]
-    expected = attend(*tensors[:3], pattern, "sdpa", bias_of("alibi", 4))
-    ours = attend(*(x.bfloat16() for x in tensors[:3]), pattern, "sdpa", bias_of("alibi", 4))
-    torch.testing.assert_close(ours.float(), expected, atol=3e-2, rtol=3e-2)
+    expected = value_and_gradients(*tensors, pattern, "sdpa", bias_of("alibi", 4), scoring)
+    ours = value_and_gradients(*(x.bfloat16() for x in tensors), pattern, "sdpa", bias_of("alibi", 4), scoring)
+    for one, other in zip(ours, expected, strict=True):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.float(), other, atol=3e-2, rtol=3e-2)
+
+
+def test_a_cap_that_bends_nothing_changes_nothing_and_a_low_one_evens_out_what_is_seen():
+    """Weights of a query whose scores all reach the cap are equal: the mean of its values, whatever the scores were."""
+    pattern = pattern_of([70, 260], [0, 260])
+    q, k, v, grad = random_qkv(330, 4, 2, 8, torch.float64)
+    plain, bent = (value_and_gradients(q, k, v, grad, pattern, "sdpa", None, Scoring(softcap=c)) for c in (None, 1e6))
+    for one, other in zip(bent, plain, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-9)
+    low = attend(q.abs() + 1, k.abs() + 1, v, pattern, "sdpa", None, Scoring(softcap=0.05))
+    torch.testing.assert_close(low[70:], v[70:].mean(0).repeat_interleave(2, 0).expand(260, 4, 8), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_capped_scores_are_computed_where_the_tensors_are(dtype):
+    """In their precision; the only constants that the kernel adds are made there too."""
+    pattern, scoring = pattern_of([100, 100, 30], [40, 40, 0]).within(50), Scoring(softcap=2.0)
+    tensors = [x.detach().to("meta", dtype) for x in qkv_for(pattern, (4, 2), torch.float32)]
+    out, *grads = value_and_gradients(*tensors, pattern, "sdpa", Alibi(alibi_slopes(4).to("meta")), scoring)
+    assert all(x.is_meta and x.dtype == dtype for x in (out, *grads))
+    assert all(x.is_meta for x in cpu_attention._corners(torch.device("meta")))
+    assert [x.shape for x in (out, *grads)] == [(230, 4, 8), (230, 4, 8), (230, 2, 8), (230, 2, 8)]
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "flash", "reference"])
@@ -234,6 +266,7 @@ def test_auto_is_the_first_of_flash_varlen_and_sdpa_that_runs(monkeypatch):
     assert chosen("varlen") == "varlen"
     assert chosen() == "sdpa"
     assert chosen("varlen", positions="alibi") == chosen("varlen", head_dim=60) == "sdpa"
+    assert chosen("flash", "varlen", softcap=50.0) == "flash" and chosen("varlen", softcap=50.0) == "sdpa"
     assert chosen("flash", "varlen", positions="t5_bias") == chosen("flash", "varlen", dtype=torch.float32) == "sdpa"
 
 

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.kernels import flash
-from model.kernels.attention import attend
+from model.kernels.attention import Scoring, attend
+from model.kernels.scoring import PLAIN
 from tests.model.kernels.varlen_stand_in import varlen_stand_in
-from tests.model.packs import HEADS, SEEDS, bias_of, crossing_of, pattern_of, patterns, places_of, qkv_for
+from tests.model.packs import HEADS, SCORINGS, SEEDS, bias_of, crossing_of, pattern_of, patterns, places_of, qkv_for
 
 
 @pytest.fixture
@@ -24,21 +25,21 @@ def calls(monkeypatch):
     return found
 
 
-def outputs_and_gradients(tensors, pattern, backend, bias=None):
+def outputs_and_gradients(tensors, pattern, backend, bias=None, scoring=PLAIN):
     inputs = [x.detach().requires_grad_() for x in tensors[:3]]
-    out = attend(*inputs, pattern, backend, bias)
+    out = attend(*inputs, pattern, backend, bias, scoring)
     return [out.detach(), *torch.autograd.grad(out, inputs, tensors[3], materialize_grads=True)]
 
 
 @settings(max_examples=150, deadline=None)
-@given(patterns(), HEADS, st.sampled_from([None, "alibi"]), SEEDS)
-def test_the_calls_give_the_reference_in_value_and_gradients(pattern, heads, bias, seed):
+@given(patterns(), HEADS, st.sampled_from([None, "alibi"]), SCORINGS, SEEDS)
+def test_the_calls_give_the_reference_in_value_and_gradients(pattern, heads, bias, scoring, seed):
     tensors = qkv_for(pattern, heads, torch.float64, seed)
     bias = bias_of(bias, heads[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(flash, "varlen_kernel", lambda: varlen_stand_in)
-        ours = outputs_and_gradients(tensors, pattern, "flash", bias)
-    expected = outputs_and_gradients(tensors, pattern, "reference", bias)
+        ours = outputs_and_gradients(tensors, pattern, "flash", bias, scoring)
+    expected = outputs_and_gradients(tensors, pattern, "reference", bias, scoring)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
@@ -107,6 +108,17 @@ def test_single_queries_beside_empty_documents_are_not_told_to_be_single(calls, 
     """flash-attn reshapes queries of grouped heads when the longest document has one: no document may be empty then."""
     attend(*qkv_for(pattern, (4, 2), torch.float64)[:3], pattern, "flash")
     assert all(args[5] >= 2 for args, _ in calls)
+
+
+@pytest.mark.parametrize(
+    ("scoring", "expected"),
+    [(PLAIN, (None, 0.0)), (Scoring(softcap=50.0), (None, 50.0)), (Scoring(0.1, 30.0), (0.1, 30.0))],
+)
+def test_scale_and_soft_cap_go_along_with_every_call(calls, scoring, expected):
+    """flash-attn takes 0 for no cap, and no scale for one by the width of heads."""
+    pattern = pattern_of([4, 6], [2, 0])
+    attend(*qkv_for(pattern, (4, 2), torch.float64)[:3], pattern, "flash", None, scoring)
+    assert [(kwargs["softmax_scale"], kwargs["softcap"]) for _, kwargs in calls] == [expected] * 2
 
 
 def test_slopes_go_along_in_fp32(calls):

@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from model.kernels.attention import attend, resolve_backend
+from model.kernels.attention import Scoring, attend, resolve_backend
+from model.kernels.scoring import PLAIN
 from tests.model.packs import bias_of, crossing_of, pattern_of, random_qkv
 
 pytestmark = pytest.mark.gpu
@@ -32,19 +33,20 @@ def on_gpu(name, heads, bias):
     return pattern.to("cuda"), [x.detach().to("cuda", torch.bfloat16) for x in tensors], bias
 
 
-def outputs_and_gradients(tensors, pattern, backend, bias):
+def outputs_and_gradients(tensors, pattern, backend, bias, scoring=PLAIN):
     inputs = [x.detach().requires_grad_() for x in tensors[:3]]
-    out = attend(*inputs, pattern, backend, bias)
+    out = attend(*inputs, pattern, backend, bias, scoring)
     return [out.detach(), *torch.autograd.grad(out, inputs, tensors[3], materialize_grads=True)]
 
 
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(0.3, 2.0)], ids=["plain", "capped"])
 @pytest.mark.parametrize("bias", [None, "alibi"])
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_flash_gives_the_reference_in_value_and_gradients(name, heads, bias):
+def test_flash_gives_the_reference_in_value_and_gradients(name, heads, bias, scoring):
     pattern, tensors, bias = on_gpu(name, heads, bias)
-    ours = outputs_and_gradients(tensors, pattern, "flash", bias)
-    expected = outputs_and_gradients([x.double() for x in tensors], pattern, "reference", bias)
+    ours = outputs_and_gradients(tensors, pattern, "flash", bias, scoring)
+    expected = outputs_and_gradients([x.double() for x in tensors], pattern, "reference", bias, scoring)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one.double(), other, atol=3e-2, rtol=3e-2)
 
@@ -67,9 +69,10 @@ def test_gradients_repeat_bit_for_bit(name, backend):
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
+@pytest.mark.parametrize("scoring", [PLAIN, Scoring(0.3, 2.0)], ids=["plain", "capped"])
 @pytest.mark.parametrize("bias", [None, "alibi", "two directions"])
 @pytest.mark.parametrize("name", PATTERNS)
-def test_sdpa_gives_the_reference_on_gpus_too(name, bias):
+def test_sdpa_gives_the_reference_on_gpus_too(name, bias, scoring):
     pattern = PATTERNS[name].to("cuda")
     tensors = random_qkv(pattern.num_queries, 4, 2, 64, torch.float64, num_keys=pattern.num_keys)
     tensors = [x.detach().cuda() for x in tensors]
@@ -77,8 +80,8 @@ def test_sdpa_gives_the_reference_on_gpus_too(name, bias):
     if bias is not None:
         values = {"slopes": bias.slopes.cuda()} if hasattr(bias, "slopes") else {"weight": bias.weight.detach().cuda()}
         bias = dataclasses.replace(bias, **values)
-    ours = outputs_and_gradients(tensors, pattern, "sdpa", bias)
-    expected = outputs_and_gradients(tensors, pattern, "reference", bias)
+    ours = outputs_and_gradients(tensors, pattern, "sdpa", bias, scoring)
+    expected = outputs_and_gradients(tensors, pattern, "reference", bias, scoring)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-8)
 

@@ -3,34 +3,38 @@
 import pytest
 import torch
 from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import varlen  # noqa: F401  (registers the operators)
 
-from model.kernels.attention import attend, resolve_backend
+from model.kernels.attention import Scoring, attend, resolve_backend
+from model.kernels.scoring import PLAIN
 from tests.model.kernels.varlen_stand_in import varlen_stand_in
 from tests.model.packs import HEADS, SEEDS, bias_of, pattern_of, patterns, qkv_for
 
 
 def forward_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, causal, scale, window, enable_gqa):
-    assert (window[1] == 0 if causal else window[0] == window[1]) and scale is None
+    assert window[1] == 0 if causal else window[0] == window[1]
     assert enable_gqa or q.shape[1] == k.shape[1]
-    out = varlen_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, causal=causal, window_size=window)
+    how = {"causal": causal, "window_size": window, "softmax_scale": scale}
+    out = varlen_stand_in(q, k, v, cu_q, cu_k, max_q, max_k, **how)
     return out, torch.tensor(0.0), torch.tensor(0.0)
 
 
 def backward_stand_in(grad, q, k, v, out, lse, cu_q, cu_k, max_q, max_k, causal, random_state, scale, window):
-    assert scale is None and out.shape == grad.shape
+    assert out.shape == grad.shape
+    how = {"causal": causal, "window_size": window, "softmax_scale": scale}
     assert torch.are_deterministic_algorithms_enabled()
     assert not torch.is_deterministic_algorithms_warn_only_enabled(), "which would leave the order of sums to chance"
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in (q, k, v)]
-        again = varlen_stand_in(*inputs, cu_q, cu_k, max_q, max_k, causal=causal, window_size=window)
+        again = varlen_stand_in(*inputs, cu_q, cu_k, max_q, max_k, **how)
         return torch.autograd.grad(again, inputs, grad)
 
 
-def outputs_and_gradients(tensors, pattern, backend):
+def outputs_and_gradients(tensors, pattern, backend, scoring=PLAIN):
     inputs = [x.detach().requires_grad_() for x in tensors[:3]]
-    out = attend(*inputs, pattern, backend)
+    out = attend(*inputs, pattern, backend, None, scoring)
     return [out.detach(), *torch.autograd.grad(out, inputs, tensors[3], materialize_grads=True)]
 
 
@@ -43,11 +47,11 @@ def stand_ins():
 
 
 @settings(max_examples=80, deadline=None)
-@given(patterns(), HEADS, SEEDS)
-def test_the_calls_give_the_reference_in_value_and_gradients(pattern, heads, seed):
+@given(patterns(), HEADS, st.sampled_from([PLAIN, Scoring(0.9)]), SEEDS)
+def test_the_calls_give_the_reference_in_value_and_gradients(pattern, heads, scoring, seed):
     tensors = qkv_for(pattern, heads, torch.float64, seed)
-    ours = outputs_and_gradients(tensors, pattern, "varlen")
-    expected = outputs_and_gradients(tensors, pattern, "reference")
+    ours = outputs_and_gradients(tensors, pattern, "varlen", scoring)
+    expected = outputs_and_gradients(tensors, pattern, "reference", scoring)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
@@ -90,13 +94,17 @@ def test_varlen_runs_where_its_kernel_does_and_there_is_no_bias(monkeypatch):
     for positions in ("alibi", "t5_bias"):
         with pytest.raises(ValueError, match=f"it takes no bias and model.positions is {positions}; or"):
             resolve_backend("varlen", "cuda", positions=positions)
+    with pytest.raises(ValueError, match=r"it takes no soft cap and model\.attention_softcap is 50; or use sdpa"):
+        resolve_backend("varlen", "cuda", softcap=50.0)
     with pytest.raises(ValueError, match="heads of a multiple of 8"):
         resolve_backend("varlen", "cuda", head_dim=60)
     with pytest.raises(ValueError, match="precision bf16"):
         resolve_backend("varlen", "cuda", torch.float32)
 
 
-def test_a_bias_does_not_get_this_far():
+def test_neither_a_bias_nor_a_soft_cap_gets_this_far():
     pattern = pattern_of([3], [0])
     with pytest.raises(AssertionError, match="resolve_backend"):
         attend(*qkv_for(pattern, (2, 2), torch.float64)[:3], pattern, "varlen", bias_of("alibi", 2))
+    with pytest.raises(AssertionError, match="resolve_backend"):
+        outputs_and_gradients(qkv_for(pattern, (2, 2), torch.float64), pattern, "varlen", Scoring(softcap=2.0))

@@ -23,7 +23,7 @@ def varlen_stand_in(
 ):
     """flash_attn_varlen_func 2.8 as documented, and as its checks of arguments have it."""
     check_arguments(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, alibi_slopes)
-    assert (dropout_p, softcap, return_attn_probs, block_table) == (0.0, 0.0, False, None)
+    assert (dropout_p, return_attn_probs, block_table) == (0.0, False, None)
     before, after = (torch.inf if side < 0 else side for side in window_size)
     after = 0 if causal else after
     scale = q.shape[-1] ** -0.5 if softmax_scale is None else softmax_scale
@@ -36,6 +36,8 @@ def varlen_stand_in(
         )
         num_queries, num_keys = len(queries), len(keys)
         scores = torch.einsum("qhd,khd->hqk", queries, keys) * scale
+        if softcap > 0:
+            scores = softcap * torch.tanh(scores / softcap)
         # Row i is aligned with column i + num_keys - num_queries: causal masks and ALiBi at the bottom right.
         from_diagonal = torch.arange(num_keys) - torch.arange(num_queries)[:, None] - (num_keys - num_queries)
         if alibi_slopes is not None:

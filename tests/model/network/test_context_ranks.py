@@ -63,10 +63,10 @@ def test_an_exchange_that_forgets_the_pattern_would_show(name, monkeypatch):
     loss, *_ = train_once(name, None)
     sound = blocks.attend
 
-    def causal(q, k, v, pattern, backend, bias=None):
+    def causal(q, k, v, pattern, backend, *rest):
         lengths = [document.num_queries for document in pattern.documents]
         square = q.shape[0] == k.shape[0]
-        return sound(q, k, v, AttentionPattern.causal(lengths) if square else pattern, backend, bias)
+        return sound(q, k, v, AttentionPattern.causal(lengths) if square else pattern, backend, *rest)
 
     monkeypatch.setattr(blocks, "attend", causal)
     meeting = Meeting(2)

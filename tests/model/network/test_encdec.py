@@ -19,7 +19,7 @@ PEERS = {
     "T5 with ReLU and a shallower encoder": lambda: peers.t5("relu", 1),
     "mBART": lambda: peers.bart("MBart"),
     "BART: norms after the sums": lambda: peers.bart(scale_embedding=True),
-    "T5Gemma: norms on both sides": block_peers.t5gemma,
+    "T5Gemma: norms on both sides, scores capped, those of cross-attention too": block_peers.t5gemma,
 }
 
 

@@ -30,7 +30,9 @@ MODELS = {
     }
     | BIASED,
     "encdec, t5 bias, tied": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "tie_embeddings": True},
-    "encdec, biased": {"shape": "encdec", "qk_norm": True} | BIASED,
+    "encdec, t5 biases of each layer": {"shape": "encdec", "positions": "t5_bias", "t5_bias_per_layer": True}
+    | {"multi_token_depths": 1, "activation_checkpointing": "attention"},
+    "encdec, biased": {"shape": "encdec", "qk_norm": True, "attention_softcap": 0.1} | BIASED,
     "encoder, alibi": {"shape": "encoder", "positions": "alibi", "activation": "relu"},
     "prefix, windows, gate": {"shape": "prefix", "attention_gate": True, "no_rope_layer_interval": 2, **WINDOWS},
     "encdec, post": {"shape": "encdec", "norm_placement": "post", "positions": "learned", "max_positions": 20}
@@ -38,7 +40,8 @@ MODELS = {
     | BIASED,
     "prefix, sandwich": {"shape": "prefix", "norm_placement": "sandwich", "multi_token_depths": 1, **WINDOWS}
     | {"norm": "rmsnorm_1p", "sliding_rope_theta": 100.0, "qk_norm": True}
-    | {"head_transform": True, "logit_softcap": 0.1, "embedding_scale": 4.0, "tie_embeddings": True},
+    | {"head_transform": True, "logit_softcap": 0.1, "embedding_scale": 4.0, "tie_embeddings": True}
+    | {"attention_softcap": 0.1, "attention_scale": 0.8},
     "causal, output, recomputed": {"norm_placement": "output", "activation_checkpointing": "attention", "bias": True}
     | {"logit_scale": 4.0, "head_bias": True},
     "causal, two norms": {"parallel_block": True, "parallel_norms": 2, "norm": "layernorm", "bias": True},

@@ -87,7 +87,7 @@ VARIANTS = {
     "post": {"norm_placement": "post", "norm": "layernorm", "bias": True, "shape": "encoder"}
     | {"head_transform": True, "head_bias": True, "segment_embeddings": 2},
     "sandwich": {"norm_placement": "sandwich", "shape": "prefix", "multi_token_depths": 1}
-    | {"logit_softcap": 3.0, "embedding_scale": 4.0, "tie_embeddings": True},
+    | {"logit_softcap": 3.0, "attention_softcap": 0.5, "embedding_scale": 4.0, "tie_embeddings": True},
     "output": {"norm_placement": "output", "qk_norm": "all_heads", "norm": "rmsnorm_1p", "sliding_window": 3}
     | {"layer_types": ["full_attention", "sliding_attention"], "sliding_rope_theta": 100.0},
     "no first norm": {"shape": "encoder", "embedding_norm": True, "first_attention_norm": False}
@@ -96,7 +96,10 @@ VARIANTS = {
     "encdec": {"shape": "encdec", "positions": "t5_bias", "activation": "geglu", "norm": "layernorm"},
     "of today": {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"], "attention_gate": True}
     | {"shape": "prefix", "no_rope_layer_interval": 2, "multi_token_depths": 1},
-    "encdec with rope": {"shape": "encdec", "bias": True, "qk_norm": True, "num_encoder_layers": 1},
+    "encdec, biases of each layer": {"shape": "encdec", "positions": "t5_bias", "t5_bias_per_layer": True}
+    | {"multi_token_depths": 1},
+    "encdec with rope": {"shape": "encdec", "bias": True, "qk_norm": True, "num_encoder_layers": 1}
+    | {"attention_softcap": 0.5, "attention_scale": 0.7},
 }
 
 
