@@ -1,7 +1,7 @@
 """Attention of packed documents: one function, four backends, chosen by name.
 
 `flash` is flash-attn's varlen kernel (CUDA), `varlen` is torch's build of it, `sdpa` is torch's own kernel, document by
-document, on any device, or ours where that is faster or the only one (cpu_attention.py), and `reference` is the
+document, on any device, or ours where that is faster or the only one (block_attention.py), and `reference` is the
 definition: a dense mask in float64, for tests. `auto` is the first of the first three that runs.
 """
 
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from common.mistakes import Mistake
-from model.kernels import cpu_attention, flash, torch_varlen
+from model.kernels import block_attention, flash, torch_varlen
 from model.kernels.bias import Alibi, AttentionBias, RelativeBias
 from model.kernels.pattern import AttentionPattern, Document
 from model.kernels.scoring import PLAIN, Scoring
@@ -164,7 +164,7 @@ def _sdpa_run(
     on_cpu = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64)
     # torch's kernels have no soft cap, ours has it on any device
     if scoring.softcap is not None or (on_cpu and _gains_by_blocks(document, bias)):
-        return cpu_attention.attention(q, k, v, document, bias, scoring)
+        return block_attention.attention(q, k, v, document, bias, scoring)
     mask, is_causal = None, False
     if bias is not None:
         mask = _bias_matrix(document, bias, q.dtype, q.device)
@@ -185,7 +185,7 @@ def _gains_by_blocks(document: Document, bias: AttentionBias | None) -> bool:
     """Whether our kernel is faster than torch's, which is best where it may do all pairs at once."""
     if bias is not None:
         return True
-    return document.num_keys >= cpu_attention.MIN_LENGTH and (
+    return document.num_keys >= block_attention.MIN_LENGTH and (
         document.window is not None or not document.is_bidirectional
     )
 

@@ -10,7 +10,7 @@ both   our attention is the only one where scores have a soft cap and flash-attn
 from typing import NamedTuple
 
 from model.config import ModelConfig
-from model.kernels.cpu_attention import BLOCK, MIN_LENGTH
+from model.kernels.block_attention import BLOCK, MIN_LENGTH
 from model.network.loss import CHUNK_ELEMENTS, ENOUGH_TARGETS
 
 FP32 = 4

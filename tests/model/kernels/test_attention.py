@@ -2,7 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from model.kernels import cpu_attention
+from model.kernels import block_attention
 from model.kernels.attention import Alibi, RelativeBias, Scoring, attend, resolve_backend
 from model.kernels.bias import alibi_slopes
 from model.kernels.scoring import PLAIN
@@ -85,15 +85,16 @@ def test_blocks_reach_no_farther_than_the_window():
     for prefix in (0, 2000, 4000):
         (document,) = pattern_of([4000], [prefix]).within(256).documents
         computed = sum(
-            (block.stop - block.start) * (block.end_key - block.first_key) for block in cpu_attention._blocks(document)
+            (block.stop - block.start) * (block.end_key - block.first_key)
+            for block in block_attention._blocks(document)
         )
-        assert document.num_pairs < computed < document.num_pairs + 4000 * cpu_attention.BLOCK
+        assert document.num_pairs < computed < document.num_pairs + 4000 * block_attention.BLOCK
 
 
 @pytest.mark.parametrize("together", [1, 2**14, 2**17])
 @pytest.mark.parametrize("heads", [(6, 6), (6, 3)])
 def test_however_few_scores_are_alive_together_the_bias_finds_its_heads(monkeypatch, together, heads):
-    monkeypatch.setattr(cpu_attention, "TOGETHER", together)
+    monkeypatch.setattr(block_attention, "TOGETHER", together)
     pattern = pattern_of([100] * 3, [40] * 3)
     tensors = random_qkv(300, *heads, 4, torch.float64)
     assert_reference(pattern, tensors, bias_of("two directions", 6), tolerance=1e-10)
@@ -165,12 +166,12 @@ def test_gradients_of_the_cpu_kernel_are_the_numerical_ones(prefix, bias, scorin
     q, k, v, _ = random_qkv(260, 2, 1, 2, torch.float64)
     if bias is None:
         assert torch.autograd.gradcheck(
-            lambda *x: cpu_attention.attention(*x, document, scoring=scoring), (q, k, v), fast_mode=True
+            lambda *x: block_attention.attention(*x, document, scoring=scoring), (q, k, v), fast_mode=True
         )
         return
     weight = torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda q, k, v, w: cpu_attention.attention(q, k, v, document, RelativeBias(w, False, 20), scoring),
+        lambda q, k, v, w: block_attention.attention(q, k, v, document, RelativeBias(w, False, 20), scoring),
         (q, k, v, weight),
         fast_mode=True,
     )
@@ -221,7 +222,7 @@ def test_capped_scores_are_computed_where_the_tensors_are(dtype):
     tensors = [x.detach().to("meta", dtype) for x in qkv_for(pattern, (4, 2), torch.float32)]
     out, *grads = value_and_gradients(*tensors, pattern, "sdpa", Alibi(alibi_slopes(4).to("meta")), scoring)
     assert all(x.is_meta and x.dtype == dtype for x in (out, *grads))
-    assert all(x.is_meta for x in cpu_attention._corners(torch.device("meta")))
+    assert all(x.is_meta for x in block_attention._corners(torch.device("meta")))
     assert [x.shape for x in (out, *grads)] == [(230, 4, 8), (230, 4, 8), (230, 2, 8), (230, 2, 8)]
 
 
