@@ -44,6 +44,10 @@ class GgufArchitecture:
     """Whether llama.cpp computes logits; if not, it gives the final states, and the head stays behind."""
     wants_both_norms: bool = False
     """Whether a norm that attention and feed-forward share is written twice."""
+    has_sinks: bool = False
+    """Whether each head has a score that belongs to no token; ours have none."""
+    is_young: bool = False
+    """Whether it came to llama.cpp after the gguf package that we use, so that many versions do not know it."""
     norms: Mapping[str, str] = dataclasses.field(default_factory=lambda: NORMS)
     add_keys: Callable[[Any, ModelConfig], None] = _no_keys
     """Adds keys that only this architecture has; the first argument is the gguf package's writer."""

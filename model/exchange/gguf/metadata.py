@@ -93,4 +93,8 @@ def how_to_serve(config: ModelConfig) -> str | None:
         if gguf_architecture(config).has_head:
             return f"{reads}, its library logits of all places"
         return f"{reads}; llama.cpp fills no masks with such blocks, so the output matrix stays behind"
+    if gguf_architecture(config).is_young:
+        return (
+            "of llama.cpp's architecture granite_swa, for windows or layers without positions: old versions refuse it"
+        )
     return None

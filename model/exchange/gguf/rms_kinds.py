@@ -1,11 +1,13 @@
 """Architectures of GGUF with RMSNorm and rotary positions: Llama's kin, OLMo 2, EXAONE 4, Gemma.
 
-llama      biases; llama3's scaling           phi3     a part of each head rotated
-qwen3      norms of queries and keys          smollm3  every fourth layer without positions
-olmo2      norms of what is added, windows    exaone4  the same with norms of queries and keys head by head
-gemma      embeddings times sqrt(d_model)     gemma3   with norms on both sides, windows, a base of their own for them
-llada      llama's block without a causal mask and a cache, for encoders: the name of a causal model would be one for
-           other readers
+llama        biases; llama3's scaling           phi3      a part of each head rotated
+qwen3        norms of queries and keys          smollm3   every fourth layer without positions
+granite_swa  Llama with windows, or other layers without positions; scores that belong to no token ("sinks") are given
+             so low that they take no weight
+olmo2        norms of what is added, windows    exaone4   the same with norms of queries and keys head by head
+gemma        embeddings times sqrt(d_model)     gemma3    with norms on both sides, windows, a base of their own there
+llada        Llama's block without a causal mask and a cache, for encoders: the name of a causal model would be one for
+             other readers
 """
 
 from typing import Any
@@ -25,6 +27,27 @@ SMOLLM3 = GgufArchitecture(
 )
 LLADA = GgufArchitecture("llada", PLACES, shapes=("encoder",), pairs_neighbours=True)
 
+
+FURTHEST = 2**30
+"""A window beyond any text: llama.cpp aborts where no layer of `granite_swa` slides; so all do, and see everything."""
+
+
+def _add_granite_swa_keys(writer: Any, config: ModelConfig) -> None:
+    layers, full = range(config.num_layers), config.sliding_window is None
+    writer.add_logit_scale(1.0)
+    writer.add_sliding_window(config.sliding_window or FURTHEST)
+    writer.add_sliding_window_pattern([full or config.slides(index) for index in layers])
+    writer.add_array(f"{GRANITE_SWA.name}.attention.rope_pattern", [config.rotates(index) for index in layers])
+
+
+GRANITE_SWA = GgufArchitecture(
+    "granite_swa",
+    {**LLAMA.places, **WINDOWS, "no_rope_layer_interval": ANY},
+    pairs_neighbours=True,
+    has_sinks=True,
+    is_young=True,
+    add_keys=_add_granite_swa_keys,
+)
 _SAME_BASE = Place(
     lambda config: config.sliding_rope_theta in (None, config.rope_theta),
     lambda config: f"it has rope_theta, {config.rope_theta}, in all layers",

@@ -28,6 +28,8 @@ from model.network.positions import rope_frequencies
 
 ROPE_FREQS = "rope_freqs.weight"
 """Tensor of what each rotary frequency is divided by, where llama3's scaling stretches them."""
+SINKS, NO_SINK = "blk.{}.attn_sinks.weight", -1e30
+"""Scores beside those of the tokens, one a head, whose exponential is 0 beside any of theirs."""
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"
 HEAD_PARTS = ("head.", "head_transform.")
 """How names of ours begin that stay behind where an architecture has no head."""
@@ -55,10 +57,13 @@ def left_behind(config: ModelConfig) -> tuple[str, ...]:
 
 def derived_tensors(config: ModelConfig) -> dict[str, torch.Tensor]:
     """Tensors that follow from the config alone, float32."""
-    if config.rope_scaling is None or config.rope_scaling.kind != "llama3":
-        return {}
-    plain = rope_frequencies(config.model_copy(update={"rope_scaling": None}), "cpu")
-    return {ROPE_FREQS: (plain / rope_frequencies(config, "cpu")).float()}
+    tensors = {}
+    if gguf_architecture(config).has_sinks:
+        tensors = {SINKS.format(i): torch.full((config.num_heads,), NO_SINK) for i in range(config.num_layers)}
+    if config.rope_scaling is not None and config.rope_scaling.kind == "llama3":
+        plain = rope_frequencies(config.model_copy(update={"rope_scaling": None}), "cpu")
+        tensors[ROPE_FREQS] = (plain / rope_frequencies(config, "cpu")).float()
+    return tensors
 
 
 class _Names:
