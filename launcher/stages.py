@@ -197,8 +197,8 @@ def convert(
         texts = held_out_texts(config, tokenizer) if with_tokenizer else []
         spec = export_spec(made_of, tokenizer, texts, source, special_tokens_in_text)
         spec = spec._replace(card=model_card.render(made_of, architecture(spec.config), license_name, plain))
-        if not with_tokenizer:
-            spec = spec._replace(tokenizer=spec.tokenizer._replace(as_it_is=True))
+        form = {"handed_on": _handed_on(tokenizer)} if with_tokenizer else {"as_it_is": True}
+        spec = spec._replace(tokenizer=spec.tokenizer._replace(**form))
         progress.note(f"converting {newest.folder.name} and comparing it with ours in transformers")
         with naming(out):
             export_hf(stream_weights(newest.folder), spec, out)
@@ -245,7 +245,7 @@ def checkpoint_of(run_dir: Path, config: RunConfig, folder: Path) -> "Checkpoint
 def export_spec(
     made_of: "Checkpoint", tokenizer: "Tokenizer", texts: list[str], source: str, reads_specials: bool | None
 ) -> "ExportSpec":
-    """What it is exported as, with texts to compare token ids on."""
+    """What it is exported as, with texts to compare token ids on; no form of the tokenizer's is made."""
     from model.exchange.convert import ExportSpec, TokenizerSpec
 
     identity = made_of.saved.identity
@@ -261,7 +261,6 @@ def export_spec(
         pad_id=tokenizer.pad_id if tokenizer.pad_id >= 0 else tokenizer.eos_id,
         tokenizer=TokenizerSpec(
             tokenizer.model_path,
-            _handed_on(tokenizer),
             ends_with_eos=all(name not in (*CONTINUES, "sentence_pairs") for name in asked),
             reads_specials=hides if reads_specials is None else reads_specials,
             sample_texts=texts,

@@ -226,15 +226,20 @@ def _name_as_of_old(file: Path) -> None:
 
 
 def write_weights(
-    write: Callable[[str, torch.Tensor], str], state: State, config: ModelConfig, table: WeightTable
+    write: Callable[[str, torch.Tensor], str],
+    state: State,
+    config: ModelConfig,
+    table: WeightTable,
+    left_behind: tuple[str, ...] = (),
 ) -> dict[str, str]:
     """Has the weights of a table written as they come; returns the digest, as `write` gives it, of each of theirs.
 
-    A tied head and further depths stay behind. ValueError when a weight is missing, unknown or misshapen.
+    A tied head and further depths stay behind, and what `left_behind` begins the name of. ValueError when a weight is
+    missing, unknown or misshapen.
     """
     missing, digests = set(table), {}
     for name, tensor in state.items() if isinstance(state, Mapping) else state:
-        if (name == "head.weight" and config.tie_embeddings) or name.startswith(FURTHER):
+        if (name == "head.weight" and config.tie_embeddings) or name.startswith((FURTHER, *left_behind)):
             continue
         for part, piece in to_hf(name, tensor, table):
             digests[part] = write(part, piece)

@@ -258,6 +258,15 @@ def run_ours(model: Transformer, inputs: torch.Tensor, outputs: torch.Tensor) ->
         return model(tokens, torch.arange(len(tokens)), _pattern(len(tokens), prefix))
 
 
+def states_of(model: Transformer, inputs: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """Final states [L + M, M] for one document of a model with one stack, in place of `run_ours`'s logits."""
+    tokens = torch.cat((inputs, outputs))
+    prefix = 0 if model.config.shape == "causal" else len(inputs)
+    with torch.no_grad():
+        embedded = model.embedding.complete(model.embedding(tokens))
+        return model.transform(embedded, torch.arange(len(tokens)), _pattern(len(tokens), prefix))
+
+
 def _pattern(length: int, prefix: int) -> AttentionPattern:
     return AttentionPattern.packed(torch.tensor([0, length]), torch.tensor([prefix]))
 

@@ -9,6 +9,7 @@ from common.mistakes import Mistake
 from data_pipeline.config import SourceConfig, TokenizerConfig
 from data_pipeline.manifest import Manifest
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from data_pipeline.tokenizing.sentence_pieces import SentencePieceTokenizer
 from launcher import views
 from launcher.console import StageProgress
 from launcher.evaluate import evaluate
@@ -91,6 +92,21 @@ def test_a_run_is_converted_to_a_file_for_llama_cpp(runs, shape, tmp_path):
     assert [names[tokenizer.special_id(name)] for name in tokenizer.names] == tokenizer.names
     assert (keys["shardline.shape"], len(names)) == (shape, tokenizer.vocab_size)
     assert convert_to_gguf(runs[shape], out, "f16", StageProgress("converting")).reused
+
+
+def test_a_tokenizer_without_a_form_of_hugging_face_s_is_refused_only_where_that_is_written(
+    runs, tmp_path, monkeypatch
+):
+    def none_fits(_):
+        raise Mistake("has no form in Hugging Face's format")
+
+    monkeypatch.setattr(SentencePieceTokenizer, "hugging_face_files", none_fits)
+    progress = StageProgress("converting")
+    with pytest.raises(Mistake, match="has no form"):
+        convert(runs["causal"], tmp_path / "hf", progress)
+    assert convert(runs["causal"], tmp_path / "hf", progress, with_tokenizer=False).plain_tokenizer
+    convert_to_gguf(runs["causal"], tmp_path / "model.gguf", "f32", progress)
+    assert GgufFile(tmp_path / "model.gguf").keys["tokenizer.ggml.model"] == "llama"
 
 
 def test_a_run_without_a_place_in_gguf_writes_nothing(runs, tmp_path):

@@ -86,5 +86,5 @@ def family_of(config: ModelConfig, pad_id: int | None = None) -> Family:
         candidates = [family for family in candidates if family.takes_padding(config, pad_id)]
     family = min(candidates, key=lambda each: len(misfits(config, each.places)))
     for key in misfits(config, family.places):
-        raise Mistake(refusal(config, family.places, key, family.architecture.name))
+        raise Mistake(refusal(config, family.places, key, f"Hugging Face's {family.architecture.name}"))
     return family

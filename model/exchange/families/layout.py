@@ -49,6 +49,25 @@ class Scaled:
 
 
 @dataclasses.dataclass(frozen=True)
+class Added:
+    """A number added, in fp32."""
+
+    number: float
+
+    def shape(self, shape: Shape) -> Shape:
+        """See `Step`."""
+        return shape
+
+    def there(self, rows: torch.Tensor) -> torch.Tensor:
+        """See `Step`."""
+        return rows.float() + self.number
+
+    def back(self, piece: torch.Tensor, name: str) -> torch.Tensor:
+        """See `Step`."""
+        return piece.float() - self.number
+
+
+@dataclasses.dataclass(frozen=True)
 class Transposed:
     """[O, I] as [I, O], as GPT-2's Conv1D has it."""
 
@@ -184,9 +203,10 @@ def linear(ours: str, theirs: list[tuple[str, int]], width: int, bias: bool, *st
     return table
 
 
-def norm(ours: str, theirs: str, width: int, bias: bool = False) -> WeightTable:
-    """A norm of ours and theirs."""
-    return {f"{ours}.{key}": [Part(f"{theirs}.{key}", (width,))] for key in ("weight", *["bias"] * bias)}
+def norm(ours: str, theirs: str, width: int, bias: bool = False, *of_weight: Step) -> WeightTable:
+    """A norm of ours and theirs; `of_weight` are what is done to its weight."""
+    table = {f"{ours}.weight": [Part(f"{theirs}.weight", (width,), 0, of_weight)]}
+    return table | ({f"{ours}.bias": [Part(f"{theirs}.bias", (width,))]} if bias else {})
 
 
 def ends(embedding: str, head: str, vocab_size: int, width: int, tied: bool) -> tuple[WeightTable, WeightTable]:

@@ -1,13 +1,13 @@
-"""Which values of the keys of a model config a class of Hugging Face's has a place for.
+"""Which values of the keys of a model config a class of Hugging Face's, or an architecture of GGUF, has a place for.
 
-A class says so of the keys that it knows (`Places`). Every other key must stand at its default, so that a key that is
-added later is refused by all classes until one of them says otherwise.
+It says so of the keys that it knows (`Places`). Every other key must stand at its default, so that a key that is added
+later is refused by all of them until one says otherwise.
 """
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
-from model.config import ModelConfig
+from model.config import ModelConfig, RopeScaling
 
 
 class Place(NamedTuple):
@@ -107,10 +107,10 @@ def misfits(config: ModelConfig, places: Places) -> list[str]:
 
 
 def refusal(config: ModelConfig, places: Places, key: str, name: str) -> str:
-    """The sentence that says that a key has no place in the class of that name."""
+    """The sentence that says that a key has no place in what is called so."""
     value = as_yaml(getattr(config, MEANT.get(key, key)))
     return (
-        f"model.{key}: {value} has no place in Hugging Face's {name}, which shape {config.shape} is written as; "
+        f"model.{key}: {value} has no place in {name}, which shape {config.shape} is written as; "
         f"{_place(config, places, key).instead(config)}"
     )
 
@@ -133,4 +133,6 @@ def as_yaml(value: Any) -> str:
     """A value as a config file has it."""
     if value is None:
         return "null"
+    if isinstance(value, RopeScaling):
+        return value.kind
     return str(value).lower() if isinstance(value, bool) else f"{value}"

@@ -19,7 +19,7 @@ from model.exchange.gguf.architectures import gguf_architecture
 from model.exchange.gguf.check import Texts, check_file, check_in_llama_cpp, has_llama_cpp
 from model.exchange.gguf.file import TYPES, GgufFile, GgufWriter, tensor_bytes
 from model.exchange.gguf.metadata import SHAPE, SOURCE, add_model, add_vocabulary
-from model.exchange.gguf.tensors import derived_tensors, tensor_table
+from model.exchange.gguf.tensors import derived_tensors, left_behind, tensor_table
 from model.exchange.gguf.vocabulary import UNKNOWN, Vocabulary
 from model.exchange.hf_names import part_shapes
 
@@ -126,6 +126,6 @@ def _special_ids(export: ExportSpec, vocabulary: Vocabulary) -> Mapping[str, int
 
 def _write_weights(writer: GgufWriter, state: State, spec: GgufSpec) -> dict[str, str]:
     """Writes the weights as they come; returns the digest of each tensor."""
-    config = spec.export.config
+    config, table = spec.export.config, tensor_table(spec.export.config, spec.export.vocab_size)
     digests = {name: writer.write(name, tensor) for name, tensor in derived_tensors(config).items()}
-    return digests | write_weights(writer.write, state, config, tensor_table(config, spec.export.vocab_size))
+    return digests | write_weights(writer.write, state, config, table, left_behind(config))

@@ -133,8 +133,8 @@ class GgufFile:
 
 
 def is_matrix(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a tensor is stored in the type asked for: not vectors, and not T5's small table of biases."""
-    return len(shape) == 2 and not name.endswith("attn_rel_b.weight")
+    """Whether a tensor is stored in the type asked for: not vectors, and not small tables of positions and segments."""
+    return len(shape) == 2 and not name.endswith(("attn_rel_b.weight", "position_embd.weight", "token_types.weight"))
 
 
 def tensor_bytes(name: str, shape: tuple[int, ...], matrix_type: str) -> int:

@@ -2,8 +2,10 @@
 
     python -P in_llama_cpp.py < request.json     needs no more than numpy and llama-cpp-python
 
-request  {file, out, shape, start_id, num_new, documents: [{inputs: [id], outputs: [id]}], texts: [[text, special]]}
-out      a .npz: logits_0 [L + M, V] (of an encoder-decoder [M, V]), generated_0 [num_new], ..., ids_0, ...
+request  {file, out, shape, has_head, start_id, num_new, documents: [{inputs: [id], outputs: [id]}],
+          texts: [[text, special]]}
+out      a .npz: logits_0 [L + M, V] (of an encoder-decoder [M, V], without a head final states), generated_0 [num_new],
+         ..., ids_0, ...
 
 Nothing is told to llama.cpp that the file does not say: a prefix is read both ways, and what follows one token at a
 time, because of its keys. Keys, values and scores are float32 and flash attention is off, or numbers were rounded.
@@ -18,14 +20,14 @@ import numpy as np
 
 F32 = 0
 """The type of GGML."""
-DISABLED, ERROR = 0, 4
-"""Of llama_flash_attn_type and of ggml_log_level."""
+DISABLED, NO_POOLING, ERROR = 0, 0, 4
+"""Of llama_flash_attn_type, llama_pooling_type and ggml_log_level."""
 
 
 class Engine:
     """A model and a context of it."""
 
-    def __init__(self, file: str, num_tokens: int):
+    def __init__(self, file: str, num_tokens: int, has_head: bool):
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
         self.model = llama_cpp.llama_model_load_from_file(file.encode(), params)
@@ -37,10 +39,14 @@ class Engine:
         how.n_ctx = how.n_batch = how.n_ubatch = num_tokens
         how.type_k = how.type_v = F32
         how.flash_attn_type = DISABLED
+        if not has_head:
+            how.embeddings, how.pooling_type = True, NO_POOLING
         how.n_threads = how.n_threads_batch = 2
         self.context = llama_cpp.llama_init_from_model(self.model, how)
         if not self.context:
             raise SystemExit(f"{file}: llama.cpp makes no context of it")
+        self.row_of = llama_cpp.llama_get_logits_ith if has_head else llama_cpp.llama_get_embeddings_ith
+        self.row_size = self.vocab_size if has_head else llama_cpp.llama_model_n_embd(self.model)
         self.batch = llama_cpp.llama_batch_init(num_tokens, 0, 1)
         self.position = 0
 
@@ -58,13 +64,13 @@ class Engine:
             raise SystemExit("llama_encode failed")
 
     def decode(self, tokens: list[int]) -> np.ndarray:
-        """Logits float32 [len(tokens), V] of tokens that follow those before."""
+        """Logits float32 [len(tokens), V] of tokens that follow those before, or states [len(tokens), M]."""
         self._fill(tokens, self.position)
         if llama_cpp.llama_decode(self.context, self.batch):
             raise SystemExit("llama_decode failed")
         self.position += len(tokens)
-        rows = (llama_cpp.llama_get_logits_ith(self.context, row) for row in range(len(tokens)))
-        return np.stack([np.ctypeslib.as_array(row, (self.vocab_size,)).copy() for row in rows])
+        rows = (self.row_of(self.context, row) for row in range(len(tokens)))
+        return np.stack([np.ctypeslib.as_array(row, (self.row_size,)).copy() for row in rows])
 
     def tokenize(self, text: str, special: bool) -> list[int]:
         """Ids of a text, in which names of special tokens mean those or not."""
@@ -111,7 +117,7 @@ def main() -> None:
     request = json.load(sys.stdin)
     shape, num_new, documents = request["shape"], request["num_new"], request["documents"]
     longest = max(len(each["inputs"]) + len(each["outputs"]) for each in documents)
-    engine = Engine(request["file"], longest + num_new + 1)
+    engine = Engine(request["file"], longest + num_new + 1, request["has_head"])
     found: dict[str, np.ndarray] = {}
     for number, each in enumerate(documents):
         found[f"logits_{number}"] = logits_of(engine, shape, each["inputs"], each["outputs"])

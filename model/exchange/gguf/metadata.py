@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from model.config import ModelConfig
+from model.exchange.gguf.architectures import gguf_architecture
 from model.exchange.gguf.file import FILE_TYPES
 from model.exchange.gguf.vocabulary import Vocabulary
 
 SHAPE, SOURCE = "shardline.shape", "shardline.source"
 """Keys of our own: the shape that the model was trained in, and what its weights come from."""
-T5_MAX_DISTANCE = 128
-"""That of llama.cpp's code, which no key can change; `ModelConfig` has the same where nobody sets it."""
 
 
 def add_model(writer: Any, config: ModelConfig, vocab_size: int, max_positions: int, matrix_type: str) -> None:
@@ -21,13 +20,17 @@ def add_model(writer: Any, config: ModelConfig, vocab_size: int, max_positions: 
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[matrix_type]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_vocab_size(vocab_size)
-    writer.add_context_length(max_positions)
+    writer.add_context_length(config.max_positions or max_positions)
     writer.add_embedding_length(config.d_model)
     writer.add_feed_forward_length(config.d_ff)
     writer.add_head_count(config.num_heads)
     writer.add_key_length(config.head_size)
     writer.add_value_length(config.head_size)
-    writer.add_layer_norm_rms_eps(config.norm_eps)
+    add_eps = writer.add_layer_norm_eps if config.norm == "layernorm" else writer.add_layer_norm_rms_eps
+    add_eps(config.norm_eps)
+    gguf_architecture(config).add_keys(writer, config)
+    if config.shape in ("prefix", "encoder"):
+        writer.add_causal_attention(False)
     if config.shape == "encdec":
         writer.add_block_count(config.encoder_layers)
         writer.add_decoder_block_count(config.num_layers)
@@ -36,13 +39,18 @@ def add_model(writer: Any, config: ModelConfig, vocab_size: int, max_positions: 
         return
     writer.add_block_count(config.num_layers)
     writer.add_head_count_kv(config.kv_heads)
-    writer.add_rope_dimension_count(config.head_size)
+    if config.positions == "rope":
+        _add_rotation(writer, config)
+
+
+def _add_rotation(writer: Any, config: ModelConfig) -> None:
+    import gguf
+
+    writer.add_rope_dimension_count(config.rotary_dim)
     writer.add_rope_freq_base(config.rope_theta)
     if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(config.rope_scaling.factor)
-    if config.shape != "causal":
-        writer.add_causal_attention(False)
 
 
 def add_vocabulary(writer: Any, vocabulary: Vocabulary, ids: Mapping[str, int], *, ends_with_eos: bool) -> None:
@@ -81,5 +89,12 @@ def how_to_serve(config: ModelConfig) -> str | None:
             "llama_decode of its library"
         )
     if config.shape == "encoder":
-        return "an encoder: llama-server --embeddings --pooling mean gives embeddings, its library logits of all places"
+        reads = "an encoder: llama-server --embeddings --pooling mean gives embeddings"
+        if gguf_architecture(config).has_head:
+            return f"{reads}, its library logits of all places"
+        return f"{reads}; llama.cpp fills no masks with such blocks, so the output matrix stays behind"
+    if gguf_architecture(config).is_young:
+        return (
+            "of llama.cpp's architecture granite_swa, for windows or layers without positions: old versions refuse it"
+        )
     return None
