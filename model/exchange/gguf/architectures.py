@@ -1,6 +1,6 @@
 """The architectures of GGUF that models of ours are written as.
 
-causal, prefix   rms_kinds.py (llama, qwen3, phi3, smollm3, granite_swa, olmo2, exaone4, gemma, gemma3),
+causal, prefix   rms_kinds.py (llama, qwen3, phi3, smollm3, granite_swa, olmo2, exaone4, gemma, gemma2, gemma3),
                  layer_norm_kinds.py (gpt2, mpt, bloom, gptneox, phi2, command-r, cohere2)
 encoder          rms_kinds.py (llada), layer_norm_kinds.py (bert)
 encdec           t5
@@ -14,7 +14,19 @@ from model.config import ModelConfig
 from model.exchange.families.places import ANY, misfits, only, refusal
 from model.exchange.gguf.architecture import GgufArchitecture
 from model.exchange.gguf.layer_norm_kinds import BERT, BLOOM, COHERE2, COMMAND_R, GPT2, GPTNEOX, MPT, PHI2
-from model.exchange.gguf.rms_kinds import EXAONE4, GEMMA, GEMMA3, GRANITE_SWA, LLADA, LLAMA, OLMO2, PHI3, QWEN3, SMOLLM3
+from model.exchange.gguf.rms_kinds import (
+    EXAONE4,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    GRANITE_SWA,
+    LLADA,
+    LLAMA,
+    OLMO2,
+    PHI3,
+    QWEN3,
+    SMOLLM3,
+)
 
 T5_MAX_DISTANCE = 128
 """That of llama.cpp's code, which no key can change."""
@@ -38,6 +50,7 @@ ARCHITECTURES = (
     GRANITE_SWA,
     OLMO2,
     GEMMA,
+    GEMMA2,
     GEMMA3,
     GPT2,
     BLOOM,

@@ -1,4 +1,4 @@
-"""Architectures of GGUF with RMSNorm and rotary positions: Llama's kin, OLMo 2, EXAONE 4, Gemma.
+"""Architectures of GGUF with RMSNorm and rotary positions: Llama's kin, OLMo 2, EXAONE 4, Gemma 1 to 3.
 
 llama        biases; llama3's scaling           phi3      a part of each head rotated
 qwen3        norms of queries and keys          smollm3   every fourth layer without positions
@@ -6,6 +6,7 @@ granite_swa  Llama with windows, or other layers without positions; scores that 
              so low that they take no weight
 olmo2        norms of what is added, windows    exaone4   the same with norms of queries and keys head by head
 gemma        embeddings times sqrt(d_model)     gemma3    with norms on both sides, windows, a base of their own there
+gemma2       norms on both sides, soft caps of scores and logits, every other layer slides
 llada        Llama's block without a causal mask and a cache, for encoders: the name of a causal model would be one for
              other readers
 """
@@ -19,6 +20,10 @@ from model.exchange.gguf.architecture import LINEAR, WINDOW, GgufArchitecture, a
 PLACES: Places = {"num_kv_heads": ANY, "head_dim": ANY, "rope_theta": ANY, "rope_scaling": LINEAR}
 WINDOWS: Places = {"sliding_window": WINDOW, "layer_types": ANY}
 
+FURTHEST = 2**30
+"""A window beyond any text: llama.cpp aborts where no layer of `granite_swa` slides; so all do, and see everything.
+Half of `gemma2`'s slide always."""
+
 LLAMA = GgufArchitecture("llama", among(PLACES, ("bias", "qkv_bias", "rope_scaling")), pairs_neighbours=True)
 QWEN3 = GgufArchitecture("qwen3", {**PLACES, "qk_norm": only("qk_norm", True)})
 PHI3 = GgufArchitecture("phi3", {**PLACES, "head_dim": OF_WIDTH, "rope_fraction": ANY}, fuses=True, fuses_gate=True)
@@ -26,10 +31,6 @@ SMOLLM3 = GgufArchitecture(
     "smollm3", {**PLACES, "no_rope_layer_interval": only("no_rope_layer_interval", 4)}, pairs_neighbours=True
 )
 LLADA = GgufArchitecture("llada", PLACES, shapes=("encoder",), pairs_neighbours=True)
-
-
-FURTHEST = 2**30
-"""A window beyond any text: llama.cpp aborts where no layer of `granite_swa` slides; so all do, and see everything."""
 
 
 def _add_granite_swa_keys(writer: Any, config: ModelConfig) -> None:
@@ -90,6 +91,43 @@ _GEMMA: Places = {
     "embedding_scale": SCALED_BY_WIDTH,
 }
 GEMMA = GgufArchitecture("gemma", {**_GEMMA, "tie_embeddings": only("tie_embeddings", True)})
+
+
+def _gemma2_scale(config: ModelConfig) -> float:
+    """What llama.cpp scales scores by, which no key can change: it knows the largest by its depth."""
+    return (config.d_model // config.num_heads if config.num_layers == 46 else config.head_size) ** -0.5
+
+
+def _add_gemma2_keys(writer: Any, config: ModelConfig) -> None:
+    writer.add_sliding_window(config.sliding_window or FURTHEST)
+    writer.add_attn_logit_softcapping(config.attention_softcap)
+    writer.add_final_logit_softcapping(config.logit_softcap)
+
+
+_CAPPED = "it has one in any case"
+GEMMA2 = GgufArchitecture(
+    "gemma2",
+    {
+        **GEMMA.places,
+        "rope_scaling": only("rope_scaling", None),
+        "norm_placement": only("norm_placement", "sandwich"),
+        "sliding_window": WINDOW,
+        "layer_types": Place(
+            lambda config: (
+                config.sliding_window is None
+                or all(config.slides(index) != bool(index % 2) for index in range(config.num_layers))
+            ),
+            lambda config: "every other layer slides, from its first",
+        ),
+        "attention_softcap": Place(lambda config: config.attention_softcap is not None, lambda config: _CAPPED),
+        "logit_softcap": Place(lambda config: config.logit_softcap is not None, lambda config: _CAPPED),
+        "attention_scale": Place(
+            lambda config: (config.attention_scale or config.head_size**-0.5) == _gemma2_scale(config),
+            lambda config: f"it has {_gemma2_scale(config)}",
+        ),
+    },
+    add_keys=_add_gemma2_keys,
+)
 
 
 def _add_gemma3_keys(writer: Any, config: ModelConfig) -> None:

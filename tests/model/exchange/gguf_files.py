@@ -15,6 +15,7 @@ COHERE = {"norm": "layernorm", "parallel_block": True, "tie_embeddings": True}
 OUTPUT_NORMS = {"norm_placement": "output", "qk_norm": "all_heads"}
 GEMMA = {"norm": "rmsnorm_1p", "activation": "geglu", "embedding_scale": BASE["d_model"] ** 0.5, "head_dim": 12}
 GEMMA3 = GEMMA | {"norm_placement": "sandwich", "qk_norm": True}
+GEMMA2 = {"norm_placement": "sandwich", "attention_softcap": 0.7, "logit_softcap": 5.0, "tie_embeddings": True}
 SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 LINEAR = {"kind": "linear", "factor": 4.0}
 CASES = {
@@ -36,6 +37,8 @@ CASES = {
     "gemma": GEMMA | {"tie_embeddings": True},
     "gemma3": GEMMA3 | SLIDING | {"sliding_rope_theta": 500.0, "rope_scaling": LINEAR, "logit_softcap": 5.0},
     "gemma3_full": GEMMA3 | {"tie_embeddings": True},
+    "gemma2": GEMMA | GEMMA2 | SLIDING | {"num_layers": 3},
+    "gemma2_full": GEMMA | GEMMA2,
     "gpt2": LAYER_NORM | LEARNED | {"position_offset": 2},
     "mpt": LAYER_NORM | LEARNED | {"bias": False, "tie_embeddings": True},
     "mpt_alibi": LAYER_NORM | {"positions": "alibi", "qkv_bias": False},
@@ -52,6 +55,7 @@ CASES = {
     "prefix_gpt2": LAYER_NORM | LEARNED | {"shape": "prefix"},
     "prefix_bloom": LAYER_NORM | {"shape": "prefix", "positions": "alibi", "embedding_norm": True},
     "prefix_gptneox": LAYER_NORM | {"shape": "prefix", "parallel_block": True, "rope_fraction": 0.5},
+    "prefix_gemma2": GEMMA | GEMMA2 | {"shape": "prefix"},
     "prefix_gemma3": GEMMA3 | {"shape": "prefix"},
     "prefix_command-r": COHERE | {"shape": "prefix"},
     "bert": LAYER_NORM
