@@ -1,6 +1,5 @@
 """BART, which vLLM has no class for, of its layers: post-norm, learned positions, two rows of which are never read."""
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -13,11 +12,13 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from model.exchange.vllm.encdec import QKV, CrossAttentionBlock, EncDec, Heads, SelfAttention, Stacks
 from model.exchange.vllm.encoder_text import EncoderTextDummies, EncoderTextInfo, EncoderTextProcessor
+from model.exchange.vllm.weights import Weights, with_one_embedding
 
 OFFSET = 2
 """Rows of the table of positions that are never read."""
 SIDES = ("encoder", "decoder")
-SHARED = "model.shared.weight"
+SHARED, OTHERS = "model.shared.weight", [f"model.{side}.embed_tokens.weight" for side in SIDES]
+"""Names of the embedding; where it is not tied to the head, a folder has it under all of them."""
 
 
 class Layer(nn.Module):
@@ -91,20 +92,7 @@ class BartForConditionalGeneration(EncDec):
         logits = super().compute_logits(hidden_states)
         return None if logits is None else logits + self.final_logits_bias
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    def load_weights(self, weights: Weights) -> set[str]:
         """See vLLM. ValueError when the sides have embeddings of their own."""
         mapper = WeightsMapper(orig_to_new_substr={".out_proj.": ".o_proj."}, orig_to_new_stacked=QKV)
-        return self.load(_with_one_embedding(weights), mapper)
-
-
-def _with_one_embedding(weights: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """A folder's weights without the embedding's other names, under which one that is not tied stands as well."""
-    names, first = {SHARED, *(f"model.{side}.embed_tokens.weight" for side in SIDES)}, None
-    for name, weight in weights:
-        if name not in names:
-            yield name, weight
-        elif first is None:
-            first = weight.clone()
-            yield SHARED, weight
-        elif not torch.equal(first, weight):
-            raise ValueError(f"{name}: it differs from the other side's embedding, and vLLM's BART here has one")
+        return self.load(with_one_embedding(weights, SHARED, OTHERS), mapper)

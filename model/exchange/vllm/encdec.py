@@ -18,6 +18,7 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper
 
 from model.exchange.vllm.encoder_text import keep_texts_in_order
+from model.exchange.vllm.weights import Weights
 
 QKV = {f".self_attn.{each}_proj": (".self_attn.qkv_proj", each) for each in "qkv"}
 """Weights that are one here."""
@@ -165,7 +166,7 @@ class EncDec(nn.Module, SupportsMultiModal):
         """[T, M] -> [T, V]."""
         return self.logits_processor(self.lm_head, hidden_states)
 
-    def load(self, weights: Iterable[tuple[str, torch.Tensor]], mapper: WeightsMapper) -> set[str]:
+    def load(self, weights: Weights, mapper: WeightsMapper) -> set[str]:
         """Takes the weights under the names of the exported folder, which `mapper` turns into ours."""
         skipped = WeightsMapper(orig_to_new_prefix={"lm_head.": None} if self.is_tied else {})
         return AutoWeightsLoader(self).load_weights(weights, mapper=mapper | skipped)

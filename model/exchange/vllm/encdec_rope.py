@@ -1,6 +1,5 @@
 """Our encoder-decoder of Llama's blocks (hf/encdec_rope.py), of vLLM's layers."""
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from vllm.multimodal import MULTIMODAL_REGISTRY
 
 from model.exchange.vllm.encdec import QKV, CrossAttentionBlock, EncDec, Heads, SelfAttention, Stacks
 from model.exchange.vllm.encoder_text import EncoderTextDummies, EncoderTextInfo, EncoderTextProcessor
+from model.exchange.vllm.weights import Weights
 
 
 class RotaryAttention(SelfAttention):
@@ -125,6 +125,6 @@ class EncDecRopeForConditionalGeneration(EncDec):
             {".gate_proj": (".gate_up_proj", 0), ".up_proj": (".gate_up_proj", 1)} if config.gated else {}
         )
 
-    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:
+    def load_weights(self, weights: Weights) -> set[str]:
         """See vLLM."""
         return self.load(weights, WeightsMapper(orig_to_new_stacked=self.stacked))
