@@ -3,7 +3,7 @@
     prompt -> renderer -> one item of the kind "text" at place 0 + the decoder's start token -> scheduler -> the model
 
 The item is what a sound is to vLLM's Whisper: it is encoded in the step that reads the decoder's first tokens, and what
-cross-attention keeps of it is the request's own. Chunks of a prompt and keys of other requests are off by vLLM itself.
+cross-attention keeps of it is the request's own.
 """
 
 from collections.abc import Mapping
@@ -41,10 +41,9 @@ class EncoderTextConfig(VerifyAndUpdateConfig):
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
-        """ValueError for what would be wrong here, whether vLLM turned it on or somebody asked for it."""
+        """ValueError for what has no place here; prompts in chunks are off by vLLM itself, whatever is asked for."""
         wrong = {
             "--enable-prefix-caching": vllm_config.cache_config.enable_prefix_caching,
-            "--enable-chunked-prefill": vllm_config.scheduler_config.enable_chunked_prefill,
             "--speculative-config": vllm_config.speculative_config,
         }
         if asked := [key for key, value in wrong.items() if value]:
