@@ -14,6 +14,7 @@ import torch
 
 from common.mistakes import Mistake, refuse_halves
 from model.exchange.architectures import CAUSAL, MASKED, SEQ2SEQ, Architecture
+from model.exchange.families import BY_TYPE
 from model.exchange.in_transformers import padded, quiet_transformers
 from model.exchange.json_objects import quoted
 from model.exchange.their_folder import HfFolder, correspondence, load_model, load_tokenizer
@@ -44,8 +45,7 @@ class Loaded(NamedTuple):
     @property
     def longest(self) -> int | None:
         """Most tokens of a text, prompt included, in an encoder-decoder of either side; None where nothing says."""
-        longest = getattr(self.model.config, "max_position_embeddings", None)
-        return longest if isinstance(longest, int) else None
+        return BY_TYPE[self.architecture.model_type].longest(self.model.config)
 
     @property
     def pad_id(self) -> int:

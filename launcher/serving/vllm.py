@@ -2,8 +2,10 @@
 
 vLLM brings a torch and a transformers of its own, so it mostly lives in an environment of its own: `python` is one that
 has it. It is given a clean view of the folder, as everything here: none of its code, no pickles, no template.
+Decoders and encoder-decoders complete prompts there as here; encoders make embeddings there and fill no gaps.
 """
 
+import itertools
 import json
 import signal
 import subprocess
@@ -12,13 +14,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
 from common.mistakes import Mistake
-from model.exchange.architectures import CAUSAL, Architecture
+from model.exchange.architectures import SEQ2SEQ, Architecture
 from model.exchange.their_folder import HfFolder, correspondence
 from model.exchange.vllm import TAUGHT
 
 PLUGIN = "shardline"
-"""Name of our plugin among vLLM's, which teaches it prefix models."""
+"""Name of our plugin among vLLM's."""
+POOLER = {"pooling_type": "MEAN", "use_activation": False}
+"""What `filling.embed` does: the mean of all states, as long as it is; vLLM's own is the first state at length 1."""
 _ASK = """
 import importlib.metadata, importlib.util, json
 there = importlib.util.find_spec("vllm") is not None
@@ -47,26 +53,42 @@ def obstacle(architecture: Architecture, found: Found, python: str) -> str | Non
     """Why vLLM does not serve a class; None when it does."""
     if not found.there:
         return f"{python} has no vLLM; install it into an environment of its own and name that by --vllm-python"
-    if architecture.auto != CAUSAL or (architecture.shipped and architecture.model_type not in TAUGHT):
+    is_foreign = architecture.shipped is not None or architecture.auto == SEQ2SEQ
+    if is_foreign and architecture.model_type not in TAUGHT:
         return f"vLLM serves no {architecture.name} in the shape it was trained in"
-    if architecture.shipped and PLUGIN not in found.plugins:
+    if architecture.model_type in TAUGHT and PLUGIN not in found.plugins:
         return (
-            f"vLLM of {python} knows no {architecture.name}, and would serve another class causally; install "
-            "shardline there, whose plugin teaches it"
+            f"vLLM of {python} has no class for {architecture.name} as it was trained; install shardline there, "
+            "whose plugin brings one"
         )
     return None
+
+
+def settings(theirs: HfFolder) -> dict[str, str]:
+    """Options that have vLLM compute what our own loop does, by name. ValueError as from `correspondence`."""
+    imported, _ = correspondence(theirs)
+    options = {}
+    if any(place.dtype == torch.float32 for place in theirs.files.places.values()):
+        options["--dtype"] = "float32"  # else it would round them to 16 bits
+    if theirs.config.architecture.fills_masks:
+        options |= {"--runner": "pooling", "--pooler-config": json.dumps(POOLER)}
+        if imported.max_positions:
+            options["--max-model-len"] = str(imported.max_positions)  # its own count has RoBERTa's unread rows in it
+    return options
 
 
 def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
     """Serves a folder by vLLM until a signal comes; returns its exit code, 0 when it was told to end."""
     theirs = HfFolder.read(folder)
-    correspondence(theirs)
+    options, architecture = settings(theirs), theirs.config.architecture
     with theirs.clean_view() as view:
         config = view / "config.json"
         keys = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(keys | {"architectures": [theirs.config.architecture.name]}), encoding="utf-8")
+        keys["architectures"] = [TAUGHT.get(architecture.model_type, architecture.name)]
+        config.write_text(json.dumps(keys), encoding="utf-8")
         words = ["--model", view, "--served-model-name", name, "--load-format", "safetensors"]
-        command = [python, "-m", "vllm.entrypoints.openai.api_server", *words, "--host", host, "--port", port]
+        words += ["--host", host, "--port", port, *itertools.chain(*options.items())]
+        command = [python, "-m", "vllm.entrypoints.openai.api_server", *words]
         child = subprocess.Popen(list(map(str, command)))
         try:
             return child.wait()
@@ -77,11 +99,16 @@ def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
 
 
 def chosen(engine: str, folder: Path, python: str | None) -> str | None:
-    """The Python whose vLLM serves a folder; None for our own loop. Mistake when vLLM is asked for and cannot."""
+    """The Python whose vLLM serves a folder; None for our own loop. Mistake when vLLM is asked for and cannot.
+
+    `auto` keeps encoders, whose gaps only our own loop fills.
+    """
     if engine == "transformers":
         return None
-    asked = python or sys.executable
-    why_not = obstacle(HfFolder.read(folder).config.architecture, find(asked), asked)
-    if why_not and engine == "vllm":
+    asked, architecture = python or sys.executable, HfFolder.read(folder).config.architecture
+    why_not = obstacle(architecture, find(asked), asked)
+    if engine == "auto":
+        return None if why_not or architecture.fills_masks else asked
+    if why_not:
         raise Mistake(f"--engine vllm: {why_not}; or take --engine transformers")
-    return None if why_not else asked
+    return asked
