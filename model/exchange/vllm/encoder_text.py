@@ -8,6 +8,7 @@ cross-attention keeps of it is the request's own.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ class EncoderTextProcessor(EncDecMultiModalProcessor):
         item = mm_input(
             prompt_token_ids=inputs.prompt,
             mm_kwargs=MultiModalKwargsItems.from_hf_inputs({IDS: torch.tensor([inputs.prompt])}, fields),
-            mm_hashes={KIND: [str(hash(tuple(inputs.prompt)))]},
+            mm_hashes={KIND: [sha256(repr(inputs.prompt).encode()).hexdigest()]},
             mm_placeholders={KIND: [PlaceholderRange(offset=0, length=len(inputs.prompt))]},
         )
         return mm_enc_dec_input(item, [])
