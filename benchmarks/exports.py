@@ -1,6 +1,6 @@
 """Every preset's blocks at a tiny size, written for Hugging Face's transformers and read back.
 
-    python -m benchmarks.exports [--check] [--json FILE] [--markdown]
+    python -m benchmarks.exports [--only NAME] [--check] [--json FILE] [--markdown]
 
 For each of them a model with random weights, norms and biases included, becomes a folder (`convert`). Its rows say
 - the class that it is, which transformers then loads as it is;
@@ -77,10 +77,11 @@ def tiny(name: str) -> ModelConfig:
     """The blocks of a preset in a size that computes at once, with fewer key heads where it has fewer."""
     preset = models.load(name).model
     optional: dict[str, Any] = {"num_encoder_layers": 1, "head_dim": 16, "max_positions": LENGTH}
-    optional |= {"sliding_window": 8, "layer_types": (preset.layer_types or [])[:2]}
+    optional |= {"sliding_window": 8, "layer_types": list(dict.fromkeys(preset.layer_types or []))}
     optional["num_kv_heads"] = 4 if preset.kv_heads == preset.num_heads else min(preset.kv_heads, 2)
-    optional["logit_scale"] = 32**-0.5
-    neutral = {"logit_scale": 1.0}
+    optional |= {"logit_scale": 32**-0.5, "embedding_scale": 32**0.5, "no_rope_layer_interval": 2}
+    optional["rope_fraction"] = round(4 * preset.rope_fraction) / 4  # an even number of dims of 8
+    neutral = dict.fromkeys(("logit_scale", "embedding_scale", "rope_fraction"), 1.0)
     there = {key: value for key, value in optional.items() if getattr(preset, key) not in (None, neutral.get(key))}
     return ModelConfig.model_validate(models.keys(name) | SIZE | there)
 
@@ -88,9 +89,10 @@ def tiny(name: str) -> ModelConfig:
 def randomised(config: ModelConfig, vocab_size: int = VOCAB) -> Transformer:
     """A model whose norms and biases are all different, so that mixing them up shows."""
     model, generator = Transformer(config, vocab_size), torch.Generator().manual_seed(0)
+    least = -0.5 if config.norm == "rmsnorm_1p" else 0.5
     for weight in model.parameters():
         if weight.dim() == 1:
-            weight.data.uniform_(0.5, 1.5, generator=generator)
+            weight.data.uniform_(least, least + 1, generator=generator)
     return model
 
 
@@ -148,10 +150,10 @@ def _same_weights(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return set(one) == set(other) and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def kinds() -> list[tuple[str, ModelConfig]]:
-    """Kinds of blocks, and the presets that have them."""
+def kinds(only: str) -> list[tuple[str, ModelConfig]]:
+    """Kinds of blocks, and the presets that have them, of those whose name begins so."""
     found: dict[str, tuple[list[str], ModelConfig]] = {}
-    for name in models.names():
+    for name in filter(lambda name: name.startswith(only), models.names()):
         config = tiny(name)
         found.setdefault(config.model_dump_json(exclude={"rope_theta", "norm_eps"}), ([], config))[0].append(name)
     return [(_together(names), config) for names, config in found.values()]
@@ -165,13 +167,14 @@ def _together(names: list[str]) -> str:
 def main() -> int:
     """Prints the table; 1 where something differs and `--check` is given."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--only", default="", metavar="NAME", help="presets whose name begins so")
     parser.add_argument("--check", action="store_true", help="exit 1 when something differs")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows to FILE")
     parser.add_argument("--markdown", action="store_true", help="print the table of docs/serving.md")
     args = parser.parse_args()
     results = []
     with quiet_transformers():
-        for presets, config in kinds():
+        for presets, config in kinds(args.only):
             with tempfile.TemporaryDirectory(prefix="shardline-") as work:
                 results.append(measure(presets, config, Path(work)))
     _show(results, args.markdown)

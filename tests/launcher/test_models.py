@@ -89,6 +89,23 @@ def test_every_family_is_there_in_all_its_sizes():
         "roberta": {"large"},
         "gpt-j": {"6b"},
         "modernbert": {"base", "large"},
+        "mistral": {"7b"},
+        "qwen3": {"0.6b", "8b"},
+        "smollm2": {"135m"},
+        "smollm3": {"3b"},
+        "seed-oss": {"36b"},
+        "olmo2": {"7b"},
+        "phi": {"2"},
+        "phi-3": {"mini"},
+        "phi-4": {"mini"},
+        "gemma": {"2b"},
+        "gemma2": {"2b", "27b"},
+        "gemma3": {"1b"},
+        "gpt-neox": {"20b"},
+        "pythia": {"1b"},
+        "command-r": {"35b"},
+        "eurobert": {"210m"},
+        "umt5": {"small"},
     }
 
 
@@ -105,7 +122,12 @@ def test_sizes_are_within_one_percent_of_the_published_or_a_number_says_why_not(
     assert abs(row.difference) <= 0.01 or re.search(r"\d(M|B|,\d{3}) ?", row.note), row
 
 
-@pytest.mark.parametrize("name", ["bloom-176b", "bloomberggpt-50b", "llama2-70b", "llama3.1-405b", "t5-v1.1-xxl"])
+EXACTLY = ["bloom-176b", "bloomberggpt-50b", "llama2-70b", "llama3.1-405b", "t5-v1.1-xxl", "mistral-7b", "qwen3-8b"]
+EXACTLY += ["qwen3-0.6b", "smollm2-135m", "smollm3-3b", "seed-oss-36b", "olmo2-7b", "phi-2", "phi-3-mini", "phi-4-mini"]
+EXACTLY += ["gemma-2b", "gemma2-2b", "gemma2-27b", "gemma3-1b", "gpt-neox-20b", "pythia-1b"]
+
+
+@pytest.mark.parametrize("name", EXACTLY)
 def test_sizes_published_to_the_last_parameter_are_met_to_the_last_parameter(name, rows):
     assert rows[name].parameters == rows[name].published_parameters
 
@@ -192,8 +214,10 @@ def tiny(name: str) -> ModelConfig:
     preset = models.load(name).model
     sizes = {"num_layers": 2, "d_model": 32, "num_heads": 4, "head_dim": 8, "d_ff": 48, "vocab_size": 50}
     optional = {"num_encoder_layers": 1, "num_kv_heads": min(preset.kv_heads, 2), "max_positions": 16}
-    optional |= {"sliding_window": 4, "layer_types": (preset.layer_types or [])[:2]}
+    optional |= {"sliding_window": 4, "layer_types": list(dict.fromkeys(preset.layer_types or []))}
+    optional |= {"no_rope_layer_interval": 2}
     sizes |= {key: value for key, value in optional.items() if getattr(preset, key) is not None}
+    sizes["rope_fraction"] = round(4 * preset.rope_fraction) / 4  # an even number of dims of 8
     return ModelConfig.model_validate(models.keys(name) | sizes)
 
 

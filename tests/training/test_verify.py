@@ -124,12 +124,18 @@ def test_every_preset_is_made_small_and_stays_what_it_is(name, tmp_path):
     big = RunConfig.model_validate(tree)
     made = small(big, tmp_path, 2)
     changed = {"num_layers", "num_encoder_layers", "d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff"}
-    changed |= {"vocab_size", "max_positions", "sliding_window", "layer_types"}
+    changed |= {"vocab_size", "max_positions", "sliding_window", "layer_types", "no_rope_layer_interval"}
     kept = set(type(big.model).model_fields) - changed
     assert {key: getattr(made.model, key) for key in kept} == {key: getattr(big.model, key) for key in kept}
     assert (made.model.kv_heads == made.model.num_heads) == (big.model.kv_heads == big.model.num_heads)
-    assert set(made.model.layer_types or []) == set(big.model.layer_types or [])
+    assert _kinds(made.model) == _kinds(big.model)
     assert made.training.global_batch_size == 2 * 2 * 4
+
+
+def _kinds(config):
+    """What kinds of layers there are: whether they slide, and whether some have no positions."""
+    layers = range(config.num_layers)
+    return set(map(config.slides, layers)), len(set(map(config.rotates, layers)))
 
 
 @pytest.mark.parametrize("shape", ["causal", "prefix", "encdec", "encoder"])

@@ -15,7 +15,7 @@ GATES = {"swiglu": "silu", "geglu": "gelu_pytorch_tanh", "geglu_exact": "gelu"}
 """Our gated activations by the name of the function that their gate goes through."""
 PLAIN = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 """Our activations without a gate."""
-SAME = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh", "gelu_python": "gelu"}
+SAME = {"swish": "silu", "gelu_python": "gelu"} | dict.fromkeys(("gelu_new", "gelu_fast"), "gelu_pytorch_tanh")
 """Other names of functions."""
 
 

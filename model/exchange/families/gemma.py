@@ -61,9 +61,11 @@ class Gemma2(Gemma):
     }
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
-        """See `Family`."""
+        """See `Family`; where scores are capped, of a kernel that caps them: transformers 4 takes one that does not."""
         keys = super().keys(config, max_positions)
         keys["hidden_activation"] = keys.pop("hidden_act")
+        if config.attention_softcap is not None:
+            keys["_attn_implementation"] = "eager"
         return keys | {
             "query_pre_attn_scalar": _scalar(config),
             "sliding_window": config.sliding_window or max_positions,  # it asks for one where no layer slides too

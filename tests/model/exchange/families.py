@@ -42,7 +42,10 @@ CASES: dict[str, dict[str, Any]] = {
     "Phi3ForCausalLM": GROUPED | {"rope_fraction": 0.5},
     "Phi3ForCausalLM, tied": GROUPED | TIED | {"rope_fraction": 0.75, "head_dim": 16, "sliding_window": 8},
     "Olmo2ForCausalLM": GROUPED | {"norm_placement": "output", "qk_norm": "all_heads"},
-    "Olmo2ForCausalLM, tied": GROUPED | TIED | {"norm_placement": "output", "qk_norm": "all_heads", "head_dim": 12},
+    "Olmo2ForCausalLM, tied": GROUPED
+    | TIED
+    | {"norm_placement": "output", "qk_norm": "all_heads", "head_dim": 12}
+    | {"rope_scaling": {"kind": "linear", "factor": 4.0}},
     "GemmaForCausalLM": GEMMA,
     "GemmaForCausalLM, untied": GEMMA | {"tie_embeddings": False, "num_kv_heads": 1},
     "Gemma2ForCausalLM": GEMMA

@@ -87,6 +87,13 @@ def test_what_was_exported_comes_back_bit_for_bit_and_leaves_alike(exported, tmp
     assert (again / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
+@pytest.mark.parametrize(("case", "kernel"), [("Gemma2ForCausalLM", "eager"), ("Gemma3ForCausalLM", None)])
+def test_capped_scores_are_given_to_a_kernel_that_caps_them(case, kernel):
+    """Transformers 4 would take one that does not, and say nothing."""
+    config = config_of(case)
+    assert family_of(config).keys(config, 128).get("_attn_implementation") == kernel
+
+
 REFUSED = {
     "gpt-2 with grouped heads": (
         CLASSIC | LEARNED | {"num_kv_heads": 2},

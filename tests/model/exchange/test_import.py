@@ -72,7 +72,10 @@ THEIRS = {
     "opt": ("OPT", SIZE | {"ffn_dim": 40}),
     "bloom": ("Bloom", SIZE),
     "gpt_neox": ("GPTNeoX", SIZE | {"hidden_act": "gelu_new"}),
-    "gpt_neox, parts in turn": ("GPTNeoX", SIZE | {"use_parallel_residual": False, "rotary_pct": 0.5}),
+    "gpt_neox, parts in turn": (
+        "GPTNeoX",
+        SIZE | {"use_parallel_residual": False, "rotary_pct": 0.5, "hidden_act": "gelu_fast"},
+    ),
     "phi": ("Phi", SIZE),
     "phi3": ("Phi3", SIZE | {"partial_rotary_factor": 0.5, "pad_token_id": 3}),
     "cohere": ("Cohere", SIZE | {"num_key_value_heads": 1}),
