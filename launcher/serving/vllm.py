@@ -18,11 +18,17 @@ import torch
 
 from common.mistakes import Mistake
 from model.exchange.architectures import SEQ2SEQ, Architecture
+from model.exchange.families.places import as_yaml
 from model.exchange.their_folder import HfFolder, correspondence
 from model.exchange.vllm import TAUGHT
 
 PLUGIN = "shardline"
 """Name of our plugin among vLLM's."""
+NAMES = {**TAUGHT, "modernbert": "ModernBertModel"}
+"""Classes that do there what a folder's own does, where they are called otherwise, by the type in config.json."""
+TIED = {"bloom": True, "cohere": True, "gemma2": True, "gptj": False}
+"""Types whose class there knows only heads that are the embedding, or only those that are not: of the others one would
+be served with another head, with or without a word."""
 POOLER = {"pooling_type": "MEAN", "use_activation": False}
 """What `filling.embed` does: the mean of all states, as long as it is; vLLM's own is the first state at length 1."""
 _ASK = """
@@ -49,8 +55,8 @@ def find(python: str) -> Found:
         raise Mistake(f"--vllm-python: {python} is no Python that can be asked ({error})") from None
 
 
-def obstacle(architecture: Architecture, found: Found, python: str) -> str | None:
-    """Why vLLM does not serve a class; None when it does."""
+def obstacle(architecture: Architecture, ties: bool, found: Found, python: str) -> str | None:
+    """Why vLLM does not serve a class whose head is the embedding, or is not; None when it does."""
     if not found.there:
         return f"{python} has no vLLM; install it into an environment of its own and name that by --vllm-python"
     is_foreign = architecture.shipped is not None or architecture.auto == SEQ2SEQ
@@ -61,7 +67,14 @@ def obstacle(architecture: Architecture, found: Found, python: str) -> str | Non
             f"vLLM of {python} has no class for {architecture.name} as it was trained; install shardline there, "
             "whose plugin brings one"
         )
+    if not knows_head(architecture, ties):
+        return f"vLLM knows {architecture.name} only with tie_word_embeddings {as_yaml(not ties)}"
     return None
+
+
+def knows_head(architecture: Architecture, ties: bool) -> bool:
+    """Whether vLLM's class has such a head."""
+    return TIED.get(architecture.model_type, ties) == ties
 
 
 def settings(theirs: HfFolder) -> dict[str, str]:
@@ -84,7 +97,7 @@ def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
     with theirs.clean_view() as view:
         config = view / "config.json"
         keys = json.loads(config.read_text(encoding="utf-8"))
-        keys["architectures"] = [TAUGHT.get(architecture.model_type, architecture.name)]
+        keys["architectures"] = [NAMES.get(architecture.model_type, architecture.name)]
         config.write_text(json.dumps(keys), encoding="utf-8")
         words = ["--model", view, "--served-model-name", name, "--load-format", "safetensors"]
         words += ["--host", host, "--port", port, *itertools.chain(*options.items())]
@@ -105,8 +118,9 @@ def chosen(engine: str, folder: Path, python: str | None) -> str | None:
     """
     if engine == "transformers":
         return None
-    asked, architecture = python or sys.executable, HfFolder.read(folder).config.architecture
-    why_not = obstacle(architecture, find(asked), asked)
+    asked, theirs = python or sys.executable, HfFolder.read(folder)
+    architecture, (imported, _) = theirs.config.architecture, correspondence(theirs)
+    why_not = obstacle(architecture, imported.config.tie_embeddings, find(asked), asked)
     if engine == "auto":
         return None if why_not or architecture.fills_masks else asked
     if why_not:

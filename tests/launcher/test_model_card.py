@@ -84,6 +84,12 @@ def test_each_class_is_loaded_in_its_own_way(made, found, pipeline, line):
     assert ("modeling file of this folder" in body) == (found.shipped is not None)
 
 
+def test_vllm_is_named_where_its_class_has_the_head(made):
+    cohere = BY_TYPE["cohere"].architecture
+    assert not made.model.tie_embeddings
+    assert ["vllm serve DIR" in render(made, found) for found in (LLAMA, cohere, T5)] == [True, False, False]
+
+
 def test_the_last_evaluation_of_the_step_stands_in_it(made):
     lines = [
         {

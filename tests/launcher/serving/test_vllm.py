@@ -79,8 +79,16 @@ def test_bert_is_given_as_the_class_of_our_plugin_and_roberta_with_the_rows_that
         assert vllm.settings(theirs)["--max-model-len"] == "128"
     bert, roberta = (BY_TYPE[each].architecture for each in ("bert", "roberta"))
     without, found = vllm.Found(True), vllm.Found(True, ["shardline"])
-    assert "has no class for BertForMaskedLM" in vllm.obstacle(bert, without, "python")
-    assert vllm.obstacle(bert, found, "python") is vllm.obstacle(roberta, without, "python") is None
+    assert "has no class for BertForMaskedLM" in vllm.obstacle(bert, True, without, "python")
+    assert vllm.obstacle(bert, True, found, "python") is vllm.obstacle(roberta, True, without, "python") is None
+
+
+@pytest.mark.parametrize(("model_type", "ties"), [("cohere", True), ("gemma2", True), ("bloom", True), ("gptj", False)])
+def test_heads_that_a_class_of_vllms_has_no_place_for_are_refused(model_type, ties):
+    architecture, found = BY_TYPE[model_type].architecture, vllm.Found(True)
+    assert vllm.obstacle(architecture, ties, found, "python") is None
+    said = f"knows {architecture.name} only with tie_word_embeddings {str(ties).lower()}"
+    assert said in vllm.obstacle(architecture, not ties, found, "python")
 
 
 def test_weights_of_sixteen_bits_are_served_as_they_are(tmp_path, tokenizer):
@@ -98,8 +106,9 @@ def test_what_it_does_not_serve_is_served_by_transformers_or_refused(folders, py
 
 def test_a_class_that_our_plugin_does_not_bring_is_not_given_to_it():
     found = vllm.Found(True, ["shardline"])
-    assert "serves no PrefixDecoderForCausalLM" in vllm.obstacle(BY_TYPE["prefix_decoder"].architecture, found, "x")
-    assert all(vllm.obstacle(BY_TYPE[each].architecture, found, "x") is None for each in TAUGHT)
+    found_out = vllm.obstacle(BY_TYPE["prefix_decoder"].architecture, True, found, "x")
+    assert "serves no PrefixDecoderForCausalLM" in found_out
+    assert all(vllm.obstacle(BY_TYPE[each].architecture, True, found, "x") is None for each in TAUGHT)
 
 
 def test_each_class_of_the_plugin_is_in_the_module_of_its_type():
