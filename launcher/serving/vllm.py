@@ -32,6 +32,9 @@ TIED = {"bloom": True, "cohere": True, "gemma2": True, "gptj": False}
 be served with another head, with or without a word."""
 SILU_ALONE = {"llama", "qwen2", "qwen3", "mistral", "phi3", "prefix_llama", "cohere"}
 """Types whose class there puts SiLU on a gate, whatever a folder says: Cohere's without a word, the others refuse."""
+WINDOWS_ALIKE = {"qwen2", "qwen3"}
+"""Types whose class there has windows in all layers or in none. It refuses others, but for models of 28 layers (the
+default of max_window_layers), whose windows it leaves out without a word."""
 POOLER = {"pooling_type": "MEAN", "use_activation": False}
 """What `filling.embed` does: the mean of all states, as long as it is; vLLM's own is the first state at length 1."""
 _ASK = """
@@ -76,11 +79,13 @@ def obstacle(architecture: Architecture, model: ModelConfig, found: Found, pytho
 
 
 def only_with(architecture: Architecture, model: ModelConfig) -> str | None:
-    """A key of config.json and the one value that vLLM's class knows, which this model has not; None when it has."""
+    """The one thing that vLLM's class knows where this model has another; None when it knows what this one has."""
     if (ties := TIED.get(architecture.model_type, model.tie_embeddings)) != model.tie_embeddings:
         return f"tie_word_embeddings {as_yaml(ties)}"
     if architecture.model_type in SILU_ALONE and model.activation != "swiglu":
         return "hidden_act silu"
+    if architecture.model_type in WINDOWS_ALIKE and model.num_sliding(model.num_layers) not in (0, model.num_layers):
+        return "layers that slide all or none"
     return None
 
 

@@ -106,6 +106,16 @@ def test_gates_that_a_class_of_vllms_does_not_compute_are_served_by_transformers
     assert gemma is None and vllm.only_with(BY_TYPE["llama"].architecture, model.config) == "hidden_act silu"
 
 
+@pytest.mark.parametrize("num_layers", [2, 28])
+def test_layers_some_of_which_slide_are_not_given_to_a_class_that_lets_all_or_none(num_layers):
+    keys = CASES["Qwen3ForCausalLM"] | {"num_layers": num_layers, "sliding_window": 8}
+    some = ModelConfig(**keys | {"layer_types": ["sliding_attention", "full_attention"]})
+    qwen3, found = BY_TYPE["qwen3"].architecture, vllm.Found(True)
+    assert "Qwen3ForCausalLM only with layers that slide all or none" in vllm.obstacle(qwen3, some, found, "python")
+    assert vllm.obstacle(qwen3, ModelConfig(**keys), found, "python") is None
+    assert vllm.obstacle(BY_TYPE["smollm3"].architecture, some, found, "python") is None
+
+
 def test_weights_of_sixteen_bits_are_served_as_they_are(tmp_path, tokenizer):
     model = randomised(ModelConfig(**BASE), vocab_size=tokenizer.vocab_size).bfloat16()
     folder = export(model, tmp_path / "out", tokenizer.model_path, dtype=torch.bfloat16)
