@@ -19,7 +19,7 @@ from data_pipeline.manifest import FILE_NAME, Manifest, dropped_of
 from launcher.evaluate import EVALUATIONS
 from launcher.pages import template
 from launcher.run_folder import metrics_of
-from launcher.serving.vllm import knows_head
+from launcher.serving.vllm import only_with
 from model.config import ModelConfig
 from model.exchange.architectures import CAUSAL, MASKED, SEQ2SEQ, Architecture
 from model.flops import num_parameters
@@ -82,7 +82,7 @@ def render(
         loading=Plain(_loading(found, plain_tokenizer is None)),
         plain_tokenizer=plain_tokenizer,
         prompt="class <mask>:" if found.fills_masks else "import ",
-        vllm_serves=found.auto == CAUSAL and not found.shipped and knows_head(found, made.model.tie_embeddings),
+        vllm_serves=found.auto == CAUSAL and not found.shipped and only_with(found, made.model) is None,
         is_shipped=found.shipped is not None,
         is_prefix=made.model.shape == "prefix",
     )

@@ -254,8 +254,17 @@ async def _busy(_: Request, error: Any) -> JSONResponse:
 async def _http(request: Request, error: Any) -> JSONResponse:
     message = f"{request.method} {request.url.path} is not answered here ({error.detail}); /docs lists what is"
     if error.status_code == 400:
-        message = "the body cannot be read: its JSON is nested too deeply"
+        message = f"the body cannot be read: {_unreadable(error.__cause__)}"
     return JSONResponse(answers.error(message), error.status_code, headers=error.headers)
+
+
+def _unreadable(cause: BaseException | None) -> str:
+    """What is wrong with a body that nothing could be made of, by what the reader of JSON raised."""
+    if isinstance(cause, UnicodeDecodeError):
+        return "it is no UTF-8"
+    if isinstance(cause, RecursionError):
+        return "its JSON is nested too deeply"
+    return "it holds a number of too many digits" if isinstance(cause, ValueError) else "it broke off"
 
 
 async def _fault(_: Request, error: Any) -> JSONResponse:

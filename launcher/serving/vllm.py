@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 
 from common.mistakes import Mistake
+from model.config import ModelConfig
 from model.exchange.architectures import SEQ2SEQ, Architecture
 from model.exchange.families.places import as_yaml
 from model.exchange.their_folder import HfFolder, correspondence
@@ -29,6 +30,11 @@ NAMES = {**TAUGHT, "modernbert": "ModernBertModel"}
 TIED = {"bloom": True, "cohere": True, "gemma2": True, "gptj": False}
 """Types whose class there knows only heads that are the embedding, or only those that are not: of the others one would
 be served with another head, with or without a word."""
+SILU_ALONE = {"llama", "qwen2", "qwen3", "mistral", "phi3", "prefix_llama", "cohere"}
+"""Types whose class there puts SiLU on a gate, whatever a folder says: Cohere's without a word, the others refuse."""
+WINDOWS_ALIKE = {"qwen2", "qwen3"}
+"""Types whose class there has windows in all layers or in none. It refuses others, but for models of 28 layers (the
+default of max_window_layers), whose windows it leaves out without a word."""
 POOLER = {"pooling_type": "MEAN", "use_activation": False}
 """What `filling.embed` does: the mean of all states, as long as it is; vLLM's own is the first state at length 1."""
 _ASK = """
@@ -55,8 +61,8 @@ def find(python: str) -> Found:
         raise Mistake(f"--vllm-python: {python} is no Python that can be asked ({error})") from None
 
 
-def obstacle(architecture: Architecture, ties: bool, found: Found, python: str) -> str | None:
-    """Why vLLM does not serve a class whose head is the embedding, or is not; None when it does."""
+def obstacle(architecture: Architecture, model: ModelConfig, found: Found, python: str) -> str | None:
+    """Why vLLM does not serve a model of a class; None when it does."""
     if not found.there:
         return f"{python} has no vLLM; install it into an environment of its own and name that by --vllm-python"
     is_foreign = architecture.shipped is not None or architecture.auto == SEQ2SEQ
@@ -67,14 +73,20 @@ def obstacle(architecture: Architecture, ties: bool, found: Found, python: str) 
             f"vLLM of {python} has no class for {architecture.name} as it was trained; install shardline there, "
             "whose plugin brings one"
         )
-    if not knows_head(architecture, ties):
-        return f"vLLM knows {architecture.name} only with tie_word_embeddings {as_yaml(not ties)}"
+    if (wanted := only_with(architecture, model)) is not None:
+        return f"vLLM knows {architecture.name} only with {wanted}"
     return None
 
 
-def knows_head(architecture: Architecture, ties: bool) -> bool:
-    """Whether vLLM's class has such a head."""
-    return TIED.get(architecture.model_type, ties) == ties
+def only_with(architecture: Architecture, model: ModelConfig) -> str | None:
+    """The one thing that vLLM's class knows where this model has another; None when it knows what this one has."""
+    if (ties := TIED.get(architecture.model_type, model.tie_embeddings)) != model.tie_embeddings:
+        return f"tie_word_embeddings {as_yaml(ties)}"
+    if architecture.model_type in SILU_ALONE and model.activation != "swiglu":
+        return "hidden_act silu"
+    if architecture.model_type in WINDOWS_ALIKE and model.num_sliding(model.num_layers) not in (0, model.num_layers):
+        return "layers that slide all or none"
+    return None
 
 
 def settings(theirs: HfFolder) -> dict[str, str]:
@@ -120,7 +132,7 @@ def chosen(engine: str, folder: Path, python: str | None) -> str | None:
         return None
     asked, theirs = python or sys.executable, HfFolder.read(folder)
     architecture, (imported, _) = theirs.config.architecture, correspondence(theirs)
-    why_not = obstacle(architecture, imported.config.tie_embeddings, find(asked), asked)
+    why_not = obstacle(architecture, imported.config, find(asked), asked)
     if engine == "auto":
         return None if why_not or architecture.fills_masks else asked
     if why_not:

@@ -14,7 +14,8 @@ from model.exchange.their_configs import ImportedConfig
 
 MARKER = "shardline.json"
 """File that says a folder was exported by us, and from which model config."""
-COMPARED = ("shape", "positions", "norm", "activation", "qk_norm", "rope_theta")
+CAPS = ("attention_softcap", "logit_softcap")
+COMPARED = ("shape", "positions", "norm", "activation", "qk_norm", *CAPS, "rope_theta")
 """Keys of a model that its weights say nothing, or not clearly, about."""
 
 

@@ -19,6 +19,7 @@ from model.exchange.vllm import TAUGHT
 from tests.model.exchange.exports import BASE, export, randomised
 from tests.model.exchange.families import CASES
 
+TIED, UNTIED = (ModelConfig(**BASE | {"tie_embeddings": ties}) for ties in (True, False))
 SCRIPT = """#!/bin/sh
 if [ "$1" = -c ]; then echo '[true, {plugins}]'; exit; fi
 echo "$@" > {out}/words; ls -A "$4" > {out}/files; cat "$4/config.json" > {out}/config.json
@@ -79,16 +80,40 @@ def test_bert_is_given_as_the_class_of_our_plugin_and_roberta_with_the_rows_that
         assert vllm.settings(theirs)["--max-model-len"] == "128"
     bert, roberta = (BY_TYPE[each].architecture for each in ("bert", "roberta"))
     without, found = vllm.Found(True), vllm.Found(True, ["shardline"])
-    assert "has no class for BertForMaskedLM" in vllm.obstacle(bert, True, without, "python")
-    assert vllm.obstacle(bert, True, found, "python") is vllm.obstacle(roberta, True, without, "python") is None
+    assert "has no class for BertForMaskedLM" in vllm.obstacle(bert, TIED, without, "python")
+    assert vllm.obstacle(bert, TIED, found, "python") is vllm.obstacle(roberta, TIED, without, "python") is None
 
 
 @pytest.mark.parametrize(("model_type", "ties"), [("cohere", True), ("gemma2", True), ("bloom", True), ("gptj", False)])
 def test_heads_that_a_class_of_vllms_has_no_place_for_are_refused(model_type, ties):
     architecture, found = BY_TYPE[model_type].architecture, vllm.Found(True)
-    assert vllm.obstacle(architecture, ties, found, "python") is None
+    known, other = (TIED, UNTIED) if ties else (UNTIED, TIED)
+    assert vllm.obstacle(architecture, known, found, "python") is None
     said = f"knows {architecture.name} only with tie_word_embeddings {str(ties).lower()}"
-    assert said in vllm.obstacle(architecture, not ties, found, "python")
+    assert said in vllm.obstacle(architecture, other, found, "python")
+
+
+def test_gates_that_a_class_of_vllms_does_not_compute_are_served_by_transformers_or_refused(
+    tmp_path, tokenizer, python
+):
+    keys = CASES["CohereForCausalLM, one key head"] | {"activation": "geglu"}
+    model = randomised(ModelConfig(**keys), vocab_size=tokenizer.vocab_size)
+    folder = export(model, tmp_path / "out", tokenizer.model_path)
+    assert vllm.chosen("auto", folder, python()) is None
+    with pytest.raises(Mistake, match="--engine vllm: vLLM knows CohereForCausalLM only with hidden_act silu"):
+        vllm.chosen("vllm", folder, python())
+    gemma = vllm.only_with(BY_TYPE["gemma"].architecture, model.config)
+    assert gemma is None and vllm.only_with(BY_TYPE["llama"].architecture, model.config) == "hidden_act silu"
+
+
+@pytest.mark.parametrize("num_layers", [2, 28])
+def test_layers_some_of_which_slide_are_not_given_to_a_class_that_lets_all_or_none(num_layers):
+    keys = CASES["Qwen3ForCausalLM"] | {"num_layers": num_layers, "sliding_window": 8}
+    some = ModelConfig(**keys | {"layer_types": ["sliding_attention", "full_attention"]})
+    qwen3, found = BY_TYPE["qwen3"].architecture, vllm.Found(True)
+    assert "Qwen3ForCausalLM only with layers that slide all or none" in vllm.obstacle(qwen3, some, found, "python")
+    assert vllm.obstacle(qwen3, ModelConfig(**keys), found, "python") is None
+    assert vllm.obstacle(BY_TYPE["smollm3"].architecture, some, found, "python") is None
 
 
 def test_weights_of_sixteen_bits_are_served_as_they_are(tmp_path, tokenizer):
@@ -106,9 +131,9 @@ def test_what_it_does_not_serve_is_served_by_transformers_or_refused(folders, py
 
 def test_a_class_that_our_plugin_does_not_bring_is_not_given_to_it():
     found = vllm.Found(True, ["shardline"])
-    found_out = vllm.obstacle(BY_TYPE["prefix_decoder"].architecture, True, found, "x")
+    found_out = vllm.obstacle(BY_TYPE["prefix_decoder"].architecture, TIED, found, "x")
     assert "serves no PrefixDecoderForCausalLM" in found_out
-    assert all(vllm.obstacle(BY_TYPE[each].architecture, True, found, "x") is None for each in TAUGHT)
+    assert all(vllm.obstacle(BY_TYPE[each].architecture, TIED, found, "x") is None for each in TAUGHT)
 
 
 def test_each_class_of_the_plugin_is_in_the_module_of_its_type():

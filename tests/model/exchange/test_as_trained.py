@@ -13,6 +13,7 @@ from model.config import ModelConfig
 from model.exchange.convert import MARKER
 from model.exchange.importing import import_hf
 from tests.model.exchange.exports import BASE, export, randomised
+from tests.model.exchange.families import CASES
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,16 @@ def test_another_rotary_base_than_that_of_the_training_is_refused(exported, tmp_
     folder = changed(exported, tmp_path, rope_theta=10000.0, rope_parameters=parameters)
     with pytest.raises(Mistake, match=r"rope_theta 10000\.0, but it was trained with rope_theta 500000\.0"):
         load(folder)
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_other_soft_caps_than_those_of_the_training_are_refused(key, tmp_path, tokenizer_model):
+    model = randomised(ModelConfig(**CASES["Gemma2ForCausalLM"]))
+    folder = export(model, tmp_path / "out", tokenizer_model)
+    assert load(folder).architecture.model_type == "gemma2"
+    for cap in (None, 7.0):
+        with pytest.raises(Mistake, match=rf"makes it a model of \w+_softcap {cap}, but it was trained with "):
+            load(changed(folder, tmp_path / str(cap), **{key: cap}))
 
 
 @pytest.mark.parametrize("marker", ["{}", '{"model": 5}', '{"model": {"shape": "prefix", "from_tomorrow": 1}}'])

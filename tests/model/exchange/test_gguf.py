@@ -212,11 +212,12 @@ def test_what_has_no_place_is_refused_by_its_key(case):
 
 def test_a_key_that_nobody_gave_a_place_is_refused():
     class WithMore(ModelConfig):
-        logit_softcap: float | None = None
+        from_tomorrow: float | None = None
 
-    assert gguf_architecture(WithMore(**BASE)).name == "llama"
-    with pytest.raises(Mistake, match=r"model\.logit_softcap: 30.0 has no place"):
-        gguf_architecture(WithMore(**BASE, logit_softcap=30.0))
+    for case in CASES:
+        assert gguf_architecture(WithMore(**BASE | CASES[case])) is gguf_architecture(gguf_model(case).config)
+        with pytest.raises(Mistake, match=r"model\.from_tomorrow: 30.0 has no place"):
+            gguf_architecture(WithMore(**BASE | CASES[case], from_tomorrow=30.0))
 
 
 def test_nothing_is_left_behind_or_replaced_where_it_fails(tmp_path, tokenizer_model):
