@@ -196,6 +196,12 @@ class ModelConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _scale_is_said_once(self):
+        if self.attention_scale == self.head_size**-0.5:
+            self.__dict__["attention_scale"] = None  # frozen once read; equal models have equal keys
+        return self
+
+    @model_validator(mode="after")
     def _parts_fit(self):
         if self.num_encoder_layers is not None and self.shape != "encdec":
             raise Mistake(

@@ -86,6 +86,9 @@ def only_with(architecture: Architecture, model: ModelConfig) -> str | None:
         return "hidden_act silu"
     if architecture.model_type in WINDOWS_ALIKE and model.num_sliding(model.num_layers) not in (0, model.num_layers):
         return "layers that slide all or none"
+    size, turned = model.head_size, model.rotary_dim
+    if architecture.model_type == "gptj" and int(size * (turned / size)) != turned:
+        return f"another rotary_dim than {turned}, which it rounds down"
     return None
 
 

@@ -35,6 +35,10 @@ class _Call(NamedTuple):
     work: Callable[[], Any]
     outcome: Future[Any]
 
+    def fail(self, error: Exception) -> None:
+        if self.outcome.set_running_or_notify_cancel():
+            self.outcome.set_exception(error)
+
     def run(self) -> None:
         if not self.outcome.set_running_or_notify_cancel():
             return
@@ -65,7 +69,7 @@ class Worker:
             self._stopping = True
             for each in (*self._batch, *self._waiting):
                 if isinstance(each, _Call):
-                    each.outcome.set_exception(Ending())
+                    each.fail(Ending())
                 elif not each.is_done:
                     each.error = Ending()
                     each.tell(each)

@@ -14,9 +14,9 @@ from model.exchange.their_configs import ImportedConfig
 
 MARKER = "shardline.json"
 """File that says a folder was exported by us, and from which model config."""
-CAPS = ("attention_softcap", "logit_softcap")
-COMPARED = ("shape", "positions", "norm", "activation", "qk_norm", *CAPS, "rope_theta")
-"""Keys of a model that its weights say nothing, or not clearly, about."""
+SCORES = ("attention_scale", "attention_softcap", "logit_softcap")
+COMPARED = ("shape", "positions", "norm", "activation", "qk_norm", *SCORES, "rope_theta")
+"""Keys of a model that its weights say nothing, or not clearly, about; the last is of rotary positions."""
 
 
 def marked(folder: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from model.config import ModelConfig
 from tests.training.runs import tiny_config
 from training.config import RunConfig, _types_in
 
@@ -134,3 +135,9 @@ def test_a_config_that_was_written_down_whole_is_read_as_the_same(name):
     config = tiny_config("data", schedule={"name": name})
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config
     assert config.schedule.last_ratio == 0.1
+
+
+def test_a_scale_of_scores_that_is_the_usual_one_is_no_other_model():
+    sizes = {"num_layers": 1, "d_model": 32, "num_heads": 4, "d_ff": 48}
+    assert ModelConfig(**sizes, attention_scale=8**-0.5) == ModelConfig(**sizes)
+    assert ModelConfig(**sizes, attention_scale=9**-0.5).attention_scale == 9**-0.5

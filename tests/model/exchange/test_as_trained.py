@@ -53,14 +53,21 @@ def test_another_rotary_base_than_that_of_the_training_is_refused(exported, tmp_
         load(folder)
 
 
-@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
-def test_other_soft_caps_than_those_of_the_training_are_refused(key, tmp_path, tokenizer_model):
+KEYS_OF_SCORES = {
+    "attn_logit_softcapping": (None, 7.0),
+    "final_logit_softcapping": (None, 7.0),
+    "query_pre_attn_scalar": (7, 13),
+}
+
+
+@pytest.mark.parametrize("key", KEYS_OF_SCORES)
+def test_other_scores_than_those_of_the_training_are_refused(key, tmp_path, tokenizer_model):
     model = randomised(ModelConfig(**CASES["Gemma2ForCausalLM"]))
     folder = export(model, tmp_path / "out", tokenizer_model)
     assert load(folder).architecture.model_type == "gemma2"
-    for cap in (None, 7.0):
-        with pytest.raises(Mistake, match=rf"makes it a model of \w+_softcap {cap}, but it was trained with "):
-            load(changed(folder, tmp_path / str(cap), **{key: cap}))
+    for value in KEYS_OF_SCORES[key]:
+        with pytest.raises(Mistake, match=r"makes it a model of \w+_(softcap|scale) .*, but it was trained with "):
+            load(changed(folder, tmp_path / str(value), **{key: value}))
 
 
 @pytest.mark.parametrize("marker", ["{}", '{"model": 5}', '{"model": {"shape": "prefix", "from_tomorrow": 1}}'])
