@@ -193,7 +193,7 @@ def train(way: Way, data: Path, world: World, reduced: Reduced) -> tuple[dict[st
 
 def held(way: Way, data: Path, world: World) -> dict[str, int]:
     """What the engine says that a rank holds, and the bytes of all tensors that live in the middle of a step."""
-    kept = _live()  # what an earlier way has left stays, so that it is in both counts
+    kept = _live()  # what an earlier way has left: none of it counts, whether its tensors go meanwhile or not
     engine = build_engine(way.config(data), VOCAB_SIZE, world)
     with batches_of(way.config(data), world.rank, world.size) as loader:
         train_step(engine, next(loader), LR, world)
@@ -203,14 +203,14 @@ def held(way: Way, data: Path, world: World) -> dict[str, int]:
             engine.backward(loss)
             engine.step(LR)
         del loss
-        live = sum(_live().values()) - sum(kept.values())
+        live = sum(storage.nbytes() for place, storage in _live().items() if place not in kept)
     holdings = engine.holdings()
     engine.close()
     return dataclasses.asdict(holdings) | {"live": live}
 
 
-def _live() -> dict[torch.UntypedStorage, int]:
-    """Bytes of the memory of all tensors."""
+def _live() -> dict[int, torch.UntypedStorage]:
+    """The memory of all tensors by its address."""
     gc.collect()
     storages = {}
     for thing in gc.get_objects():
@@ -218,7 +218,7 @@ def _live() -> dict[torch.UntypedStorage, int]:
             for tensor in (thing, thing.grad if thing.is_leaf else None, getattr(thing, "grad_accum", None)):
                 if tensor is not None and not tensor.is_meta:  # what has no memory has no place either
                     storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
-    return {storage: storage.nbytes() for storage in storages.values()}
+    return storages
 
 
 def main() -> None:
