@@ -81,7 +81,7 @@ def render(
         evaluations=[row for record in evaluations_of(made) for row in _evaluation_rows(record)],
         loading=Plain(_loading(found, plain_tokenizer is None)),
         plain_tokenizer=plain_tokenizer,
-        prompt="class <mask>:" if found.fills_masks else "import ",
+        prompt=Plain("class <mask>:" if found.fills_masks else "import "),
         vllm_serves=found.auto == CAUSAL and not found.shipped and only_with(found, made.model) is None,
         is_shipped=found.shipped is not None,
         is_prefix=made.model.shape == "prefix",

@@ -253,6 +253,11 @@ class ModelConfig(Section):
             raise Mistake(
                 f"t5_bias_per_layer: only positions t5_bias has tables, this is {self.positions}; leave it false"
             )
+        if self.attention_softcap is not None and self.attention_backend == "varlen":
+            raise Mistake(
+                f"attention_backend: varlen takes no soft cap and attention_softcap is {self.attention_softcap:g}; use "
+                "flash, sdpa or auto"
+            )
         if self.positions == "t5_bias" and self.attention_backend in ("flash", "varlen"):
             raise Mistake(
                 f"attention_backend: {self.attention_backend} takes no bias per pair, which positions t5_bias needs; "

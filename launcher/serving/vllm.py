@@ -106,7 +106,10 @@ def settings(theirs: HfFolder) -> dict[str, str]:
 
 
 def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
-    """Serves a folder by vLLM until a signal comes; returns its exit code, 0 when it was told to end."""
+    """Serves a folder by vLLM until a signal comes; returns 0 when it was told to end, else another number.
+
+    vLLM itself ends with 0 when its engine is dead.
+    """
     theirs = HfFolder.read(folder)
     options, architecture = settings(theirs), theirs.config.architecture
     with theirs.clean_view() as view:
@@ -119,7 +122,7 @@ def run(folder: Path, python: str, host: str, port: int, name: str) -> int:
         command = [python, "-m", "vllm.entrypoints.openai.api_server", *words]
         child = subprocess.Popen(list(map(str, command)))
         try:
-            return child.wait()
+            return child.wait() or 1
         except (KeyboardInterrupt, SystemExit):
             child.send_signal(signal.SIGTERM)
             child.wait()

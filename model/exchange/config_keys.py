@@ -95,6 +95,8 @@ KEYS = {
     "norm_type": NAME,
     "norm_placement": NAME,
     "norm_bias": FLAG,
+    "cls_token_id": ID,
+    "sep_token_id": ID,
     "decoder_bias": FLAG,
     "classifier_bias": FLAG,
     "position_type": NAME,
@@ -178,7 +180,7 @@ NESTED_ROPE_KEYS = ROPE_KEYS | dict.fromkeys(OF_KINDS, OBJECT)
 NULLABLE = {"num_key_value_heads", "head_dim", "num_decoder_layers", "rope_parameters", "rope_scaling"}
 NULLABLE |= {"dtype", "torch_dtype", "partial_rotary_factor", "layer_types", "no_rope_layers", *IDS_OF_TOKENS}
 NULLABLE |= {"n_inner", "n_embed", "word_embed_proj_dim", "use_bidirectional_attention", "hidden_activation"}
-NULLABLE |= {"global_attn_every_n_layers", *OF_KINDS}
+NULLABLE |= {"global_attn_every_n_layers", "cls_token_id", "sep_token_id", *OF_KINDS}
 """Keys that may be null, which is the same as leaving them out."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 

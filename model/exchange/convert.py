@@ -150,6 +150,8 @@ def _write_configs(folder: Path, spec: ExportSpec) -> None:
     ids = {"bos_token_id": spec.bos_id, "eos_token_id": spec.eos_id, "pad_token_id": spec.pad_id}
     if spec.config.shape == "encdec":
         ids["decoder_start_token_id"] = spec.bos_id
+    if "cls_token_id" in spec.family.heeds:  # left out, they would be the published model's, which may be no ids here
+        ids |= {"cls_token_id": spec.bos_id, "sep_token_id": spec.eos_id}
     keys = hf_config(spec.config, spec.vocab_size, spec.max_positions, spec.dtype, spec.pad_id)
     _write_json(folder / "config.json", keys | ids)
     if spec.config.shape != "encoder":

@@ -82,6 +82,8 @@ def test_each_class_is_loaded_in_its_own_way(made, found, pipeline, line):
     assert front["pipeline_tag"] == pipeline
     assert line in body
     assert ("modeling file of this folder" in body) == (found.shipped is not None)
+    prompt = "class <mask>:" if found.fills_masks else "import "
+    assert f"shardline generate DIR --prompt '{prompt}'" in body
 
 
 def test_vllm_is_named_where_its_class_has_the_head(made):

@@ -42,6 +42,8 @@ class ModernBert(Family):
             "intermediate_size",
             "hidden_activation",
             "classifier_activation",
+            "cls_token_id",
+            "sep_token_id",
             "max_position_embeddings",
             "norm_eps",
             "norm_bias",

@@ -42,7 +42,7 @@ def test_a_causal_folder_is_given_to_it_without_code_pickles_and_templates(folde
     for name in ("evil.py", "pytorch_model.bin", "chat_template.jinja"):
         (folder / name).write_text("evil")
     assert vllm.chosen("auto", folder, python()) == python()
-    assert vllm.run(folder, python(), "127.0.0.1", 81, "name") == 0
+    assert vllm.run(folder, python(), "127.0.0.1", 81, "name") == 1, "nobody told it to end"
     words = (tmp_path / "words").read_text().split()
     assert words[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
     assert words[4:8] == ["--served-model-name", "name", "--load-format", "safetensors"]
@@ -65,7 +65,7 @@ def test_what_our_plugin_brings_goes_to_it_only_where_that_is(shape, folders, py
 def test_an_encoder_goes_to_it_for_embeddings_when_it_is_asked_for(folders, tmp_path, python):
     assert vllm.chosen("auto", folders("encoder"), python()) is None, "its gaps are filled here alone"
     assert vllm.chosen("vllm", folders("encoder"), python())
-    assert vllm.run(folders("encoder"), python(), "127.0.0.1", 81, "name") == 0
+    assert vllm.run(folders("encoder"), python(), "127.0.0.1", 81, "name") == 1
     words = (tmp_path / "words").read_text().split(maxsplit=16)
     assert words[12:16] == ["--dtype", "float32", "--runner", "pooling"]
     assert words[16].strip() == '--pooler-config {"pooling_type": "MEAN", "use_activation": false} --max-model-len 128'

@@ -38,9 +38,7 @@ def test_prefix_weights_labelled_as_a_causal_model_are_refused_by_all_who_read_t
         lambda where: run(where, "python", "x", 1, "x"),
     )
     for use in uses:
-        with pytest.raises(
-            Mistake, match=r"makes it a model of shape 'causal', but it was trained with shape 'prefix'"
-        ):
+        with pytest.raises(Mistake, match=r"makes it a model of shape causal, but it was trained with shape prefix"):
             use(folder)
     (folder / MARKER).unlink()
     assert load(folder).kind == "decoder", "of a folder of others nobody knows better"
@@ -68,6 +66,46 @@ def test_other_scores_than_those_of_the_training_are_refused(key, tmp_path, toke
     for value in KEYS_OF_SCORES[key]:
         with pytest.raises(Mistake, match=r"makes it a model of \w+_(softcap|scale) .*, but it was trained with "):
             load(changed(folder, tmp_path / str(value), **{key: value}))
+
+
+PLACES = {
+    "window": ("Gemma2ForCausalLM", {"sliding_window": 4}, r"sliding_window \[4, None\], but .* \[8, None\]"),
+    "layers": ("Gemma2ForCausalLM", {"layer_types": ["full_attention"] * 2}, "sliding_window null, but"),
+    "turned": (
+        "GPTJForCausalLM",
+        {"rotary_dim": 2},
+        r"rope_fraction 0\.25, but it was trained with rope_fraction 0\.5",
+    ),
+    "both sides": ("ModernBertForMaskedLM", {"local_attention": 4}, r"sliding_window \[None, 4, 4, None\], but"),
+    "own base": (
+        "Gemma3ForCausalLM",
+        {
+            "rope_local_base_freq": 9.0,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 9.0},
+            },
+        },
+        r"rope_theta \[9\.0, 10000\.0\], but .* \[500\.0, 10000\.0\]",
+    ),
+    "norms": ("LlamaForCausalLM", {"rms_norm_eps": 1e-3}, r"norm_eps 0\.001, but"),
+}
+
+
+@pytest.mark.parametrize("case", PLACES)
+def test_other_windows_and_positions_than_those_of_the_training_are_refused(case, tmp_path, tokenizer_model):
+    name, keys, said = PLACES[case]
+    folder = export(randomised(ModelConfig(**CASES[name])), tmp_path / "out", tokenizer_model)
+    assert load(folder)
+    with pytest.raises(Mistake, match=f"makes it a model of {said}"):
+        load(changed(folder, tmp_path, **keys))
+
+
+def test_a_marker_that_describes_no_model_is_named(exported, tmp_path):
+    folder = shutil.copytree(exported, tmp_path / "other")
+    (folder / MARKER).write_text('{"model": {"num_heads": 0}}')
+    with pytest.raises(Mistake, match=r"shardline\.json: it describes no model \(num_heads: Input should be"):
+        load(folder)
 
 
 @pytest.mark.parametrize("marker", ["{}", '{"model": 5}', '{"model": {"shape": "prefix", "from_tomorrow": 1}}'])
