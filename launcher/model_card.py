@@ -5,6 +5,7 @@
 Text that a user chose (names of runs, sources, tasks) is escaped: none of it is read as Markdown, HTML or YAML.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from model.config import ModelConfig
 from model.exchange.architectures import CAUSAL, MASKED, SEQ2SEQ, Architecture
 from model.flops import num_parameters
 from training.config import RunConfig
-from training.state.identity import Saved
+from training.state.identity import EXECUTION_KEYS, Saved
 
 MOST_ROWS = 10
 """Rows of a table of losses."""
@@ -33,6 +34,9 @@ LICENSE = re.compile(r"[a-z0-9][a-z0-9.\-]{0,63}")
 """How the Hub writes identifiers of licences: apache-2.0, mit, other."""
 PIPELINES = {CAUSAL: "text-generation", MASKED: "fill-mask", SEQ2SEQ: "text2text-generation"}
 """The Hub's name of what a class of models is for."""
+TOLD = {"shape", "num_layers", "num_encoder_layers", "d_model", "d_ff", "num_heads", "num_kv_heads", "head_dim"}
+TOLD |= {"activation", "norm", "positions", "vocab_size", "tie_embeddings", "init_std"}
+"""Keys of a model that the card tells in words of its own; others stand there by name where somebody set them."""
 Row = tuple[str, str]
 
 
@@ -124,7 +128,8 @@ def _languages(config: RunConfig) -> list[str]:
 def _model_rows(made: Checkpoint, found: Architecture) -> list[Row]:
     model, vocab_size = made.model, made.saved.identity.model["vocab_size"]
     depth = f"{model.encoder_layers} + {model.num_layers}" if model.encoder_layers else f"{model.num_layers}"
-    return [
+    switches = model.model_dump(mode="json", exclude_defaults=True, exclude=TOLD | EXECUTION_KEYS)
+    rows = [
         ("class", found.name),
         ("shape", model.shape),
         ("parameters", f"{num_parameters(model, vocab_size):,}"),
@@ -134,6 +139,7 @@ def _model_rows(made: Checkpoint, found: Architecture) -> list[Row]:
         ("blocks", f"{model.activation}, {model.norm}, positions {model.positions}"),
         ("vocabulary", f"{vocab_size:,}, embeddings {'tied' if model.tie_embeddings else 'untied'}"),
     ]
+    return rows + [(key, json.dumps(value)) for key, value in switches.items()]
 
 
 def _data_rows(manifest: Manifest) -> list[Row]:

@@ -86,6 +86,13 @@ def test_each_class_is_loaded_in_its_own_way(made, found, pipeline, line):
     assert f"shardline generate DIR --prompt '{prompt}'" in body
 
 
+def test_switches_of_blocks_stand_in_it_where_somebody_set_them(made):
+    keys = {"norm_placement": "sandwich", "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
+    body = render(made._replace(model=made.model.model_copy(update=keys)), LLAMA)
+    assert r'| norm\_placement | "sandwich" |' in body and r"| sliding\_window | 8 |" in body
+    assert "sliding\\_window" not in render(made, LLAMA)
+
+
 def test_vllm_is_named_where_its_class_has_the_head(made):
     cohere = BY_TYPE["cohere"].architecture
     assert not made.model.tie_embeddings
