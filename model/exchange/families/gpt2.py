@@ -11,66 +11,76 @@ from model.exchange.families.places import ANY, only
 
 NAMES = classic.Names("ln_1", ("attn.c_attn",), "attn.c_proj", "ln_2", "mlp.c_fc", "mlp.c_proj")
 
+HEEDS = frozenset(
+    {
+        "n_embd",
+        "n_layer",
+        "n_head",
+        "n_inner",
+        "n_positions",
+        "activation_function",
+        "layer_norm_epsilon",
+    }
+)
+"""Keys of sizes that GPT-2 and GPT-J have."""
+
+
+def size_keys(config: ModelConfig) -> dict[str, Any]:
+    """The same but for n_positions, and what stands beside them in each."""
+    return {
+        "n_embd": config.d_model,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.d_ff,
+        "activation_function": classic.OLD_NAMES[config.activation],
+        "layer_norm_epsilon": config.norm_eps,
+        "resid_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "attn_pdrop": 0.0,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+    }
+
+
+def sizes_of(theirs: Any) -> dict[str, Any]:
+    """Our keys from them."""
+    return {
+        "num_layers": theirs.n_layer,
+        "d_model": theirs.n_embd,
+        "num_heads": theirs.n_head,
+        "d_ff": theirs.n_inner or 4 * theirs.n_embd,
+        "activation": named("activation_function", theirs.activation_function, activation_names(PLAIN)),
+        "norm": "layernorm",
+        "norm_eps": theirs.layer_norm_epsilon,
+        "bias": True,
+        "tie_embeddings": theirs.tie_word_embeddings,
+        "init_std": theirs.initializer_range,
+    }
+
 
 class Gpt2(Family):
     """GPT-2."""
 
     architecture = Architecture("GPT2LMHeadModel", "gpt2", config="GPT2Config")
     places = {**classic.PLACES, "positions": only("positions", "learned"), "max_positions": ANY}
-    heeds = frozenset(
-        {
-            "n_embd",
-            "n_layer",
-            "n_head",
-            "n_inner",
-            "n_positions",
-            "activation_function",
-            "layer_norm_epsilon",
-            "scale_attn_weights",
-            "scale_attn_by_inverse_layer_idx",
-            "add_cross_attention",
-        }
-    )
+    heeds = HEEDS | {
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "add_cross_attention",
+    }
     base = "transformer."
     computed = (".attn.bias", ".attn.masked_bias")
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        return {
-            "n_embd": config.d_model,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_inner": config.d_ff,
-            "n_positions": config.max_positions,
-            "activation_function": classic.OLD_NAMES[config.activation],
-            "layer_norm_epsilon": config.norm_eps,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "scale_attn_weights": True,
-            "tie_word_embeddings": config.tie_embeddings,
-            "use_cache": True,
-        }
+        return size_keys(config) | {"n_positions": config.max_positions, "scale_attn_weights": True}
 
     def ours(self, theirs: Any) -> dict[str, Any]:
         """See `Family`."""
         classic.must_be(
             theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False
         )
-        return {
-            "num_layers": theirs.n_layer,
-            "d_model": theirs.n_embd,
-            "num_heads": theirs.n_head,
-            "d_ff": theirs.n_inner or 4 * theirs.n_embd,
-            "activation": named("activation_function", theirs.activation_function, activation_names(PLAIN)),
-            "norm": "layernorm",
-            "norm_eps": theirs.layer_norm_epsilon,
-            "bias": True,
-            "positions": "learned",
-            "max_positions": theirs.n_positions,
-            "tie_embeddings": theirs.tie_word_embeddings,
-            "init_std": theirs.initializer_range,
-        }
+        return sizes_of(theirs) | {"positions": "learned", "max_positions": theirs.n_positions}
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:
         """See `Family`."""

@@ -5,8 +5,8 @@ from typing import Any
 
 from model.config import ModelConfig
 from model.exchange.architectures import Architecture
-from model.exchange.families import classic
-from model.exchange.families.family import PLAIN, Family, activation_names, named
+from model.exchange.families import classic, gpt2
+from model.exchange.families.family import Family
 from model.exchange.families.layout import WeightTable, ends, interleaved, norm
 from model.exchange.families.places import among, only
 
@@ -26,57 +26,23 @@ class GptJ(Family):
         "parallel_block": only("parallel_block", True),
         "head_bias": only("head_bias", True),
     }
-    heeds = frozenset(
-        {
-            "n_embd",
-            "n_layer",
-            "n_head",
-            "n_inner",
-            "n_positions",
-            "rotary_dim",
-            "activation_function",
-            "layer_norm_epsilon",
-        }
-    )
+    heeds = gpt2.HEEDS | {"rotary_dim"}
     base = "transformer."
     computed = (".attn.bias", ".attn.masked_bias", ".attn.embed_positions")
 
     def keys(self, config: ModelConfig, max_positions: int) -> dict[str, Any]:
         """See `Family`."""
-        return {
-            "n_embd": config.d_model,
-            "n_layer": config.num_layers,
-            "n_head": config.num_heads,
-            "n_inner": config.d_ff,
-            "n_positions": max_positions,
-            "rotary_dim": config.rotary_dim,
-            "activation_function": classic.OLD_NAMES[config.activation],
-            "layer_norm_epsilon": config.norm_eps,
-            "resid_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "attn_pdrop": 0.0,
-            "tie_word_embeddings": config.tie_embeddings,
-            "use_cache": True,
-        }
+        return gpt2.size_keys(config) | {"n_positions": max_positions, "rotary_dim": config.rotary_dim}
 
     def ours(self, theirs: Any) -> dict[str, Any]:
         """See `Family`."""
         return {
-            "num_layers": theirs.n_layer,
-            "d_model": theirs.n_embd,
-            "num_heads": theirs.n_head,
-            "d_ff": theirs.n_inner or 4 * theirs.n_embd,
-            "activation": named("activation_function", theirs.activation_function, activation_names(PLAIN)),
-            "norm": "layernorm",
-            "norm_eps": theirs.layer_norm_epsilon,
-            "bias": True,
+            **gpt2.sizes_of(theirs),
             "qkv_bias": False,
             "attention_output_bias": False,
             "parallel_block": True,
             "rope_fraction": share_of_head(theirs.rotary_dim, theirs.n_embd // theirs.n_head),
             "head_bias": True,
-            "tie_embeddings": theirs.tie_word_embeddings,
-            "init_std": theirs.initializer_range,
         }
 
     def table(self, config: ModelConfig, vocab_size: int) -> WeightTable:
