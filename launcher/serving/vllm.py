@@ -137,10 +137,11 @@ def chosen(engine: str, folder: Path, python: str | None) -> str | None:
     if engine == "transformers":
         return None
     asked, theirs = python or sys.executable, HfFolder.read(folder)
-    architecture, (imported, _) = theirs.config.architecture, correspondence(theirs)
-    why_not = obstacle(architecture, imported.config, find(asked), asked)
-    if engine == "auto":
-        return None if why_not or architecture.fills_masks else asked
-    if why_not:
+    architecture, found = theirs.config.architecture, find(asked)
+    if engine == "auto" and (architecture.fills_masks or not found.there):
+        return None
+    imported, _ = correspondence(theirs)  # reads weights: not where there is no vLLM to give them to
+    why_not = obstacle(architecture, imported.config, found, asked)
+    if why_not and engine == "vllm":
         raise Mistake(f"--engine vllm: {why_not}; or take --engine transformers")
-    return asked
+    return None if why_not else asked
